@@ -1,0 +1,308 @@
+// Speed and memory of whole training steps: tokens/s, GFLOP/s, share of the measured peak, planned and actual memory.
+//
+//   bench_train [--models tiny_dense,tiny_mot,medium_dense,medium_mot] [--samples N] [--batch B] [--threads N] [--profile]
+//               [--pytorch PYTHON] [--json FILE]
+//
+// Each model lives in a process of its own (so that its peak memory is its own), waits until told to run a sample, and answers
+// with the time. Samples of the models of one size alternate, A B A B; with --pytorch, PYTHON (an interpreter that has torch)
+// runs dev/bench/pytorch_eager.py as the second process beside each model.
+//
+// Two virtual CPUs may share one core for a while, which nothing but speed betrays. So a short loop of fused multiply-adds is
+// timed before and after every sample, and a sample counts only if both reach 90 % of the best such probe of the whole run.
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "llmc/base/rng.h"
+#include "llmc/ops/ops.h"
+#include "llmc/train/plan.h"
+#include "llmc/train/step.h"
+
+using namespace llmc;
+using nlohmann::json;
+
+namespace {
+
+struct Options {
+    std::vector<std::string> models = {"tiny_dense", "tiny_mot", "medium_dense", "medium_mot"};
+    int64_t samples = 9, batch = 32;
+    int threads = 0;
+    bool profile = false;
+    std::string worker, pytorch, json_file;
+};
+
+// The four models: tied head, final norm, no biases; tanh-GELU in dense feed-forwards, ReLU in experts.
+ModelConfig model_config(const std::string& name) {
+    ModelConfig c;
+    const bool tiny = name.starts_with("tiny");
+    c.d_model = tiny ? 128 : 512, c.heads = tiny ? 4 : 8, c.d_ff = tiny ? 512 : 2048;
+    c.vocab_size = tiny ? 4096 : 50257, c.context = tiny ? 128 : 256;
+    c.tied_head = c.final_norm = true, c.norm_bias = c.ffn_bias = c.attention_bias = false, c.ffn_activation = "gelu";
+    const int64_t layers = tiny ? 4 : 8;
+    c.pattern = name.ends_with("mot") ? str(layers / 2, "x(attention ffn) ", layers / 2, "x(attention mot)")
+                                      : str(layers, "x(attention ffn)");
+    return resolved(c);
+}
+
+double seconds_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// ---------------------------------------------------------------------------------------------------------- one model's process
+
+int64_t peak_resident_bytes() {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);)
+        if (line.starts_with("VmHWM:")) return std::stoll(line.substr(6)) * 1024;
+    return 0;
+}
+
+json op_times(const Context& ctx) {
+    json list = json::array();
+    for (const auto& [name, time] : ctx.times)
+        list.push_back({{"op", name}, {"calls", time.calls}, {"seconds", time.seconds}, {"flops", time.flops}});
+    return list;
+}
+
+// Answers on standard output, one JSON object per line read: "sample" -> seconds of one training step; "end" -> memory, op times.
+int work(const Options& o) {
+    const ModelConfig config = model_config(o.worker);
+    TrainConfig train;
+    train.micro_batch = o.batch;
+    const Plan plan = make_plan(config, train, true, o.threads);
+    Context ctx({.threads = o.threads, .profile = o.profile});
+    check_memory(plan, ctx);
+    reserve_workspace(plan.workspace_bytes, ctx);
+    Arena arena("activations", ctx);
+    arena.allocate(plan.activation_bytes);
+    Model model(config, Precision::from_name("fp32"), true, ctx);
+    model.allocate(true);
+    model.initialize(1);
+    UnitHooks hooks;
+    Step step(model, train, arena, hooks, ctx);
+
+    const int64_t N = o.batch * config.context;
+    std::vector<int32_t> tokens(static_cast<size_t>(N));
+    RandomStream random(1, "bench tokens");
+    for (int64_t i = 0; i < N; i++) tokens[size_t(i)] = int32_t(random.bits(uint64_t(i)) % uint64_t(config.vocab_size));
+    auto one_step = [&] {
+        step.begin(1e-4);
+        step.micro_batch(tokens.data(), tokens.data(), 0, false);
+        step.update();
+        synchronize(ctx);
+    };
+    one_step();  // pages are touched and primitives made
+    ctx.times.clear();
+    std::cout << json{{"tokens", N}, {"parameters", model.table.count()}, {"flops", plan.step_flops}, {"planned_bytes", plan.total()},
+                      {"arena_bytes", arena.bytes() + model.buffers.bytes() + plan.workspace_bytes}} << std::endl;
+    for (std::string line; std::getline(std::cin, line) && line == "sample";) {
+        const double start = seconds_now();
+        one_step();
+        std::cout << json{{"seconds", seconds_now() - start}} << std::endl;
+    }
+    std::cout << json{{"resident_bytes", peak_resident_bytes()}, {"ops", op_times(ctx)}} << std::endl;
+    return 0;
+}
+
+// A process that speaks the protocol of work().
+struct Worker {
+    std::string name;
+    pid_t id = -1;
+    FILE *to = nullptr, *from = nullptr;
+    json ready, end;
+    struct Sample { double seconds, probe; };
+    std::vector<Sample> samples;
+    bool failed = false;
+
+    Worker(const std::string& worker_name, std::vector<std::string> words) : name(worker_name) {
+        int in[2], out[2];
+        if (::pipe2(in, O_CLOEXEC) || ::pipe2(out, O_CLOEXEC)) run_error("cannot make a pipe");
+        id = ::fork();
+        if (id == 0) {
+            ::dup2(in[0], 0);
+            ::dup2(out[1], 1);
+            std::vector<char*> arguments;
+            for (std::string& word : words) arguments.push_back(word.data());
+            arguments.push_back(nullptr);
+            ::execvp(arguments[0], arguments.data());
+            ::_exit(127);
+        }
+        ::close(in[0]);
+        ::close(out[1]);
+        to = ::fdopen(in[1], "w"), from = ::fdopen(out[0], "r");
+        ready = read();
+    }
+    ~Worker() {
+        std::fclose(to);
+        std::fclose(from);
+        ::waitpid(id, nullptr, 0);
+    }
+    Worker(const Worker&) = delete;
+    Worker& operator=(const Worker&) = delete;
+
+    // The next line; a process that has died gives none, and takes no further part.
+    json read() {
+        std::string line;
+        for (int c; (c = std::fgetc(from)) != EOF && c != '\n';) line.push_back(char(c));
+        json answer = json::parse(line, nullptr, false);
+        if (answer.is_object()) return answer;
+        if (!failed) std::fprintf(stderr, "%s: the process ended early\n", name.c_str());
+        failed = true;
+        return json::object();
+    }
+    json ask(const char* word) {
+        if (failed) return json::object();
+        std::fprintf(to, "%s\n", word);
+        std::fflush(to);
+        return read();
+    }
+};
+
+// ------------------------------------------------------------------------------------------------------------------ the table
+
+struct Result {
+    std::string name;
+    double tokens_per_second = 0, low = 0, high = 0, flops_per_second = 0;
+    size_t kept = 0, all = 0;
+    json ready, end;
+};
+
+// Median over the samples whose probe is at least 90 % of the best.
+Result summarise(const Worker& w, double best_probe, int64_t flops) {
+    Result r{w.name, 0, 0, 0, 0, 0, w.samples.size(), w.ready, w.end};
+    std::vector<double> seconds;
+    for (const Worker::Sample& s : w.samples)
+        if (s.probe >= 0.9 * best_probe) seconds.push_back(s.seconds);
+    r.kept = seconds.size();
+    if (seconds.empty()) return r;
+    std::sort(seconds.begin(), seconds.end());
+    const double tokens = w.ready.at("tokens"), median = seconds[seconds.size() / 2];
+    r.tokens_per_second = tokens / median, r.low = tokens / seconds.back(), r.high = tokens / seconds.front();
+    r.flops_per_second = double(flops) / median;
+    return r;
+}
+
+void print_profile(const Result& r) {
+    double total = 0;
+    std::vector<json> ops = r.end.at("ops");
+    std::sort(ops.begin(), ops.end(), [](const json& a, const json& b) { return a.at("seconds") > b.at("seconds"); });
+    for (const json& op : ops) total += op.at("seconds").get<double>();
+    std::printf("\n%s: time of ops per step\n  %-24s %8s %10s %7s %9s\n", r.name.c_str(), "op", "calls", "ms", "share", "GFLOP/s");
+    for (const json& op : ops) {
+        const double seconds = op.at("seconds"), steps = double(r.all);
+        std::printf("  %-24s %8.0f %10.2f %6.1f%% %9.1f\n", op.at("op").get<std::string>().c_str(), op.at("calls").get<double>() / steps,
+                    seconds / steps * 1e3, 100 * seconds / total, op.at("flops").get<double>() / seconds * 1e-9);
+    }
+}
+
+void print_table(const std::vector<Result>& results, double peak) {
+    auto gb = [](const json& j, const char* key) { return j.value(key, 0.0) * 1e-9; };
+    std::printf("\n%-24s %9s %17s %7s %8s %6s %9s %9s %9s\n", "", "tokens/s", "(slow - fast)", "samples", "GFLOP/s", "peak", "plan GB",
+                "arena GB", "VmHWM GB");
+    for (const Result& r : results)
+        std::printf("%-24s %9.0f %8.0f -%7.0f %3zu of%2zu %8.1f %5.1f%% %9.3f %9.3f %9.3f\n", r.name.c_str(), r.tokens_per_second, r.low, r.high,
+                    r.kept, r.all, r.flops_per_second * 1e-9, 100 * r.flops_per_second / peak, gb(r.ready, "planned_bytes"),
+                    gb(r.ready, "arena_bytes"), gb(r.end, "resident_bytes"));
+    std::printf("peak measured in this run: %.0f GFLOP/s\n", peak * 1e-9);
+}
+
+json to_json(const Result& r, double peak) {
+    return {{"name", r.name}, {"tokens_per_second", r.tokens_per_second}, {"slowest", r.low}, {"fastest", r.high}, {"samples", r.all},
+            {"kept", r.kept}, {"flops_per_second", r.flops_per_second}, {"share_of_peak", r.flops_per_second / peak},
+            {"ready", r.ready}, {"end", r.end}};
+}
+
+// Models that are measured together: all of one size, or (with PyTorch, which needs the memory) one.
+std::vector<std::vector<std::string>> groups_of(const Options& o) {
+    std::vector<std::vector<std::string>> groups;
+    for (const std::string& model : o.models) {
+        const std::string size = model.substr(0, model.find('_'));
+        if (groups.empty() || !o.pytorch.empty() || !groups.back().front().starts_with(size)) groups.emplace_back();
+        groups.back().push_back(model);
+    }
+    return groups;
+}
+
+int coordinate(const Options& o) {
+    Context ctx({.threads = o.threads});
+    const std::string self = std::filesystem::read_symlink("/proc/self/exe");
+    std::printf("%s, batch %lld\n", backend_description(ctx).c_str(), static_cast<long long>(o.batch));
+    const std::vector<std::string> common = {"--batch", std::to_string(o.batch), "--threads", std::to_string(ctx.threads)};
+    double best_probe = 0;
+    std::vector<std::unique_ptr<Worker>> all;
+    auto probe = [&] {
+        const double flops = measure_peak_flops(DType::f32, ctx);
+        best_probe = std::max(best_probe, flops);
+        return flops;
+    };
+    for (const auto& group : groups_of(o)) {
+        const size_t first = all.size();
+        for (const std::string& model : group) {
+            auto start = [&](const std::string& name, std::vector<std::string> words) {
+                words.insert(words.end(), {"--worker", model});
+                words.insert(words.end(), common.begin(), common.end());
+                if (name == model && o.profile) words.push_back("--profile");
+                all.push_back(std::make_unique<Worker>(name, words));
+            };
+            start(model, {self});
+            if (!o.pytorch.empty()) start(model + " PyTorch", {o.pytorch, "dev/bench/pytorch_eager.py"});
+        }
+        for (int64_t i = 0; i < o.samples; i++) {
+            for (size_t w = first; w < all.size(); w++) {
+                const double before = probe();
+                const json answer = all[w]->ask("sample");
+                if (!all[w]->failed) all[w]->samples.push_back({answer.at("seconds"), std::min(before, probe())});
+            }
+            std::fprintf(stderr, "."), std::fflush(stderr);
+        }
+        for (size_t w = first; w < all.size(); w++) all[w]->end = all[w]->ask("end");
+    }
+    std::vector<Result> results;
+    json file = json::array();
+    int64_t flops = 0;  // PyTorch's row follows ours and is charged with the same work
+    for (const auto& w : all) {
+        if (w->failed) continue;
+        flops = w->ready.value("flops", flops);
+        results.push_back(summarise(*w, best_probe, flops));
+        file.push_back(to_json(results.back(), best_probe));
+    }
+    print_table(results, best_probe);
+    for (const Result& r : results)
+        if (o.profile && r.end.contains("ops")) print_profile(r);
+    if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(2) << "\n";
+    return results.size() == all.size() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    Options o;
+    CLI::App app{"Speed and memory of training steps."};
+    app.add_option("--models", o.models, "which")->delimiter(',')->check(
+        CLI::IsMember({"tiny_dense", "tiny_mot", "medium_dense", "medium_mot"}));
+    app.add_option("--samples", o.samples, "timed steps of each")->check(CLI::Range(1, 1000))->capture_default_str();
+    app.add_option("--batch", o.batch, "sequences in a step; MoT needs a multiple of 32")->check(CLI::Range(1, 4096))->capture_default_str();
+    app.add_option("--threads", o.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
+    app.add_flag("--profile", o.profile, "a table of op times for each model");
+    app.add_option("--pytorch", o.pytorch, "a Python interpreter with torch: measures dev/bench/pytorch_eager.py in turn");
+    app.add_option("--json", o.json_file, "also write the results here");
+    app.add_option("--worker", o.worker, "run as the process of one model")->group("");
+    try {
+        app.parse(argc, argv);
+        return o.worker.empty() ? coordinate(o) : work(o);
+    } catch (const CLI::ParseError& e) {
+        return app.exit(e) == 0 ? 0 : 2;
+    } catch (const std::exception& e) {
+        std::fprintf(stderr, "error: %s\n", e.what());
+        return dynamic_cast<const InputError*>(&e) ? 2 : 1;
+    }
+}

@@ -1,0 +1,137 @@
+// Activations against the standard library in float64 and finite differences.
+#include "dev/test/reference.h"
+
+namespace llmc::test {
+namespace {
+
+const std::vector<Activation> kinds = {Activation::relu, Activation::gelu, Activation::gelu_erf, Activation::silu};
+const double pi = 3.14159265358979323846;
+
+// f in double, as papers write it.
+double oracle(Activation kind, double x) {
+    switch (kind) {
+        case Activation::relu: return x > 0 ? x : 0;
+        case Activation::gelu: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / pi) * (x + 0.044715 * x * x * x)));
+        case Activation::gelu_erf: return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+        case Activation::silu: return x / (1 + std::exp(-x));
+        default: return x;
+    }
+}
+double slope_oracle(Activation kind, double x) {
+    double h = 1e-5;
+    return (oracle(kind, x + h) - oracle(kind, x - h)) / (2 * h);
+}
+template <class F>
+Vector map(const Vector& x, F f) {
+    Vector y(x.size());
+    for (size_t i = 0; i < x.size(); i++) y[i] = f(x[i]);
+    return y;
+}
+
+// Elementwise error of a few roundoffs of the value itself, except that gelu's 1 - tanh form in the oracle limits it to 1e-16.
+void expect_each_close(const Vector& got, const Vector& want, const Vector& x, double relative, double absolute, const char* what) {
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); i++)
+        ASSERT_NEAR(got[i], want[i], relative * std::abs(want[i]) + absolute) << what << " at x = " << x[i];
+}
+
+TEST(Activation, ForwardMatchesTheFormula) {
+    for (Activation kind : kinds)
+        for (DType type : all_act)
+            for (int64_t n : {0, 1, 3, 17, 33, 65, 5000}) {  // 5000: the threaded path
+                Device device;
+                Tensor x = device.tensor(type, {n}, random_vector(n, 1, 8.0), "x"), out = device.tensor(type, {n}, "out");
+                activation_forward(out, x, kind, device.ctx);
+                Vector vx = device.read(x), want = map(vx, [&](double v) { return oracle(kind, v); });
+                // -x^2 / 2 and the like round before they are exponentiated: 2^-24 times up to 32 in the exponent.
+                double relative = 40 * (type == DType::f64 ? 0x1p-53 : 0x1p-24) + 2 * roundoff(type);
+                expect_each_close(device.read(out), want, vx, relative, 1e-15, name_of(type));
+            }
+}
+
+TEST(Activation, BackwardMatchesFiniteDifferences) {
+    for (Activation kind : kinds)
+        for (DType type : all_act)
+            for (int64_t n : {1, 7, 65, 5000}) {
+                Device device;
+                Vector values = random_vector(n, 2, 6.0);
+                for (double& v : values)
+                    if (std::abs(v) < 1e-3) v = 0.5;  // not across relu's corner
+                Tensor x = device.tensor(type, {n}, values, "x"), dout = device.tensor(type, {n}, random_vector(n, 3), "dout");
+                Tensor dx = device.tensor(type, {n}, "dx");
+                activation_backward(dx, dout, x, kind, device.ctx);
+                Vector vx = device.read(x), vd = device.read(dout), want(vx.size());
+                for (size_t i = 0; i < want.size(); i++) want[i] = vd[i] * slope_oracle(kind, vx[i]);
+                EXPECT_TRUE(close(device.read(dx), want, tolerance(type) + 1e-9)) << int(kind) << " " << name_of(type);
+                activation_backward(dout, dout, x, kind, device.ctx);  // dx may alias dout
+                EXPECT_EQ(device.read(dout), device.read(dx));
+            }
+}
+
+TEST(Activation, ReluBackwardFromTheOutput) {
+    Device device;
+    Tensor x = device.tensor(DType::f32, {65}, random_vector(65, 1), "x"), out = device.tensor(DType::f32, {65}, "out");
+    Tensor dout = device.tensor(DType::f32, {65}, random_vector(65, 2), "dout");
+    Tensor from_in = device.tensor(DType::f32, {65}, "from_in"), from_out = device.tensor(DType::f32, {65}, "from_out");
+    activation_forward(out, x, Activation::relu, device.ctx);
+    activation_backward(from_in, dout, x, Activation::relu, device.ctx);
+    activation_backward(from_out, dout, out, Activation::relu, device.ctx);
+    EXPECT_EQ(device.read(from_in), device.read(from_out));
+}
+
+TEST(Activation, GatedMatchesFormulaAndFiniteDifferences) {
+    const int64_t n = 65;
+    for (Activation kind : kinds)
+        for (DType type : all_act) {
+            Device device;
+            Tensor gate = device.tensor(type, {5, 13}, random_vector(n, 1, 4.0), "gate");
+            Tensor up = device.tensor(type, {5, 13}, random_vector(n, 2), "up");
+            Tensor dout = device.tensor(type, {5, 13}, random_vector(n, 3), "dout");
+            Tensor out = device.tensor(type, {5, 13}, "out"), dgate = device.tensor(type, {5, 13}, "dgate");
+            Vector vg = device.read(gate), vu = device.read(up), vd = device.read(dout), want(vg.size()), want_dgate(vg.size()), want_dup(vg.size());
+            for (size_t i = 0; i < vg.size(); i++) {
+                want[i] = oracle(kind, vg[i]) * vu[i];
+                want_dgate[i] = vd[i] * vu[i] * slope_oracle(kind, vg[i]);
+                want_dup[i] = vd[i] * oracle(kind, vg[i]);
+            }
+            gated_forward(out, gate, up, kind, device.ctx);
+            gated_backward(dgate, dout, dout, gate, up, kind, device.ctx);  // dup may alias dout
+            EXPECT_TRUE(close(device.read(out), want, tolerance(type)));
+            EXPECT_TRUE(close(device.read(dgate), want_dgate, tolerance(type) + 1e-9));
+            EXPECT_TRUE(close(device.read(dout), want_dup, tolerance(type)));
+        }
+}
+
+TEST(Activation, ExtremeInputs) {
+    const double nan_value = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+    for (Activation kind : kinds)
+        for (DType type : all_act) {
+            Device device;
+            Tensor x = device.tensor(type, {5}, {nan_value, infinity, 1e30, -1e30, -50}, "x"), out = device.tensor(type, {5}, "out");
+            Tensor dout = device.tensor(type, {5}, {1, 1, 1, 1, 1}, "dout"), dx = device.tensor(type, {5}, "dx");
+            activation_forward(out, x, kind, device.ctx);
+            activation_backward(dx, dout, x, kind, device.ctx);
+            Vector y = device.read(out), d = device.read(dx), vx = device.read(x);
+            EXPECT_TRUE(std::isnan(y[0]));
+            EXPECT_EQ(y[1], infinity);
+            EXPECT_EQ(y[2], vx[2]);
+            EXPECT_NEAR(y[3], 0, 1e-15);
+            EXPECT_NEAR(y[4], 0, 1e-15);
+            EXPECT_EQ(Vector(d.begin() + 1, d.begin() + 3), (Vector{1, 1}));
+            EXPECT_NEAR(d[3], 0, 1e-15);
+            EXPECT_NEAR(d[4], 0, 1e-15);
+        }
+}
+
+TEST(Activation, NamesTheWrongTensor) {
+    Device device;
+    Tensor x = device.tensor(DType::f32, {4}, "x"), wrong = device.tensor(DType::f32, {5}, "wrong");
+    Tensor half = device.tensor(DType::bf16, {4}, "half");
+    EXPECT_TRUE(refuses([&] { activation_forward(wrong, x, Activation::relu, device.ctx); }, "wrong has shape [5]"));
+    EXPECT_TRUE(refuses([&] { activation_backward(x, half, x, Activation::relu, device.ctx); }, "half has dtype BF16"));
+    EXPECT_TRUE(refuses([&] { gated_forward(x, x, wrong, Activation::silu, device.ctx); }, "wrong has shape [5]"));
+    EXPECT_TRUE(refuses([&] { activation_forward(x, x, Activation::none, device.ctx); }, "no activation"));
+}
+
+}  // namespace
+}  // namespace llmc::test

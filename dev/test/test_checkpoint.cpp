@@ -1,0 +1,229 @@
+// Checkpoints: what is saved comes back, and every kind of damage is refused by name.
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "dev/test/checkpoint_run.h"
+#include "llmc/base/files.h"
+#include "llmc/base/safetensors.h"
+
+using namespace llmc;
+using namespace llmc::test;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+void write(const std::string& path, const std::string& bytes) {
+    fs::remove(path);
+    std::ofstream(path, std::ios::binary) << bytes;
+}
+
+// The message of the InputError that `body` throws.
+template <class Body>
+std::string complaint(Body&& body) {
+    try {
+        body();
+    } catch (const InputError& e) {
+        return e.what();
+    }
+    return "";
+}
+
+#define EXPECT_CONTAINS(text, words) EXPECT_NE((text).find(words), std::string::npos) << (text)
+
+}  // namespace
+
+TEST_F(CheckpointTest, WhatIsSavedComesBack) {
+    const std::string run = directory + "/new/run";  // made on the way
+    Tensors model(ctx), optimizer(ctx), other(ctx);
+    model.add("a", DType::f32, {3, 5}, 1).add("b", DType::bf16, {7}, 1).add("c", DType::f64, {1, 2, 3}, 1);
+    optimizer.add("a.m", DType::f32, {3, 5}, 2).add("state", DType::i32, {4}, 2);
+    json state = {{"data", {1, 2}}, {"best", NAN}, {"path", "bad \xff"}};
+    state["config"] = {{"d_model", 64}, {"lr", 0.1 + 0.2}};
+    EXPECT_EQ(save_checkpoint(run, 1000, model.list, optimizer.list, state, 2, ctx), run + "/step-00001000");
+    EXPECT_EQ(read_file(run + "/latest"), "step-00001000\n");
+
+    for (const std::string& path : {run, run + "/", run + "/step-00001000", run + "/step-00001000/"}) {
+        Checkpoint c = open_checkpoint(path);
+        EXPECT_EQ(c.directory, run + "/step-00001000");
+        EXPECT_EQ(c.step, 1000);
+        EXPECT_EQ(c.note, "");
+        EXPECT_EQ(c.state["format_version"], 1);
+        EXPECT_EQ(c.state["config"]["lr"].get<double>(), 0.1 + 0.2);
+        EXPECT_EQ(c.state["data"], (json{1, 2}));
+        EXPECT_TRUE(c.state["best"].is_null());
+        EXPECT_EQ(c.state["path"], "bad \xef\xbf\xbd");
+        model.set_all(9);
+        optimizer.set_all(9);
+        load_tensors(c, model_file, model.list, ctx);
+        load_tensors(c, optimizer_file, optimizer.list, ctx);
+        EXPECT_TRUE(model.holds(1));
+        EXPECT_TRUE(optimizer.holds(2));
+    }
+    // CRC-32 of the raw bytes, as zlib, Python and gzip know it.
+    std::vector<char> bytes = model.expected(0, 1);
+    EXPECT_EQ(open_checkpoint(run).state["files"]["model.safetensors"]["tensors"]["a"],
+              hex32(crc32_of(bytes.data(), bytes.size())));
+    EXPECT_THROW(save_checkpoint(run, 1, {}, {}, {{"step", 1}}, 0, ctx), RunError);
+    EXPECT_THROW(save_checkpoint(run, -1, {}, {}, json::object(), 0, ctx), RunError);
+    EXPECT_THROW(save_checkpoint(run, 1, {}, {}, json::array(), 0, ctx), RunError);
+}
+
+TEST_F(CheckpointTest, KeepsTheNewest) {
+    TestRun run(directory, ctx);
+    for (int64_t step : {1, 2, 3}) run.save(step);
+    EXPECT_EQ(listing(), (Names{"latest", "step-00000001", "step-00000002", "step-00000003"}));
+    run.save(4, 2);
+    EXPECT_EQ(listing(), (Names{"latest", "step-00000003", "step-00000004"}));
+    for (int64_t step : {8, 9}) run.save(step);
+    run.save(5, 3);  // resumed from 4: 8 and 9 belong to a future that was given up
+    EXPECT_EQ(listing(), (Names{"latest", "step-00000003", "step-00000004", "step-00000005"}));
+    EXPECT_EQ(run.load(directory), 5);
+    run.save(2, 1);  // never the one just written
+    EXPECT_EQ(listing(), (Names{"latest", "step-00000002"}));
+    EXPECT_EQ(run.load(directory), 2);
+    run.save(100'000'000'000, 0);  // longer than eight digits
+    EXPECT_EQ(run.load(directory + "/step-100000000000"), 100'000'000'000);
+}
+
+TEST_F(CheckpointTest, TheSameStepIsReplaced) {
+    TestRun run(directory, ctx);
+    run.save(7);
+    run.model.set_all(70);
+    save_checkpoint(directory, 7, run.model.list, run.optimizer.list, {{"again", true}}, 0, ctx);
+    EXPECT_EQ(listing(), (Names{"latest", "step-00000007"}));
+    Checkpoint c = open_checkpoint(directory);
+    EXPECT_TRUE(c.state["again"].get<bool>());
+    run.model.set_all(0);
+    load_tensors(c, model_file, run.model.list, ctx);
+    EXPECT_TRUE(run.model.holds(70));
+}
+
+// The states a kill can leave behind, made by hand.
+TEST_F(CheckpointTest, HalfWrittenDirectoriesAreNeverTaken) {
+    TestRun run(directory, ctx);
+    EXPECT_FALSE(find_latest(directory));
+    EXPECT_FALSE(find_latest(directory + "/absent"));
+    EXPECT_CONTAINS(complaint([&] { open_checkpoint(directory); }), "no complete checkpoint in " + directory);
+    EXPECT_CONTAINS(complaint([&] { open_checkpoint(directory + "/absent"); }), "there is no checkpoint " + directory);
+    write(directory + "/file", "");
+    EXPECT_CONTAINS(complaint([&] { open_checkpoint(directory + "/file"); }), "give a run's directory");
+
+    run.save(1);
+    run.save(2);
+    fs::rename(directory + "/step-00000002", directory + "/.step-00000002.tmp");  // killed before the rename
+    write(directory + "/latest", "step-00000001\n");
+    EXPECT_EQ(run.load(directory), 1);
+    fs::create_directory(directory + "/step-00000009");  // not ours, empty
+    write(directory + "/latest.tmp.123", "st");
+    EXPECT_EQ(run.load(directory), 1);
+    EXPECT_CONTAINS(complaint([&] { run.load(directory + "/step-00000009"); }), "it has no state.json");
+    run.save(3);
+    EXPECT_EQ(listing(), (Names{"file", "latest", "step-00000001", "step-00000003", "step-00000009"}));
+
+    // Killed between the two renames that replace step 3.
+    fs::rename(directory + "/step-00000003", directory + "/step-00000003.replaced");
+    EXPECT_EQ(run.load(directory), 3);
+    EXPECT_CONTAINS(find_latest(directory)->note, "using step-00000003.replaced instead");
+    run.save(3);
+    EXPECT_EQ(run.load(directory), 3);
+    EXPECT_FALSE(path_exists(directory + "/step-00000003.replaced"));
+}
+
+TEST_F(CheckpointTest, ADamagedLatestFallsBack) {
+    TestRun run(directory, ctx);
+    for (int64_t step : {1, 2, 3}) run.save(step);
+    for (const char* text : {"", "step-", "step-00000099\n", "../step-00000003\n", "step-3\n", "\xff\xfe\n"}) {
+        write(directory + "/latest", text);
+        EXPECT_EQ(run.load(directory), 3);
+        EXPECT_CONTAINS(find_latest(directory)->note, "using step-00000003 instead");
+    }
+    fs::remove(directory + "/latest");
+    EXPECT_EQ(run.load(directory), 3);
+    write(directory + "/latest", "step-00000003\n");
+    fs::resize_file(directory + "/step-00000003/optimizer.safetensors", 100);
+    EXPECT_EQ(run.load(directory), 2);
+    EXPECT_CONTAINS(find_latest(directory)->note, "step-00000003/optimizer.safetensors has 100 bytes instead of");
+    fs::remove(directory + "/step-00000002/model.safetensors");
+    EXPECT_EQ(run.load(directory), 1);
+    write(directory + "/step-00000001/state.json", "{");
+    EXPECT_CONTAINS(complaint([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
+}
+
+TEST_F(CheckpointTest, EveryFlippedByteOfStateIsNoticed) {
+    TestRun run(directory, ctx);
+    const std::string path = run.save(1) + "/state.json", good = read_file(path);
+    for (size_t i = 0; i < good.size(); i++) {
+        std::string bad = good;
+        bad[i] = char(bad[i] ^ (i % 3 ? 1 : 32));
+        write(path, bad);
+        std::string text = complaint([&] { open_checkpoint(directory + "/step-00000001"); });
+        if (json::parse(bad, nullptr, false) == json::parse(good)) continue;  // white space
+        EXPECT_CONTAINS(text, path);
+    }
+    json other = json::parse(good);
+    other["format_version"] = 2;
+    write(path, other.dump());
+    EXPECT_CONTAINS(complaint([&] { run.load(directory); }), "has format 2, this program reads 1");
+}
+
+TEST_F(CheckpointTest, AFlippedByteNamesTheTensor) {
+    TestRun run(directory, ctx);
+    const std::string step = run.save(1);
+    for (const char* file : {model_file, optimizer_file}) {
+        const std::string path = step + "/" + file, good = read_file(path);
+        std::vector<SafetensorsEntry> entries = SafetensorsFile(path).tensors();
+        for (const SafetensorsEntry& entry : entries) {
+            for (int64_t at : {int64_t(0), entry.bytes() - 1}) {
+                if (entry.bytes() == 0) continue;
+                std::string bad = good;
+                bad[size_t(entry.offset + at)] ^= 0x10;
+                write(path, bad);
+                std::string text = complaint([&] { run.load(step); });
+                EXPECT_CONTAINS(text, "tensor " + entry.name + " is damaged");
+                EXPECT_CONTAINS(text, path);
+            }
+        }
+        // In the header: whatever the byte says, the load fails or its result is right.
+        for (int64_t i = 0; i < entries[0].offset; i++) {
+            std::string bad = good;
+            bad[size_t(i)] ^= 1;
+            write(path, bad);
+            int64_t loaded = 1;
+            complaint([&] { loaded = run.load(step); });
+            EXPECT_EQ(loaded, 1) << "byte " << i;
+        }
+        write(path, good);
+    }
+    EXPECT_EQ(run.load(step), 1);
+}
+
+TEST_F(CheckpointTest, OtherModelsAreRefusedByName) {
+    TestRun run(directory, ctx);
+    const std::string step = run.save(1), path = step + "/model.safetensors";
+    const Checkpoint c = open_checkpoint(step);
+    const auto say = [&](const std::vector<NamedTensor>& tensors) {
+        return complaint([&] { load_tensors(c, model_file, tensors, ctx); });
+    };
+    std::vector<NamedTensor> list = run.model.list;
+    list.pop_back();
+    EXPECT_CONTAINS(say(list), path + " has a tensor empty that this model does not have");
+    list = run.model.list;
+    list.push_back({"blocks.9.up.weight", list[0].tensor});
+    EXPECT_CONTAINS(say(list), path + " has no tensor blocks.9.up.weight, which this model needs");
+    list = run.model.list;
+    list[0].tensor.shape = list[0].tensor.stride = {5, 3};
+    EXPECT_CONTAINS(say(list), "tensor blocks.0.qkv.weight has shape [3, 5], this model needs [5, 3]");
+    list = run.model.list;
+    list[1].tensor.dtype = DType::f32;
+    EXPECT_CONTAINS(say(list), "tensor head.weight is BF16, this run needs F32: run with the --precision");
+    EXPECT_EQ(say(run.model.list), "");
+}
+
+TEST_F(CheckpointTest, ADirectoryThatCannotBeWritten) {
+    write(directory + "/file", "");
+    TestRun run(directory + "/file", ctx);
+    EXPECT_THROW(run.save(1), RunError);
+    EXPECT_THROW(TestRun("/proc/no/such", ctx).save(1), RunError);
+}

@@ -1,0 +1,198 @@
+// Configurations: the pattern language, what is refused and how it is said, JSON.
+#include <gtest/gtest.h>
+
+#include "llmc/base/errors.h"
+#include "llmc/model/config.h"
+#include "llmc/model/model.h"
+#include "llmc/model/precision.h"
+#include "llmc/train/config.h"
+
+namespace llmc {
+namespace {
+
+using Words = std::vector<std::string>;
+
+// The sentence of the InputError that f() raises; "" if it raises none.
+template <class F>
+std::string refusal(F&& f) {
+    try {
+        f();
+    } catch (const InputError& e) {
+        return e.what();
+    }
+    return "";
+}
+
+testing::AssertionResult says(const std::string& sentence, const Words& parts) {
+    for (const std::string& part : parts)
+        if (sentence.find(part) == std::string::npos)
+            return testing::AssertionFailure() << "\"" << sentence << "\" does not contain \"" << part << "\"";
+    return testing::AssertionSuccess();
+}
+
+TEST(Pattern, Parses) {
+    EXPECT_EQ(parse_pattern("attention"), Words{"attention"});
+    EXPECT_EQ(parse_pattern("2x(attention ffn) attention mot"),
+              (Words{"attention", "ffn", "attention", "ffn", "attention", "mot"}));
+    EXPECT_EQ(parse_pattern(" 2 x ( attention  2xffn )  3xmot "),
+              (Words{"attention", "ffn", "ffn", "attention", "ffn", "ffn", "mot", "mot", "mot"}));
+    EXPECT_EQ(parse_pattern("2x(2x(attention) ffn)"),
+              (Words{"attention", "attention", "ffn", "attention", "attention", "ffn"}));
+    EXPECT_EQ(parse_pattern("(attention)(ffn)mot"), (Words{"attention", "ffn", "mot"}));
+    EXPECT_EQ(parse_pattern("10000xffn").size(), 10000u);
+    EXPECT_EQ(parse_pattern("4x(attention ffn) 4x(attention mot)").size(), 16u);
+}
+
+TEST(Pattern, RefusesWithThePosition) {
+    struct Case {
+        const char* text;
+        Words parts;
+    };
+    const std::vector<Case> cases = {
+        {"", {"character 1", "no blocks"}},
+        {"   ", {"character 4", "no blocks"}},
+        {"()", {"character 2", "no blocks"}},
+        {"attention fnn", {"character 11", "expected attention, ffn, mot"}},
+        {"Attention", {"character 1", "expected attention"}},
+        {"2x(attention ffn", {"character 17", "not closed"}},
+        {"attention)", {"character 10", "without its ("}},
+        {"2(attention)", {"character 2", "followed by x"}},
+        {"2", {"character 2", "followed by x"}},
+        {"2x", {"character 3", "expected attention"}},
+        {"0x(attention)", {"character 3", "between 1 and 10000"}},
+        {"99999999999999999999x(attention)", {"does not parse"}},
+        {"10001xffn", {"between 1 and 10000"}},
+        {"200x(100x(attention))", {"more than 10000 blocks"}},
+        {"attention, ffn", {"character 10", "expected attention"}},
+        {"-2x(ffn)", {"character 1", "expected attention"}},
+        {"mamba", {"character 1", "expected attention"}},
+    };
+    for (const Case& c : cases) {
+        std::string sentence = refusal([&] { parse_pattern(c.text); });
+        EXPECT_TRUE(says(sentence, c.parts)) << c.text;
+        EXPECT_TRUE(says(sentence, {std::string("--pattern \"") + c.text + "\""}));
+    }
+}
+
+TEST(Resolved, FillsInSizes) {
+    ModelConfig c;
+    c.pattern = "attention mot";
+    c.d_model = 512;
+    EXPECT_EQ(resolved(c).d_ff, 2048);
+    EXPECT_EQ(resolved(c).expert_size, 2048);  // g = E = 32
+    c.experts = 256;
+    EXPECT_EQ(resolved(c).expert_size, 256);  // the paper's 32E/8
+    c.flop_matched = false;
+    EXPECT_EQ(resolved(c).expert_size, 8);  // parameters of a dense layer
+    c.expert_size = 77, c.d_ff = 100;
+    EXPECT_EQ(resolved(c).expert_size, 77);
+    EXPECT_EQ(resolved(c).d_ff, 100);
+}
+
+TEST(Resolved, RefusalsNameTheNumbers) {
+    ModelConfig c;
+    c.d_model = 100, c.heads = 3;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"100", "3", "--d-model", "--heads"}));
+    c.heads = 4, c.positions = "rope";  // head size 25
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"100", "4", "25", "even"}));
+    c.positions = "learned";
+    EXPECT_EQ(refusal([&] { resolved(c); }), "");
+
+    c = {};
+    c.pattern = "mot";
+    c.experts = 7;  // 2048 * 32 / 7
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--experts 7", "65536", "2048", "32", "--expert-size"}));
+    c.flop_matched = false;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--experts 7", "2048", "--expert-size"}));
+    c.pattern = "ffn";  // no MoT: nobody asks
+    EXPECT_EQ(refusal([&] { resolved(c); }), "");
+
+    c = {};
+    c.pattern = "mot", c.group_axis = "sequence", c.group_size = 30, c.expert_size = 8;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--group-size 30", "--context 256"}));
+}
+
+TEST(Resolved, ModelsCheckTheirRowsAndVocabulary) {
+    Context ctx({.counting = true});
+    ModelConfig c;
+    c.pattern = "mot";
+    Model model(c, Precision::from_name("fp32"), true, ctx);
+    EXPECT_TRUE(says(refusal([&] { model.check_rows(48); }), {"48", "32", "micro-batch"}));
+    EXPECT_TRUE(says(refusal([&] { model.check_rows(64, 24); }), {"64", "24"}));
+    EXPECT_EQ(refusal([&] { model.check_rows(64); }), "");
+    c.vocab_size = 0;
+    EXPECT_TRUE(says(refusal([&] { Model(c, Precision::from_name("fp32"), true, ctx); }), {"--vocab-size", "--data"}));
+}
+
+TEST(Names, WordsAndPrecisions) {
+    EXPECT_EQ(activation_of("relu"), Activation::relu);
+    EXPECT_EQ(activation_of("gelu"), Activation::gelu);
+    EXPECT_EQ(activation_of("gelu_erf"), Activation::gelu_erf);
+    EXPECT_EQ(activation_of("silu"), Activation::silu);
+    EXPECT_EQ(activation_of("swiglu"), Activation::silu);
+    EXPECT_TRUE(says(refusal([] { activation_of("tanh"); }), {"tanh"}));
+
+    EXPECT_FALSE(Precision::from_name("fp32").compute_copy());
+    EXPECT_TRUE(Precision::from_name("bf16-mixed").compute_copy());
+    EXPECT_EQ(Precision::from_name("bf16").param, DType::bf16);
+    EXPECT_EQ(Precision::from_name("bf16").grad, DType::f32);
+    EXPECT_EQ(Precision::from_name("fp64").grad, DType::f64);
+    EXPECT_TRUE(says(refusal([] { Precision::from_name("fp16"); }), {"fp16", "bf16-mixed"}));
+}
+
+// The list of fields must name every field: otherwise a checkpoint would forget one. A copy through JSON keeps what was
+// changed.
+template <class Config, class FromJson, class ForEach>
+void round_trip(FromJson from_json, ForEach for_each) {
+    Config config;
+    double share = 0.3;
+    for_each(config, [&](const FieldInfo& info, auto& field) {
+        using T = std::decay_t<decltype(field)>;
+        if constexpr (std::is_same_v<T, bool>)
+            field = !field;
+        else if constexpr (std::is_same_v<T, std::string>)
+            field = info.choices.empty() ? "changed" : info.choices.back();
+        else
+            field = T(info.least + (std::min(info.most, 1000.0) - info.least) * (share += 0.01));
+    });
+    const nlohmann::json json = to_json(config);
+    EXPECT_EQ(to_json(from_json(json, "test")), json);
+    EXPECT_NE(to_json(Config{}), json);
+
+    for_each(config, [&](const FieldInfo& info, auto& field) {
+        using T = std::decay_t<decltype(field)>;
+        nlohmann::json broken = json;
+        if constexpr (std::is_same_v<T, std::string>) {
+            if (info.choices.empty()) return;
+            broken[info.name] = "nonsense";
+            EXPECT_TRUE(says(refusal([&] { from_json(broken, "some file"); }),
+                             {"some file", info.name, "nonsense", info.choices[0]}));
+        } else if constexpr (!std::is_same_v<T, bool>) {
+            broken[info.name] = T(info.least - 1);
+            EXPECT_TRUE(
+                says(refusal([&] { from_json(broken, "some file"); }), {"some file", info.name, "not between"}));
+        }
+    });
+
+    for (const auto& [key, value] : json.items()) {
+        nlohmann::json broken = json;
+        broken.erase(key);
+        EXPECT_TRUE(
+            says(refusal([&] { from_json(broken, "some file"); }), {"some file", "\"" + key + "\"", "missing"}));
+        broken[key] = nlohmann::json::array();
+        EXPECT_TRUE(
+            says(refusal([&] { from_json(broken, "some file"); }), {"some file", "\"" + key + "\"", "wrong type"}));
+    }
+    nlohmann::json unknown = json;
+    unknown["surprise"] = 1;
+    EXPECT_TRUE(says(refusal([&] { from_json(unknown, "some file"); }), {"some file", "surprise"}));
+    EXPECT_TRUE(says(refusal([&] { from_json(nlohmann::json::array(), "some file"); }), {"some file"}));
+}
+
+TEST(Json, RoundTripsAndRefuses) {
+    round_trip<ModelConfig>(model_config_from_json, [](auto& c, auto&& f) { for_each_model_field(c, f); });
+    round_trip<TrainConfig>(train_config_from_json, [](auto& c, auto&& f) { for_each_train_field(c, f); });
+}
+
+}  // namespace
+}  // namespace llmc

@@ -1,0 +1,167 @@
+// head_loss against a float64 oracle and finite differences.
+#include "dev/test/reference.h"
+
+namespace llmc::test {
+namespace {
+
+const double nan_value = std::numeric_limits<double>::quiet_NaN();
+
+struct Sizes { int64_t rows, model, vocabulary; };
+
+struct HeadResult { Vector losses, dx, dweight; };
+
+// Losses and gradients in double, straight from the definition.
+HeadResult oracle(const Vector& x, const Vector& weight, const Vector& targets, Sizes s, double dloss) {
+    Vector logits = matmul_oracle(x, weight, s.rows, s.vocabulary, s.model, false, true);
+    HeadResult r{Vector(size_t(s.rows)), {}, {}};
+    for (int64_t i = 0; i < s.rows; i++) {
+        double* row = logits.data() + i * s.vocabulary;
+        int64_t target = int64_t(targets[size_t(i)]);
+        double most = *std::max_element(row, row + s.vocabulary), sum = 0;
+        for (int64_t j = 0; j < s.vocabulary; j++) sum += std::exp(row[j] - most);
+        if (target >= 0) r.losses[size_t(i)] = most + std::log(sum) - row[target];
+        for (int64_t j = 0; j < s.vocabulary; j++)
+            row[j] = target < 0 ? 0 : dloss * (std::exp(row[j] - most) / sum - (j == target ? 1 : 0));
+    }
+    r.dx = matmul_oracle(logits, weight, s.rows, s.model, s.vocabulary, false, false);
+    r.dweight = matmul_oracle(logits, x, s.vocabulary, s.model, s.rows, true, false);
+    return r;
+}
+
+struct Head {
+    Device device;
+    Sizes s;
+    Tensor x, weight, targets, losses, dx, dweight;
+    Head(DType type, Sizes sizes, double scale = 1.0, const ContextOptions& options = {}) : device(options), s(sizes) {
+        x = device.tensor(type, {s.rows, s.model}, random_vector(s.rows * s.model, 1, scale), "x");
+        weight = device.tensor(type, {s.vocabulary, s.model}, random_vector(s.vocabulary * s.model, 2), "weight");
+        targets = device.tensor(DType::i32, {s.rows}, random_integers(s.rows, -1, s.vocabulary, 3), "targets");
+        losses = device.tensor(statistics_dtype(type), {s.rows}, "losses");
+        dx = device.tensor(type, {s.rows, s.model}, "dx");
+        dweight = device.tensor(statistics_dtype(type), {s.vocabulary, s.model}, "dweight");
+    }
+    void run(double dloss, bool accumulate) { head_loss(losses, dx, dweight, x, weight, targets, dloss, accumulate, device.ctx); }
+};
+
+TEST(Head, LossesAndGradients) {
+    for (DType type : all_act)
+        for (Sizes s : {Sizes{1, 1, 1}, Sizes{3, 7, 17}, Sizes{17, 33, 65}, Sizes{65, 17, 64}, Sizes{33, 3, 1000}})
+            for (bool accumulate : {false, true}) {
+                Head head(type, s);
+                Vector start(size_t(s.vocabulary * s.model), 0.0);
+                if (accumulate) {
+                    start = random_vector(s.vocabulary * s.model, 4);
+                    head.device.write(head.dweight, start);
+                }
+                head.run(0.25, accumulate);
+                HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight), head.device.read(head.targets), s, 0.25);
+                for (size_t i = 0; i < start.size(); i++) want.dweight[i] += start[i];
+                // Gradients see dlogits rounded to the activation type.
+                double stored = 4 * roundoff(type);
+                EXPECT_TRUE(close(head.device.read(head.losses), want.losses, tolerance(statistics_dtype(type), s.vocabulary)));
+                EXPECT_TRUE(close(head.device.read(head.dx), want.dx, tolerance(type, s.vocabulary) + stored)) << name_of(type);
+                EXPECT_TRUE(close(head.device.read(head.dweight), want.dweight, tolerance(statistics_dtype(type), s.rows) + stored))
+                    << name_of(type) << " rows " << s.rows;
+            }
+}
+
+// More rows than fit one chunk, and a vocabulary that is not a multiple of 64.
+TEST(Head, SeveralChunks) {
+    for (DType type : {DType::f32, DType::bf16}) {
+        Sizes s{8200, 7, 33};
+        Head head(type, s);
+        head.run(0.001, false);
+        HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight), head.device.read(head.targets), s, 0.001);
+        EXPECT_LT(head.device.ctx.workspace_needed, s.rows * 64 * (type == DType::bf16 ? 6 : 4));
+        EXPECT_TRUE(close(head.device.read(head.losses), want.losses, tolerance(DType::f32, s.vocabulary)));
+        EXPECT_TRUE(close(head.device.read(head.dx), want.dx, tolerance(type, s.vocabulary) + 4 * roundoff(type)));
+        EXPECT_TRUE(close(head.device.read(head.dweight), want.dweight, tolerance(DType::f32, s.rows) + 4 * roundoff(type)));
+    }
+}
+
+TEST(Head, GradientsMatchFiniteDifferences) {
+    Sizes s{3, 7, 17};
+    Head head(DType::f64, s);
+    head.run(1.0, false);
+    auto total = [&](const Tensor& changed) {
+        return [&head, changed](const Vector& v) {
+            head.device.write(changed, v);
+            head_loss(head.losses, {}, {}, head.x, head.weight, head.targets, 1.0, false, head.device.ctx);
+            Vector losses = head.device.read(head.losses);
+            return dot(losses, Vector(losses.size(), 1.0));
+        };
+    };
+    Vector x = head.device.read(head.x), weight = head.device.read(head.weight);
+    EXPECT_TRUE(close(head.device.read(head.dx), numeric_gradient(total(head.x), x), 1e-8));
+    head.device.write(head.x, x);
+    EXPECT_TRUE(close(head.device.read(head.dweight), numeric_gradient(total(head.weight), weight), 1e-8));
+}
+
+TEST(Head, IgnoredTargetsGiveNothing) {
+    Head head(DType::f32, {3, 7, 17});
+    head.device.write(head.targets, {-1, -1, -1});
+    head.run(1.0, false);
+    EXPECT_EQ(head.device.read(head.losses), Vector(3, 0.0));
+    EXPECT_EQ(head.device.read(head.dx), Vector(21, 0.0));
+    EXPECT_EQ(head.device.read(head.dweight), Vector(119, 0.0));
+}
+
+TEST(Head, NoRows) {
+    Head head(DType::f32, {0, 7, 17});
+    head.run(1.0, false);
+    EXPECT_EQ(head.device.read(head.dweight), Vector(119, 0.0));
+    Vector start = random_vector(119, 4);
+    head.device.write(head.dweight, start);
+    head.run(1.0, true);
+    EXPECT_EQ(head.device.read(head.dweight), rounded(DType::f32, start));
+}
+
+// Logits of thousands must not overflow; a NaN must reach the loss of its row and of no other.
+TEST(Head, LargeLogitsAndNotANumber) {
+    for (DType type : all_act) {
+        Head head(type, {3, 7, 33}, 3000.0);
+        head.device.write(head.targets, {1, 5, 32});
+        head.run(1.0, false);
+        HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight), head.device.read(head.targets), head.s, 1.0);
+        EXPECT_TRUE(close(head.device.read(head.losses), want.losses, tolerance(statistics_dtype(type), 33)));
+        Vector x = head.device.read(head.x);
+        x[7] = nan_value;
+        head.device.write(head.x, x);
+        head.run(1.0, false);
+        Vector losses = head.device.read(head.losses);
+        EXPECT_TRUE(std::isfinite(losses[0]) && std::isnan(losses[1]) && std::isfinite(losses[2])) << name_of(type);
+        EXPECT_TRUE(std::isnan(head.device.read(head.dx)[7]));
+        // A target outside the vocabulary is never read; its loss says so.
+        head.device.write(head.x, random_vector(21, 1));
+        head.device.write(head.targets, {1, 33, 32});
+        head.run(1.0, false);
+        losses = head.device.read(head.losses);
+        EXPECT_TRUE(std::isfinite(losses[0]) && std::isnan(losses[1]) && std::isfinite(losses[2])) << name_of(type);
+    }
+}
+
+TEST(Head, LossAloneEqualsLossWithGradients) {
+    for (DType type : all_act) {
+        Head head(type, {17, 33, 65});
+        head.run(1.0, false);
+        Vector with = head.device.read(head.losses);
+        head_loss(head.losses, {}, {}, head.x, head.weight, head.targets, 0.0, false, head.device.ctx);
+        EXPECT_EQ(head.device.read(head.losses), with);
+    }
+}
+
+TEST(Head, CountsAndRefuses) {
+    Head head(DType::f32, {3, 7, 17}, 1.0, {.counting = true});
+    head.run(1.0, false);
+    EXPECT_EQ(head.device.ctx.flops, 3 * 2 * 3 * 7 * 17);
+    EXPECT_EQ(head.device.ctx.workspace_needed, 3 * 64 * 4);
+    Context& ctx = head.device.ctx;
+    Tensor wrong = head.device.tensor(DType::f32, {17, 8}, "wrong"), few = head.device.tensor(DType::i32, {2}, "few");
+    EXPECT_TRUE(refuses([&] { head_loss(head.losses, {}, {}, head.x, wrong, head.targets, 1, false, ctx); }, "wrong"));
+    EXPECT_TRUE(refuses([&] { head_loss(head.losses, {}, {}, head.x, head.weight, few, 1, false, ctx); }, "few"));
+    EXPECT_TRUE(refuses([&] { head_loss(head.losses, wrong, {}, head.x, head.weight, head.targets, 1, false, ctx); }, "wrong"));
+    EXPECT_TRUE(refuses([&] { head_loss(head.losses, {}, wrong, head.x, head.weight, head.targets, 1, false, ctx); }, "wrong"));
+}
+
+}  // namespace
+}  // namespace llmc::test

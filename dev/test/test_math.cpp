@@ -1,0 +1,121 @@
+// fast_exp, fast_tanh, fast_sigmoid against the standard library in double.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "llmc/ops/cpu/math.h"
+
+namespace llmc {
+namespace {
+
+constexpr double eps = std::numeric_limits<float>::epsilon();
+const float infinity = std::numeric_limits<float>::infinity();
+const float nan_value = std::numeric_limits<float>::quiet_NaN();
+
+// n points from low to high, ends included.
+std::vector<float> points(double low, double high, int n) {
+    std::vector<float> x(static_cast<size_t>(n));
+    for (int i = 0; i < n; i++) x[size_t(i)] = float(low + (high - low) * i / (n - 1));
+    return x;
+}
+
+// Runs f in a loop of the kind the ops use, so that the vectorised code is what is tested.
+template <class F>
+std::vector<float> map(const std::vector<float>& x, F f) {
+    std::vector<float> y(x.size());
+#pragma omp simd
+    for (size_t i = 0; i < x.size(); i++) y[i] = f(x[i]);
+    return y;
+}
+
+template <class F>
+double worst_relative_error(const std::vector<float>& x, const std::vector<float>& y, F exact) {
+    double worst = 0;
+    for (size_t i = 0; i < x.size(); i++) {
+        const double want = exact(double(x[i]));
+        const double error = want == 0 ? std::fabs(double(y[i])) : std::fabs((double(y[i]) - want) / want);
+        if (!(error <= worst)) worst = error;  // a NaN counts as worst
+    }
+    return worst;
+}
+
+TEST(Math, ExpIsWithinTwoUlp) {
+    for (auto [low, high] : {std::pair{-86.98, 88.72}, {-1.0, 1.0}, {-0.35, 0.35}, {-1e-4, 1e-4}}) {
+        const auto x = points(low, high, 2'000'001);
+        const auto y = map(x, [](float v) { return fast_exp(v); });
+        double worst_ulp = 0;
+        for (size_t i = 0; i < x.size(); i++) {
+            const double want = std::exp(double(x[i]));
+            const double ulp = std::ldexp(eps, std::ilogb(want));
+            worst_ulp = std::max(worst_ulp, std::fabs(double(y[i]) - want) / ulp);
+        }
+        EXPECT_LE(worst_ulp, 2.0) << "on [" << low << ", " << high << "]";
+    }
+}
+
+TEST(Math, ExpLimits) {
+    const std::vector<float> x = {0,  -0.0f, infinity, -infinity, nan_value, 88.8f, 1e30f,
+                                  89, -87,   -88,      -104,      -1e30f,    1e-30f};
+    const auto y = map(x, [](float v) { return fast_exp(v); });
+    EXPECT_EQ(y[0], 1);
+    EXPECT_EQ(y[1], 1);
+    EXPECT_EQ(y[2], infinity);
+    EXPECT_EQ(y[3], 0);
+    EXPECT_TRUE(std::isnan(y[4]));
+    EXPECT_EQ(y[5], infinity);
+    EXPECT_EQ(y[6], infinity);
+    EXPECT_EQ(y[7], infinity);
+    for (size_t i = 8; i < 12; i++) EXPECT_EQ(y[i], 0) << x[i];
+    EXPECT_EQ(y[12], 1);
+    // Between the largest argument with a normal result and the flush to 0 nothing is denormal or negative.
+    for (float v : points(-87.7, -86.9, 10'001)) {
+        const float p = fast_exp(v);
+        EXPECT_TRUE(p == 0 || (p > 1.17e-38f && std::fabs(p / std::exp(double(v)) - 1) < eps)) << v << " " << p;
+    }
+}
+
+TEST(Math, ExpIsMonotoneEnoughForSoftmax) {  // never above 1 for x <= 0: probabilities stay probabilities
+    for (float v : points(-1e-5, 0, 100'001)) EXPECT_LE(fast_exp(v), 1.0f) << v;
+}
+
+TEST(Math, TanhIsAccurateAlsoNearZero) {
+    for (double range : {12.0, 2.0, 0.5, 1e-2, 1e-5, 1e-20}) {
+        const auto x = points(-range, range, 1'000'000);
+        const auto y = map(x, [](float v) { return fast_tanh(v); });
+        EXPECT_LE(worst_relative_error(x, y, [](double v) { return std::tanh(v); }), 3 * eps) << "|x| <= " << range;
+    }
+    const std::vector<float> x = {0, -0.0f, infinity, -infinity, nan_value, 30, -30};
+    const auto y = map(x, [](float v) { return fast_tanh(v); });
+    EXPECT_EQ(y[0], 0);
+    EXPECT_TRUE(y[1] == 0 && std::signbit(y[1]));
+    EXPECT_EQ(y[2], 1);
+    EXPECT_EQ(y[3], -1);
+    EXPECT_TRUE(std::isnan(y[4]));
+    EXPECT_EQ(y[5], 1);
+    EXPECT_EQ(y[6], -1);
+}
+
+TEST(Math, Sigmoid) {
+    for (double range : {86.0, 5.0, 1e-3}) {
+        const auto x = points(-range, range, 1'000'001);
+        const auto y = map(x, [](float v) { return fast_sigmoid(v); });
+        EXPECT_LE(worst_relative_error(x, y, [](double v) { return 1 / (1 + std::exp(-v)); }), 3 * eps)
+            << "|x| <= " << range;
+    }
+    EXPECT_EQ(fast_sigmoid(-infinity), 0);
+    EXPECT_EQ(fast_sigmoid(infinity), 1);
+    EXPECT_TRUE(std::isnan(fast_sigmoid(nan_value)));
+}
+
+TEST(Math, DoubleIsTheStandardLibrary) {
+    for (double x : {-700.0, -1.5, 0.0, 1e-9, 3.25, 700.0}) {
+        EXPECT_EQ(fast_exp(x), std::exp(x));
+        EXPECT_EQ(fast_tanh(x), std::tanh(x));
+        EXPECT_DOUBLE_EQ(fast_sigmoid(x), 1 / (1 + std::exp(-x)));
+    }
+}
+
+}  // namespace
+}  // namespace llmc

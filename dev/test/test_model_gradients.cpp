@@ -1,0 +1,146 @@
+// The gradients of whole models against central finite differences in float64, for every option that changes the
+// function.
+#include <cmath>
+
+#include "dev/test/model_lab.h"
+
+namespace llmc::test {
+namespace {
+
+constexpr int64_t rows = 4, T = 8;
+
+// dloss * the sum of all losses, as Model::train differentiates it.
+double total(Lab& lab, const Tokens& tokens, const Tokens& targets, double dloss) {
+    double sum = 0;
+    for (double loss : lab.evaluate(tokens, targets, rows)) sum += loss;
+    return dloss * sum;
+}
+
+// True if `want`, an element's gradient, is the slope of f there. A kink of ReLU inside [-h, h] spoils one h, not all
+// of them.
+bool is_slope(const std::function<double(double)>& f, double want, double tol, double& nearest) {
+    nearest = std::numeric_limits<double>::infinity();
+    for (double h : {1e-5, 2e-6, 4e-7}) {
+        const double slope = (f(h) - f(-h)) / (2 * h);
+        if (std::abs(slope - want) < std::abs(nearest - want)) nearest = slope;
+        // f is of size 1 and summed from a thousand rounded terms: its noise of 1e-15 becomes 1e-15 / h
+        if (std::abs(slope - want) <= tol + 4e-15 / h) return true;
+    }
+    return false;
+}
+
+void check_gradients(const std::string& what, const ModelConfig& config) {
+    Lab lab(config, "fp64");
+    Context& ctx = lab.ctx;
+    const Tokens tokens = random_tokens(rows * T, 3);
+    Tokens targets = random_tokens(rows * T, 4);
+    targets[3] = -1;  // an ignored target
+    const double dloss = 1.0 / double(rows * T);
+    lab.train(tokens, targets, rows, {.dloss = dloss});
+    for (const auto& [name, gradient] : lab.gradients()) {
+        Tensor parameter = lab.parameter(name);
+        const Vector values = read_tensor(parameter, ctx);
+        double scale = 0;
+        for (double g : gradient) scale = std::max(scale, std::abs(g));
+        EXPECT_GT(scale, 1e-9) << what << ": the gradient of " << name << " is zero";
+        Vector probes = random_integers(4, 0, parameter.numel(), Lab::hash_of_name(what + name));
+        if (name == "embedding.token.weight") probes[0] = double(tokens[0]) * 16 + 3;  // a row that is used for sure
+        for (double probe : probes) {
+            const size_t i = size_t(probe);
+            auto f = [&](double h) {
+                Vector moved = values;
+                moved[i] += h;
+                write_tensor(parameter, moved, ctx);
+                return total(lab, tokens, targets, dloss);
+            };
+            double slope;
+            EXPECT_TRUE(is_slope(f, gradient[i], 1e-6 * scale, slope))
+                << what << ": " << name << "[" << i << "] has gradient " << gradient[i] << ", finite differences say "
+                << slope;
+        }
+        write_tensor(parameter, values, ctx);
+    }
+}
+
+struct Option {
+    const char* name;
+    void (*change)(ModelConfig&);
+};
+
+TEST(Gradients, DenseModels) {
+    const std::vector<Option> options = {
+        {"defaults", [](ModelConfig&) {}},
+        {"final norm", [](ModelConfig& c) { c.final_norm = true; }},
+        {"tied head", [](ModelConfig& c) { c.tied_head = true; }},
+        {"tied head and final norm", [](ModelConfig& c) { c.tied_head = c.final_norm = true; }},
+        {"rmsnorm", [](ModelConfig& c) { c.norm = "rmsnorm", c.final_norm = true; }},
+        {"no norm bias", [](ModelConfig& c) { c.norm_bias = false, c.final_norm = true; }},
+        {"rmsnorm without bias", [](ModelConfig& c) { c.norm = "rmsnorm", c.norm_bias = false; }},
+        {"attention bias", [](ModelConfig& c) { c.attention_bias = true; }},
+        {"no ffn bias", [](ModelConfig& c) { c.ffn_bias = false; }},
+        {"gelu", [](ModelConfig& c) { c.ffn_activation = "gelu"; }},
+        {"gelu without bias", [](ModelConfig& c) { c.ffn_activation = "gelu", c.ffn_bias = false; }},
+        {"gelu_erf", [](ModelConfig& c) { c.ffn_activation = "gelu_erf"; }},
+        {"silu", [](ModelConfig& c) { c.ffn_activation = "silu"; }},
+        {"swiglu", [](ModelConfig& c) { c.ffn_activation = "swiglu"; }},
+        {"rope", [](ModelConfig& c) { c.positions = "rope"; }},
+        {"rope and attention bias", [](ModelConfig& c) { c.positions = "rope", c.attention_bias = true; }},
+        {"no positions", [](ModelConfig& c) { c.positions = "none"; }},
+        {"one head", [](ModelConfig& c) { c.heads = 1; }},
+        {"longer context than T", [](ModelConfig& c) { c.context = 11; }},
+    };
+    for (const Option& option : options) {
+        ModelConfig config = tiny("attention ffn");
+        option.change(config);
+        check_gradients(option.name, config);
+    }
+}
+
+TEST(Gradients, MotModels) {
+    const std::vector<Option> options = {
+        {"defaults", [](ModelConfig&) {}},
+        {"emit over experts", [](ModelConfig& c) { c.emit = "experts"; }},
+        {"temperature", [](ModelConfig& c) { c.temperature = 0.6; }},
+        {"emit over experts with temperature", [](ModelConfig& c) { c.emit = "experts", c.temperature = 1.7; }},
+        {"uniform router", [](ModelConfig& c) { c.router = "uniform"; }},
+        {"uniform router, emit over experts", [](ModelConfig& c) { c.router = "uniform", c.emit = "experts"; }},
+        {"groups within a sequence", [](ModelConfig& c) { c.group_axis = "sequence"; }},
+        {"groups within a sequence, emit over experts",
+         [](ModelConfig& c) { c.group_axis = "sequence", c.emit = "experts"; }},
+        {"pairs", [](ModelConfig& c) { c.group_size = 2; }},
+        {"one expert", [](ModelConfig& c) { c.experts = 1; }},
+        {"silu experts", [](ModelConfig& c) { c.expert_activation = "silu"; }},
+        {"gelu experts", [](ModelConfig& c) { c.expert_activation = "gelu"; }},
+        {"gelu_erf experts", [](ModelConfig& c) { c.expert_activation = "gelu_erf"; }},
+        {"everything at once",
+         [](ModelConfig& c) {
+             c.norm = "rmsnorm", c.final_norm = c.tied_head = c.attention_bias = true, c.positions = "rope";
+             c.emit = "experts", c.temperature = 0.8, c.group_axis = "sequence", c.expert_activation = "silu";
+         }},
+    };
+    for (const Option& option : options) {
+        ModelConfig config = tiny("attention mot");
+        option.change(config);
+        check_gradients(option.name, config);
+    }
+}
+
+TEST(Gradients, DeeperModels) {
+    check_gradients("two dense layers", tiny(dense_pattern));
+    check_gradients("mot after dense", tiny(mot_pattern));
+    check_gradients("mot first, ffn last", tiny("mot attention mot ffn"));
+}
+
+TEST(Gradients, ScaleWithTheWeightOfALoss) {
+    Lab lab(tiny(mot_pattern), "fp64");
+    const Tokens tokens = random_tokens(rows * T, 3), targets = random_tokens(rows * T, 4);
+    lab.train(tokens, targets, rows, {.dloss = 1});
+    NamedVectors once = lab.gradients();
+    lab.train(tokens, targets, rows, {.dloss = 0.25});
+    for (auto& [name, values] : once)
+        for (double& v : values) v *= 0.25;
+    EXPECT_TRUE(all_close(lab.gradients(), once, 1e-13));
+}
+
+}  // namespace
+}  // namespace llmc::test

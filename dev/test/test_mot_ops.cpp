@@ -1,0 +1,369 @@
+// The Mixture-of-Tokens ops against plain float64 loops over (sequence, position, expert), and their gradients against central
+// differences of those loops.
+#include "dev/test/reference.h"
+
+namespace llmc {
+namespace {
+
+using namespace test;
+
+struct Sizes {
+    int64_t B, T, E, C, g;
+    bool within;
+
+    Group group() const { return {g, within}; }
+    int64_t groups() const { return B * T / g; }
+    int64_t weight(int64_t b, int64_t t, int64_t e) const { return (b * T + t) * E + e; }
+    int64_t token(int64_t b, int64_t t, int64_t c) const { return (b * T + t) * C + c; }
+    int64_t slot(int64_t e, int64_t r, int64_t c) const { return (e * groups() + r) * C + c; }
+    // The group that token (b, t) belongs to, as the formulas define it.
+    int64_t row(int64_t b, int64_t t) const { return within ? b * (T / g) + t / g : (b / g) * T + t; }
+    std::string text() const {
+        return str("B", B, " T", T, " E", E, " C", C, " g", g, within ? " within a sequence" : " over the batch");
+    }
+};
+
+const std::vector<Sizes> cases = {
+    {3, 5, 4, 17, 1, false},   {6, 7, 7, 16, 3, false},  {8, 5, 33, 40, 4, false}, {12, 1, 4, 1, 6, false},
+    {6, 7, 1, 17, 6, false},   {4, 5, 33, 17, 4, false}, {2, 6, 7, 40, 3, true},   {3, 4, 4, 17, 4, true},
+    {1, 12, 33, 16, 6, true},  {2, 3, 7, 1, 1, true},    {0, 5, 4, 16, 4, false},  {4, 0, 4, 16, 4, false},
+    {18, 2, 9, 70, 9, false},  {2, 1, 1024, 33, 2, false}, {72, 1, 5, 40, 72, false},
+};
+
+template <class F>
+void for_tokens(const Sizes& s, F&& f) {
+    for (int64_t b = 0; b < s.B; b++)
+        for (int64_t t = 0; t < s.T; t++) f(b, t);
+}
+
+Vector merge_oracle(const Sizes& s, const Vector& weights, const Vector& tokens) {
+    Vector slots(size_t(s.E * s.groups() * s.C));
+    for_tokens(s, [&](int64_t b, int64_t t) {
+        for (int64_t e = 0; e < s.E; e++)
+            for (int64_t c = 0; c < s.C; c++)
+                slots[size_t(s.slot(e, s.row(b, t), c))] += weights[size_t(s.weight(b, t, e))] * tokens[size_t(s.token(b, t, c))];
+    });
+    return slots;
+}
+
+Vector emit_oracle(const Sizes& s, const Vector& weights, const Vector& slots) {
+    Vector tokens(size_t(s.B * s.T * s.C));
+    for_tokens(s, [&](int64_t b, int64_t t) {
+        for (int64_t e = 0; e < s.E; e++)
+            for (int64_t c = 0; c < s.C; c++)
+                tokens[size_t(s.token(b, t, c))] += weights[size_t(s.weight(b, t, e))] * slots[size_t(s.slot(e, s.row(b, t), c))];
+    });
+    return tokens;
+}
+
+// Calls f(weights of one softmax) on copies of the values that share a softmax, and writes them back.
+template <class F>
+void for_softmaxes(const Sizes& s, Vector& values, SoftmaxOver over, F&& f) {
+    auto apply = [&](const std::vector<int64_t>& where) {
+        Vector v;
+        for (int64_t i : where) v.push_back(values[size_t(i)]);
+        f(v);
+        for (size_t k = 0; k < where.size(); k++) values[size_t(where[k])] = v[k];
+    };
+    if (over == SoftmaxOver::experts) {
+        for_tokens(s, [&](int64_t b, int64_t t) {
+            std::vector<int64_t> where;
+            for (int64_t e = 0; e < s.E; e++) where.push_back(s.weight(b, t, e));
+            apply(where);
+        });
+        return;
+    }
+    for (int64_t r = 0; r < s.groups(); r++)
+        for (int64_t e = 0; e < s.E; e++) {
+            std::vector<int64_t> where;
+            for_tokens(s, [&](int64_t b, int64_t t) {
+                if (s.row(b, t) == r) where.push_back(s.weight(b, t, e));
+            });
+            apply(where);
+        }
+}
+
+Vector softmax_oracle(const Sizes& s, Vector logits, SoftmaxOver over, double temperature) {
+    for_softmaxes(s, logits, over, [&](Vector& v) {
+        double top = *std::max_element(v.begin(), v.end()), sum = 0;
+        for (double& x : v) sum += x = std::exp((x - top) / temperature);
+        for (double& x : v) x /= sum;
+    });
+    return logits;
+}
+
+Vector sum_of(const Vector& a, const Vector& b) {
+    Vector c = a;
+    for (size_t i = 0; i < c.size(); i++) c[i] += b[i];
+    return c;
+}
+
+// What one case needs, rounded to the types the ops store.
+struct Inputs {
+    Vector weights, tokens, slots;
+    Inputs(const Sizes& s, DType act)
+        : weights(rounded(statistics_dtype(act), random_vector(s.B * s.T * s.E, 1))),
+          tokens(rounded(act, random_vector(s.B * s.T * s.C, 2))), slots(rounded(act, random_vector(s.E * s.groups() * s.C, 3))) {}
+};
+
+TEST(MotOps, MergeEmitAndWeightsBackwardMatchPlainLoops) {
+    for (DType act : all_act)
+        for (const Sizes& s : cases) {
+            SCOPED_TRACE(s.text() + " " + name_of(act));
+            Inputs in(s, act);
+            Device d;
+            DType f = statistics_dtype(act);
+            Tensor weights = d.tensor(f, {s.B, s.T, s.E}, in.weights, "weights");
+            Tensor tokens = d.tensor(act, {s.B, s.T, s.C}, in.tokens, "tokens");
+            Tensor slots = d.tensor(act, {s.E, s.groups(), s.C}, in.slots, "slots");
+
+            Tensor merged = d.tensor(act, slots.shape, "merged");
+            mot_merge(merged, weights, tokens, s.group(), d.ctx);
+            EXPECT_TRUE(close(d.read(merged), merge_oracle(s, in.weights, in.tokens), tolerance(act, s.g)));
+
+            Vector emitted = emit_oracle(s, in.weights, in.slots);
+            Tensor out = d.tensor(act, tokens.shape, "out");
+            mot_emit(out, weights, slots, s.group(), false, d.ctx);
+            EXPECT_TRUE(close(d.read(out), emitted, tolerance(act, s.E)));
+            d.write(out, in.tokens);
+            mot_emit(out, weights, slots, s.group(), true, d.ctx);
+            EXPECT_TRUE(close(d.read(out), sum_of(emitted, in.tokens), tolerance(act, s.E)));
+
+            Vector products(in.weights.size());
+            for_tokens(s, [&](int64_t b, int64_t t) {
+                for (int64_t e = 0; e < s.E; e++)
+                    for (int64_t c = 0; c < s.C; c++)
+                        products[size_t(s.weight(b, t, e))] +=
+                            in.tokens[size_t(s.token(b, t, c))] * in.slots[size_t(s.slot(e, s.row(b, t), c))];
+            });
+            Tensor dweights = d.tensor(f, weights.shape, "dweights");
+            mot_weights_backward(dweights, tokens, slots, s.group(), false, d.ctx);
+            EXPECT_TRUE(close(d.read(dweights), products, tolerance(f, s.C)));
+            d.write(dweights, in.weights);
+            mot_weights_backward(dweights, tokens, slots, s.group(), true, d.ctx);
+            EXPECT_TRUE(close(d.read(dweights), sum_of(products, in.weights), tolerance(f, s.C)));
+        }
+}
+
+// C so wide that the weights' gradient works in several panels, and merge and emit too.
+TEST(MotOps, WideRowsWorkInPanels) {
+    Sizes s{4, 1, 6, 2085, 4, false};
+    Inputs in(s, DType::f64);
+    Device d;
+    Tensor weights = d.tensor(DType::f64, {s.B, s.T, s.E}, in.weights, "weights");
+    Tensor tokens = d.tensor(DType::f64, {s.B, s.T, s.C}, in.tokens, "tokens");
+    Tensor slots = d.tensor(DType::f64, {s.E, s.groups(), s.C}, in.slots, "slots");
+    Tensor merged = d.tensor(DType::f64, slots.shape, "merged");
+    mot_merge(merged, weights, tokens, s.group(), d.ctx);
+    EXPECT_TRUE(close(d.read(merged), merge_oracle(s, in.weights, in.tokens), tolerance(DType::f64, s.g)));
+    Tensor dweights = d.tensor(DType::f64, weights.shape, "dweights");
+    mot_weights_backward(dweights, tokens, slots, s.group(), false, d.ctx);
+    for (int64_t b = 0; b < s.B; b++)
+        for (int64_t e = 0; e < s.E; e++) {
+            double want = 0;
+            for (int64_t c = 0; c < s.C; c++) want += in.tokens[size_t(b * s.C + c)] * in.slots[size_t(s.slot(e, 0, c))];
+            EXPECT_NEAR(d.read(dweights)[size_t(b * s.E + e)], want, 1e-12);
+        }
+}
+
+// <merge(weights, tokens), dslots> differentiated: by tokens it is mot_emit, by weights mot_weights_backward.
+TEST(MotOps, GradientsOfMergeMatchFiniteDifferences) {
+    for (const Sizes& s : {Sizes{6, 2, 5, 3, 3, false}, Sizes{2, 4, 3, 5, 2, true}}) {
+        SCOPED_TRACE(s.text());
+        Inputs in(s, DType::f64);
+        Device d;
+        Tensor weights = d.tensor(DType::f64, {s.B, s.T, s.E}, in.weights, "weights");
+        Tensor tokens = d.tensor(DType::f64, {s.B, s.T, s.C}, in.tokens, "tokens");
+        Tensor dslots = d.tensor(DType::f64, {s.E, s.groups(), s.C}, in.slots, "dslots");
+        Tensor dtokens = d.tensor(DType::f64, tokens.shape, "dtokens"), dweights = d.tensor(DType::f64, weights.shape, "dweights");
+        mot_emit(dtokens, weights, dslots, s.group(), false, d.ctx);
+        mot_weights_backward(dweights, tokens, dslots, s.group(), false, d.ctx);
+        auto by_tokens = [&](const Vector& x) { return dot(merge_oracle(s, in.weights, x), in.slots); };
+        auto by_weights = [&](const Vector& w) { return dot(merge_oracle(s, w, in.tokens), in.slots); };
+        EXPECT_TRUE(close(d.read(dtokens), numeric_gradient(by_tokens, in.tokens), 1e-8));
+        EXPECT_TRUE(close(d.read(dweights), numeric_gradient(by_weights, in.weights), 1e-8));
+    }
+}
+
+// <emit(weights, slots), dtokens> differentiated: by slots it is mot_merge, by weights mot_weights_backward.
+TEST(MotOps, GradientsOfEmitMatchFiniteDifferences) {
+    for (const Sizes& s : {Sizes{6, 2, 5, 3, 3, false}, Sizes{2, 4, 3, 5, 2, true}}) {
+        SCOPED_TRACE(s.text());
+        Inputs in(s, DType::f64);
+        Device d;
+        Tensor weights = d.tensor(DType::f64, {s.B, s.T, s.E}, in.weights, "weights");
+        Tensor dtokens = d.tensor(DType::f64, {s.B, s.T, s.C}, in.tokens, "dtokens");
+        Tensor slots = d.tensor(DType::f64, {s.E, s.groups(), s.C}, in.slots, "slots");
+        Tensor dslots = d.tensor(DType::f64, slots.shape, "dslots"), dweights = d.tensor(DType::f64, weights.shape, "dweights");
+        mot_merge(dslots, weights, dtokens, s.group(), d.ctx);
+        mot_weights_backward(dweights, dtokens, slots, s.group(), false, d.ctx);
+        auto by_slots = [&](const Vector& x) { return dot(emit_oracle(s, in.weights, x), in.tokens); };
+        auto by_weights = [&](const Vector& w) { return dot(emit_oracle(s, w, in.slots), in.tokens); };
+        EXPECT_TRUE(close(d.read(dslots), numeric_gradient(by_slots, in.slots), 1e-8));
+        EXPECT_TRUE(close(d.read(dweights), numeric_gradient(by_weights, in.weights), 1e-8));
+    }
+}
+
+TEST(MotOps, SoftmaxMatchesPlainLoops) {
+    for (DType f : {DType::f32, DType::f64})
+        for (const Sizes& s : cases)
+            for (SoftmaxOver over : {SoftmaxOver::group, SoftmaxOver::experts})
+                for (double temperature : {0.7, 1.25}) {
+                    SCOPED_TRACE(s.text() + (over == SoftmaxOver::group ? " over group" : " over experts"));
+                    Vector l = rounded(f, random_vector(s.B * s.T * s.E, 4, 8.0));
+                    Device d;
+                    Tensor logits = d.tensor(f, {s.B, s.T, s.E}, l, "logits"), weights = d.tensor(f, logits.shape, "weights");
+                    mot_softmax_forward(weights, logits, over, s.group(), temperature, d.ctx);
+                    // The error of an exponential is that of its argument, up to 16 / 0.7.
+                    double tol = 23 * 4 * roundoff(f) + tolerance(f, s.g + s.E);
+                    EXPECT_TRUE(close(d.read(weights), softmax_oracle(s, l, over, temperature), tol));
+                }
+}
+
+TEST(MotOps, SoftmaxBackwardMatchesFiniteDifferences) {
+    for (const Sizes& s : {Sizes{6, 2, 5, 1, 3, false}, Sizes{2, 4, 3, 1, 2, true}, Sizes{4, 1, 33, 1, 4, false}})
+        for (SoftmaxOver over : {SoftmaxOver::group, SoftmaxOver::experts})
+            for (double temperature : {0.7, 1.25}) {
+                SCOPED_TRACE(s.text());
+                int64_t n = s.B * s.T * s.E;
+                Vector l = random_vector(n, 5, 2.0), dw = random_vector(n, 6), before = random_vector(n, 7);
+                Vector want = numeric_gradient(
+                    [&](const Vector& x) { return dot(softmax_oracle(s, x, over, temperature), dw); }, l);
+                for (DType f : {DType::f32, DType::f64}) {
+                    Device d;
+                    Tensor logits = d.tensor(f, {s.B, s.T, s.E}, l, "logits"), weights = d.tensor(f, logits.shape, "weights");
+                    Tensor dweights = d.tensor(f, logits.shape, dw, "dweights"), dlogits = d.tensor(f, logits.shape, "dlogits");
+                    mot_softmax_forward(weights, logits, over, s.group(), temperature, d.ctx);
+                    mot_softmax_backward(dlogits, dweights, weights, over, s.group(), temperature, false, d.ctx);
+                    double tol = f == DType::f64 ? 1e-7 : 16 * tolerance(f, s.g + s.E);
+                    EXPECT_TRUE(close(d.read(dlogits), want, tol));
+                    d.write(dlogits, before);
+                    mot_softmax_backward(dlogits, dweights, weights, over, s.group(), temperature, true, d.ctx);
+                    EXPECT_TRUE(close(d.read(dlogits), sum_of(want, before), tol));
+                }
+            }
+}
+
+TEST(MotOps, SoftmaxOverGroupsOfOneIsOne) {
+    Device d;
+    Tensor logits = d.tensor(DType::f32, {2, 3, 5}, random_vector(30, 8, 50.0), "logits");
+    Tensor weights = d.tensor(DType::f32, logits.shape, "weights"), dlogits = d.tensor(DType::f32, logits.shape, "dlogits");
+    mot_softmax_forward(weights, logits, SoftmaxOver::group, {1, false}, 1.0, d.ctx);
+    EXPECT_EQ(d.read(weights), Vector(30, 1.0));
+    mot_softmax_backward(dlogits, logits, weights, SoftmaxOver::group, {1, false}, 1.0, false, d.ctx);
+    EXPECT_EQ(d.read(dlogits), Vector(30, 0.0));
+}
+
+TEST(MotOps, LargeLogitsStayFinite) {
+    Device d;
+    Tensor logits = d.tensor(DType::f32, {2, 1, 2}, {3e38, -3e38, 1e30, -3e38}, "logits");
+    Tensor weights = d.tensor(DType::f32, logits.shape, "weights");
+    mot_softmax_forward(weights, logits, SoftmaxOver::group, {2, false}, 1.0, d.ctx);
+    EXPECT_EQ(d.read(weights), (Vector{1, 0.5, 0, 0.5}));
+}
+
+TEST(MotOps, DiscretizeKeepsTheFirstMaximum) {
+    for (const Sizes& s : cases)
+        for (SoftmaxOver over : {SoftmaxOver::group, SoftmaxOver::experts}) {
+            SCOPED_TRACE(s.text());
+            Vector v = random_integers(s.B * s.T * s.E, 0, 3, 9);  // few values: many ties
+            Vector want = v;
+            for_softmaxes(s, want, over, [](Vector& x) {
+                size_t best = 0;
+                for (size_t i = 0; i < x.size(); i++)
+                    if (x[i] > x[best]) best = i;
+                for (size_t i = 0; i < x.size(); i++) x[i] = i == best ? 1 : 0;
+            });
+            Device d;
+            Tensor weights = d.tensor(DType::f32, {s.B, s.T, s.E}, v, "weights");
+            mot_discretize(weights, over, s.group(), d.ctx);
+            EXPECT_EQ(d.read(weights), want);
+        }
+}
+
+TEST(MotOps, StatisticsMatchPlainLoops) {
+    auto mean_and_deviation = [](const Vector& x) {
+        double mean = 0, square = 0;
+        for (double v : x) mean += v / double(x.size());
+        for (double v : x) square += (v - mean) * (v - mean);
+        return std::pair(mean, x.size() > 1 ? std::sqrt(square / double(x.size() - 1)) : 0.0);
+    };
+    for (const Sizes& s : cases)
+        for (SoftmaxOver over : {SoftmaxOver::group, SoftmaxOver::experts}) {
+            if (s.B * s.T == 0) continue;
+            SCOPED_TRACE(s.text());
+            Vector l = random_vector(s.B * s.T * s.E, 10, 3.0), w = softmax_oracle(s, l, over, 1.0), entropies;
+            Vector values = w;
+            for_softmaxes(s, values, over, [&](Vector& x) {
+                double h = 0;
+                for (double p : x) h -= p * std::log(p + 1e-8);
+                entropies.push_back(x.size() == 1 ? 1.0 : h / std::log(double(x.size())));
+            });
+            auto [entropy_mean, entropy_deviation] = mean_and_deviation(entropies);
+            auto [logit_mean, logit_deviation] = mean_and_deviation(l);
+            Device d;
+            Tensor weights = d.tensor(DType::f64, {s.B, s.T, s.E}, w, "weights");
+            Tensor logits = d.tensor(DType::f64, weights.shape, l, "logits"), stats = d.tensor(DType::f64, {4}, "stats");
+            mot_statistics(stats, weights, logits, over, s.group(), d.ctx);
+            Vector want = {entropy_mean, entropy_deviation, logit_mean, logit_deviation}, got = d.read(stats);
+            for (size_t i = 0; i < 4; i++) EXPECT_NEAR(got[i], want[i], 1e-7) << "statistic " << i;
+        }
+}
+
+TEST(MotOps, ResultsDoNotDependOnThreads) {
+    Sizes s{12, 9, 33, 130, 4, false};
+    Inputs in(s, DType::f32);
+    std::vector<Vector> results[2];
+    for (int threads : {1, 2}) {
+        ContextOptions options;
+        options.threads = threads;
+        Device d(options);
+        Tensor logits = d.tensor(DType::f32, {s.B, s.T, s.E}, in.weights, "logits");
+        Tensor tokens = d.tensor(DType::f32, {s.B, s.T, s.C}, in.tokens, "tokens");
+        Tensor slots = d.tensor(DType::f32, {s.E, s.groups(), s.C}, "slots"), stats = d.tensor(DType::f64, {4}, "stats");
+        Tensor weights = d.tensor(DType::f32, logits.shape, "weights"), dweights = d.tensor(DType::f32, logits.shape, "dweights");
+        mot_softmax_forward(weights, logits, SoftmaxOver::group, s.group(), 0.7, d.ctx);
+        mot_merge(slots, weights, tokens, s.group(), d.ctx);
+        mot_weights_backward(dweights, tokens, slots, s.group(), false, d.ctx);
+        mot_statistics(stats, weights, logits, SoftmaxOver::group, s.group(), d.ctx);
+        mot_emit(tokens, weights, slots, s.group(), true, d.ctx);
+        for (const Tensor& t : {weights, slots, dweights, stats, tokens}) results[threads - 1].push_back(d.read(t));
+    }
+    EXPECT_EQ(results[0], results[1]);
+}
+
+TEST(MotOps, CountingAddsFlopsAndTouchesNothing) {
+    Context ctx(ContextOptions{.counting = true});
+    Tensor tokens(device_alloc(4 << 10, ctx), DType::f32, {8, 5, 16}, "tokens");
+    Tensor weights(device_alloc(4 << 10, ctx), DType::f32, {8, 5, 6}, "weights");
+    Tensor slots(device_alloc(4 << 10, ctx), DType::f32, {6, 10, 16}, "slots");
+    mot_merge(slots, weights, tokens, {4, false}, ctx);
+    EXPECT_EQ(ctx.flops, 2 * 8 * 5 * 6 * 16);
+    EXPECT_GT(ctx.workspace_needed, 0);
+}
+
+TEST(MotOps, WrongTensorsAreNamed) {
+    Device d;
+    Tensor tokens = d.tensor(DType::f32, {8, 5, 16}, "tokens"), slots = d.tensor(DType::f32, {6, 10, 16}, "slots");
+    Tensor weights = d.tensor(DType::f32, {8, 5, 6}, "weights"), short_slots = d.tensor(DType::f32, {6, 9, 16}, "short_slots");
+    Tensor narrow = d.tensor(DType::f32, {8, 5, 7}, "narrow"), doubles = d.tensor(DType::f64, {8, 5, 6}, "doubles");
+    Tensor flat = d.tensor(DType::f32, {40, 6}, "flat"), stats = d.tensor(DType::f32, {4}, "stats");
+    Group four{4, false};
+    EXPECT_TRUE(refuses([&] { mot_merge(short_slots, weights, tokens, four, d.ctx); }, "short_slots"));
+    EXPECT_TRUE(refuses([&] { mot_emit(tokens, narrow, slots, four, false, d.ctx); }, "slots"));
+    EXPECT_TRUE(refuses([&] { mot_merge(slots, doubles, tokens, four, d.ctx); }, "doubles"));
+    EXPECT_TRUE(refuses([&] { mot_merge(slots, flat, tokens, four, d.ctx); }, "flat"));
+    EXPECT_TRUE(refuses([&] { mot_merge(slots, weights, {}, four, d.ctx); }, "tokens"));
+    EXPECT_TRUE(refuses([&] { mot_merge(slots, weights, tokens, {3, false}, d.ctx); }, "8 sequences"));
+    EXPECT_TRUE(refuses([&] { mot_merge(slots, weights, tokens, {2, true}, d.ctx); }, "5 positions"));
+    EXPECT_TRUE(refuses([&] { mot_merge(slots, weights, tokens, {0, true}, d.ctx); }, "groups of 0"));
+    EXPECT_TRUE(refuses([&] { mot_weights_backward(narrow, tokens, slots, four, false, d.ctx); }, "slots"));
+    EXPECT_TRUE(refuses([&] { mot_softmax_forward(narrow, weights, SoftmaxOver::group, four, 1.0, d.ctx); }, "narrow"));
+    EXPECT_TRUE(refuses([&] { mot_softmax_forward(weights, weights, SoftmaxOver::group, four, 0.0, d.ctx); }, "temperature"));
+    EXPECT_TRUE(refuses([&] { mot_softmax_backward(weights, narrow, weights, SoftmaxOver::experts, four, 1.0, false, d.ctx); },
+                        "narrow"));
+    EXPECT_TRUE(refuses([&] { mot_statistics(stats, weights, weights, SoftmaxOver::group, four, d.ctx); }, "stats"));
+}
+
+}  // namespace
+}  // namespace llmc

@@ -1,0 +1,238 @@
+// LayerNorm, RMSNorm and the residual addition against plain float64 loops and central differences.
+#include "dev/test/reference.h"
+
+namespace llmc {
+namespace {
+
+using namespace test;
+
+struct NormOracle {
+    int64_t rows, columns;
+    Norm kind;
+    double eps;
+    Vector mean, rstd;
+
+    Vector operator()(const Vector& x, const Vector& weight, const Vector& bias) {
+        Vector out(x.size());
+        mean.assign(size_t(rows), 0), rstd.assign(size_t(rows), 0);
+        for (int64_t n = 0; n < rows; n++) {
+            auto at = [&](int64_t c) { return size_t(n * columns + c); };
+            double m = 0, var = 0;
+            if (kind == Norm::layernorm)
+                for (int64_t c = 0; c < columns; c++) m += x[at(c)] / double(columns);
+            for (int64_t c = 0; c < columns; c++) var += (x[at(c)] - m) * (x[at(c)] - m) / double(columns);
+            mean[size_t(n)] = m, rstd[size_t(n)] = 1 / std::sqrt(var + eps);
+            for (int64_t c = 0; c < columns; c++)
+                out[at(c)] = (x[at(c)] - m) / std::sqrt(var + eps) * weight[size_t(c)] + (bias.empty() ? 0 : bias[size_t(c)]);
+        }
+        return out;
+    }
+};
+
+struct Case { int64_t B, T, C; };
+const std::vector<Case> cases = {{2, 5, 1}, {3, 7, 16}, {1, 1, 17}, {5, 29, 40}, {4, 33, 130}, {0, 3, 16}};
+constexpr double eps = 1e-5;
+
+Vector sum_of(const Vector& a, const Vector& b) {
+    Vector c = a;
+    for (size_t i = 0; i < c.size(); i++) c[i] += b[i];
+    return c;
+}
+
+// One row of numbers with a mean well away from zero.
+Vector shifted(Vector v, double by) {
+    for (double& x : v) x += by;
+    return v;
+}
+
+TEST(Norm, ForwardMatchesPlainLoops) {
+    for (DType act : all_act)
+        for (const Case& k : cases)
+            for (Norm kind : {Norm::layernorm, Norm::rmsnorm})
+                for (bool with_bias : {true, false}) {
+                    SCOPED_TRACE(str(name_of(act), " C", k.C, kind == Norm::layernorm ? " layernorm" : " rmsnorm"));
+                    Vector x = rounded(act, shifted(random_vector(k.B * k.T * k.C, 1, 2.0), 0.5));
+                    Vector w = rounded(act, random_vector(k.C, 2)), b = rounded(act, random_vector(with_bias ? k.C : 0, 3));
+                    NormOracle oracle{k.B * k.T, k.C, kind, eps, {}, {}};
+                    Vector want = oracle(x, w, b);
+
+                    Device d;
+                    DType f = statistics_dtype(act);
+                    Tensor tx = d.tensor(act, {k.B, k.T, k.C}, x, "x"), out = d.tensor(act, tx.shape, "out");
+                    Tensor mean = kind == Norm::layernorm ? d.tensor(f, {k.B, k.T}, "mean") : Tensor();
+                    Tensor rstd = d.tensor(f, {k.B, k.T}, "rstd"), weight = d.tensor(act, {k.C}, w, "weight");
+                    Tensor bias = with_bias ? d.tensor(act, {k.C}, b, "bias") : Tensor();
+                    norm_forward(out, mean, rstd, tx, weight, bias, kind, eps, d.ctx);
+                    // At C = 1 layernorm divides rounding by sqrt(eps).
+                    double tol = tolerance(act, k.C) + 4 * roundoff(f) / std::sqrt(eps) * (k.C == 1 ? 1 : 0);
+                    EXPECT_TRUE(close(d.read(out), want, tol));
+                    EXPECT_TRUE(close(d.read(rstd), oracle.rstd, tolerance(f, k.C)));
+                    if (mean) {
+                        EXPECT_TRUE(close(d.read(mean), oracle.mean, tolerance(f, k.C)));
+                    }
+                }
+}
+
+// The variance of numbers near 100 that differ by 0.01 is seen only if the mean is subtracted before squaring.
+TEST(Norm, SmallVarianceFarFromZero) {
+    Vector x = rounded(DType::f32, shifted(random_vector(3 * 48, 4, 0.01), 100.0)), w(48, 1.0), b(48, 0.0);
+    NormOracle oracle{3, 48, Norm::layernorm, eps, {}, {}};
+    Vector want = oracle(x, w, b);
+    Device d;
+    Tensor tx = d.tensor(DType::f32, {3, 48}, x, "x"), out = d.tensor(DType::f32, {3, 48}, "out");
+    Tensor mean = d.tensor(DType::f32, {3}, "mean"), rstd = d.tensor(DType::f32, {3}, "rstd");
+    norm_forward(out, mean, rstd, tx, d.tensor(DType::f32, {48}, w, "weight"), d.tensor(DType::f32, {48}, b, "bias"),
+                 Norm::layernorm, eps, d.ctx);
+    // One roundoff of 100 in the mean, seen through rstd (about 150) and against outputs of about 1.5.
+    EXPECT_TRUE(close(d.read(out), want, 2 * 100 * roundoff(DType::f32) * 150));
+}
+
+TEST(Norm, ResidualAddsThenNormalizesTheStoredSum) {
+    for (DType act : all_act)
+        for (const Case& k : cases)
+            for (bool in_place : {false, true}) {
+                SCOPED_TRACE(str(name_of(act), " C", k.C, in_place ? " in place" : ""));
+                int64_t n = k.B * k.T * k.C;
+                Vector x = rounded(act, random_vector(n, 5, 2.0)), branch = rounded(act, random_vector(n, 6));
+                Vector w = rounded(act, random_vector(k.C, 7)), b = rounded(act, random_vector(k.C, 8));
+                Vector stored = rounded(act, sum_of(x, branch));
+                NormOracle oracle{k.B * k.T, k.C, Norm::layernorm, eps, {}, {}};
+                Vector want = oracle(stored, w, b);
+
+                Device d;
+                DType f = statistics_dtype(act);
+                Tensor tx = d.tensor(act, {k.B, k.T, k.C}, x, "x"), out = d.tensor(act, tx.shape, "out");
+                Tensor sum = in_place ? tx : d.tensor(act, tx.shape, "sum");
+                Tensor mean = d.tensor(f, {k.B, k.T}, "mean"), rstd = d.tensor(f, {k.B, k.T}, "rstd");
+                residual_norm_forward(sum, out, mean, rstd, tx, d.tensor(act, tx.shape, branch, "branch"),
+                                      d.tensor(act, {k.C}, w, "weight"), d.tensor(act, {k.C}, b, "bias"), Norm::layernorm, eps,
+                                      d.ctx);
+                EXPECT_EQ(d.read(sum), stored);
+                double tol = tolerance(act, k.C) + 4 * roundoff(f) / std::sqrt(eps) * (k.C == 1 ? 1 : 0);
+                EXPECT_TRUE(close(d.read(out), want, tol));
+                if (!in_place) {
+                    EXPECT_EQ(d.read(tx), x);
+                }
+            }
+}
+
+struct Backward {
+    Vector dx, dweight, dbias;
+};
+
+// The op's gradients; if they accumulate, dx, dweight and dbias hold dout, w and b before.
+Backward run_backward(Device& d, DType act, Shape shape, Norm kind, const Vector& x, const Vector& w, const Vector& b,
+                      const Vector& dout, bool accumulate) {
+    DType f = statistics_dtype(act);
+    Shape leading = {shape[0], shape[1]};
+    int64_t C = shape[2];
+    Tensor tx = d.tensor(act, shape, x, "x"), out = d.tensor(act, shape, "out"), weight = d.tensor(act, {C}, w, "weight");
+    Tensor mean = kind == Norm::layernorm ? d.tensor(f, leading, "mean") : Tensor(), rstd = d.tensor(f, leading, "rstd");
+    Tensor bias = b.empty() ? Tensor() : d.tensor(act, {C}, b, "bias");
+    norm_forward(out, mean, rstd, tx, weight, bias, kind, eps, d.ctx);
+    Tensor dx = d.tensor(act, shape, "dx"), dweight = d.tensor(f, {C}, "dweight");
+    Tensor dbias = b.empty() ? Tensor() : d.tensor(f, {C}, "dbias");
+    if (accumulate) {
+        d.write(dx, dout), d.write(dweight, w);
+        if (dbias) d.write(dbias, b);
+    }
+    norm_backward(dx, dweight, dbias, d.tensor(act, shape, dout, "dout"), tx, mean, rstd, weight, kind, accumulate, accumulate,
+                  d.ctx);
+    return {d.read(dx), d.read(dweight), dbias ? d.read(dbias) : Vector()};
+}
+
+TEST(Norm, BackwardMatchesFiniteDifferences) {
+    for (const Case& k : {Case{2, 3, 1}, Case{3, 1, 17}, Case{2, 2, 40}, Case{10, 7, 3}})
+        for (Norm kind : {Norm::layernorm, Norm::rmsnorm})
+            for (bool with_bias : {true, false}) {
+                SCOPED_TRACE(str("C", k.C, kind == Norm::layernorm ? " layernorm" : " rmsnorm"));
+                int64_t n = k.B * k.T * k.C;
+                Vector x = random_vector(n, 9, 2.0), dout = random_vector(n, 10);
+                Vector w = random_vector(k.C, 11), b = random_vector(with_bias ? k.C : 0, 12);
+                NormOracle oracle{k.B * k.T, k.C, kind, eps, {}, {}};
+                Vector dx = numeric_gradient([&](const Vector& v) { return dot(oracle(v, w, b), dout); }, x);
+                Vector dw = numeric_gradient([&](const Vector& v) { return dot(oracle(x, v, b), dout); }, w);
+                Vector db = numeric_gradient([&](const Vector& v) { return dot(oracle(x, w, v), dout); }, b);
+                Device d;
+                for (bool accumulate : {false, true}) {
+                    Backward got = run_backward(d, DType::f64, {k.B, k.T, k.C}, kind, x, w, b, dout, accumulate);
+                    EXPECT_TRUE(close(got.dx, accumulate ? sum_of(dx, dout) : dx, 1e-6));
+                    EXPECT_TRUE(close(got.dweight, accumulate ? sum_of(dw, w) : dw, 1e-7));
+                    EXPECT_TRUE(close(got.dbias, accumulate ? sum_of(db, b) : db, 1e-7));
+                }
+            }
+}
+
+// The low-precision kernels against the f64 kernel that finite differences have confirmed.
+TEST(Norm, BackwardAgreesAcrossTypes) {
+    for (DType act : {DType::f32, DType::bf16})
+        for (const Case& k : cases) {
+            if (k.C == 1) continue;  // layernorm of one column has gradient 0: only rounding is left
+            for (Norm kind : {Norm::layernorm, Norm::rmsnorm})
+                for (bool accumulate : {false, true}) {
+                    SCOPED_TRACE(str(name_of(act), " C", k.C));
+                    int64_t n = k.B * k.T * k.C;
+                    Vector x = rounded(act, random_vector(n, 13, 2.0)), dout = rounded(act, random_vector(n, 14));
+                    Vector w = rounded(act, random_vector(k.C, 15)), b = rounded(act, random_vector(k.C, 16));
+                    Device d;
+                    Shape shape = {k.B, k.T, k.C};
+                    Backward want = run_backward(d, DType::f64, shape, kind, x, w, b, dout, accumulate);
+                    Backward got = run_backward(d, act, shape, kind, x, w, b, dout, accumulate);
+                    EXPECT_TRUE(close(got.dx, want.dx, 4 * tolerance(act, k.C)));
+                    EXPECT_TRUE(close(got.dweight, want.dweight, tolerance(DType::f32, k.B * k.T)));
+                    EXPECT_TRUE(close(got.dbias, want.dbias, tolerance(DType::f32, k.B * k.T)));
+                }
+        }
+}
+
+TEST(Norm, BackwardDoesNotDependOnThreads) {
+    Vector x = random_vector(4 * 37 * 40, 17), dout = random_vector(4 * 37 * 40, 18), w = random_vector(40, 19), b = w;
+    ContextOptions one, two;
+    one.threads = 1, two.threads = 2;
+    Device d1(one), d2(two);
+    Backward a = run_backward(d1, DType::f32, {4, 37, 40}, Norm::layernorm, x, w, b, dout, false);
+    Backward c = run_backward(d2, DType::f32, {4, 37, 40}, Norm::layernorm, x, w, b, dout, false);
+    EXPECT_EQ(a.dx, c.dx);
+    EXPECT_EQ(a.dweight, c.dweight);
+    EXPECT_EQ(a.dbias, c.dbias);
+}
+
+TEST(Norm, AddAlsoInPlace) {
+    for (DType act : all_act)
+        for (int64_t n : {0, 1, 17, 5000}) {
+            Vector a = rounded(act, random_vector(n, 20)), b = rounded(act, random_vector(n, 21));
+            Device d;
+            Tensor ta = d.tensor(act, {n}, a, "a"), tb = d.tensor(act, {n}, b, "b"), out = d.tensor(act, {n}, "out");
+            add(out, ta, tb, d.ctx);
+            EXPECT_EQ(d.read(out), rounded(act, sum_of(a, b)));
+            add(ta, ta, tb, d.ctx);
+            EXPECT_EQ(d.read(ta), d.read(out));
+        }
+}
+
+TEST(Norm, WrongTensorsAreNamed) {
+    Device d;
+    auto f32 = [&](Shape s, const char* name) { return d.tensor(DType::f32, s, name); };
+    Tensor x = f32({2, 3, 8}, "x"), out = f32({2, 3, 8}, "out"), mean = f32({2, 3}, "mean"), rstd = f32({2, 3}, "rstd");
+    Tensor weight = f32({8}, "weight"), short_weight = f32({7}, "short_weight"), short_rstd = f32({2, 2}, "short_rstd");
+    Tensor wide = f32({2, 3, 9}, "wide"), doubles = d.tensor(DType::f64, {2, 3, 8}, "doubles");
+    auto forward = [&](Tensor o, Tensor m, Tensor r, Tensor w, Tensor b) {
+        return [=, &d] { norm_forward(o, m, r, x, w, b, Norm::layernorm, eps, d.ctx); };
+    };
+    EXPECT_TRUE(refuses(forward(wide, mean, rstd, weight, weight), "wide"));
+    EXPECT_TRUE(refuses(forward(doubles, mean, rstd, weight, weight), "doubles"));
+    EXPECT_TRUE(refuses(forward(out, {}, rstd, weight, weight), "mean"));
+    EXPECT_TRUE(refuses(forward(out, mean, short_rstd, weight, weight), "short_rstd"));
+    EXPECT_TRUE(refuses(forward(out, mean, rstd, short_weight, weight), "short_weight"));
+    EXPECT_TRUE(refuses(forward(out, mean, rstd, weight, short_weight), "short_weight"));
+    EXPECT_TRUE(refuses([&] { residual_norm_forward(x, out, mean, rstd, x, {}, weight, {}, Norm::layernorm, eps, d.ctx); },
+                        "branch"));
+    EXPECT_TRUE(refuses([&] { residual_norm_forward(wide, out, mean, rstd, x, out, weight, {}, Norm::layernorm, eps, d.ctx); },
+                        "wide"));
+    EXPECT_TRUE(refuses([&] { norm_backward(out, short_weight, {}, out, x, mean, rstd, weight, Norm::layernorm, false, false, d.ctx); },
+                        "short_weight"));
+    EXPECT_TRUE(refuses([&] { add(out, x, wide, d.ctx); }, "wide"));
+}
+
+}  // namespace
+}  // namespace llmc

@@ -1,0 +1,53 @@
+// A tiny model in training, for tests of whole steps.
+#pragma once
+#include "dev/test/model_lab.h"
+#include "llmc/train/plan.h"
+
+namespace llmc::test {
+
+constexpr int64_t T = 8;  // the context of tiny models
+
+// A training run with exactly the memory that its plan asks for.
+struct Trainee {
+    TrainConfig train;
+    Plan plan;
+    Context ctx;
+    Model model;
+    Arena arena;
+    UnitHooks hooks;
+    std::unique_ptr<Step> step;
+
+    Trainee(const ModelConfig& config, const TrainConfig& train_config, ContextOptions options = {.threads = 1})
+        : train(train_config),
+          plan(make_plan(config, train, true, options.threads)),
+          ctx(options),
+          model(config, Precision::from_name(train.precision), train.decay == "all", ctx),
+          arena("activations", ctx) {
+        model.allocate(true);
+        arena.allocate(plan.activation_bytes);
+        reserve_workspace(plan.workspace_bytes, ctx);
+        model.initialize(uint64_t(train.seed));
+        step = std::make_unique<Step>(model, train, arena, hooks, ctx);
+    }
+    // One step on grad_accumulation x micro_batch rows; its mean loss.
+    double operator()(const Tokens& tokens, const Tokens& targets, bool statistics = false) {
+        const size_t size = size_t(train.micro_batch * model.config.context);
+        step->begin(train.lr);
+        for (int64_t k = 0; k < train.grad_accumulation; k++)
+            step->micro_batch(tokens.data() + size_t(k) * size, targets.data() + size_t(k) * size, k, statistics);
+        step->update();
+        StepState state = step->state();
+        return state.loss_sum / double(state.loss_count);
+    }
+    NamedVectors parameters() { return read_all(model.parameters(), ctx); }
+    NamedVectors gradients() { return read_all(model.gradients(), ctx); }
+};
+
+inline TrainConfig training(int64_t micro_batch, int64_t accumulation = 1, const std::string& precision = "fp32") {
+    TrainConfig c;
+    c.micro_batch = micro_batch, c.grad_accumulation = accumulation, c.precision = precision;
+    c.lr = 5e-3, c.weight_decay = 0.01;
+    return c;
+}
+
+}  // namespace llmc::test

@@ -1,0 +1,71 @@
+// The safetensors format of Hugging Face: 8 bytes little-endian header length, a JSON header that names every tensor
+// with dtype, shape and byte range, then the raw little-endian data without gaps.
+// https://github.com/huggingface/safetensors
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "llmc/base/files.h"
+#include "llmc/base/tensor.h"
+
+namespace llmc {
+
+using Metadata = std::map<std::string, std::string>;
+
+struct SafetensorsEntry {
+    std::string name;
+    DType dtype = DType::f32;
+    Shape shape;
+    int64_t offset = 0;  // of the first byte, from the start of the file; set by the reader
+    int64_t bytes() const { return shape.numel() * size_of(dtype); }
+};
+
+// A file mapped read-only. The constructor checks everything there is to check: header length, JSON, dtypes (F32, BF16,
+// F64, I32; at most 4 dimensions), sizes, and that the ranges fill the file without gap or overlap. InputError naming
+// file and tensor otherwise.
+class SafetensorsFile {
+public:
+    explicit SafetensorsFile(const std::string& path);
+
+    const std::string& path() const { return file_path; }
+    const Metadata& metadata() const { return strings; }                          // "__metadata__"
+    const std::vector<SafetensorsEntry>& tensors() const { return entries; }      // in the order of their data
+    const SafetensorsEntry* find(const std::string& name) const;                  // nullptr if there is none
+    const SafetensorsEntry& at(const std::string& name) const;                    // InputError if there is none
+    // The raw data, valid as long as this object; not necessarily aligned for its type.
+    const char* bytes(const SafetensorsEntry& entry) const { return file.data() + entry.offset; }
+
+    // A copy of the values; InputError if the tensor is missing or of another dtype.
+    template <class T> std::vector<T> read(const std::string& name) const {
+        const SafetensorsEntry& entry = at(name);
+        require_dtype(entry, dtype_of<T>::value);
+        std::vector<T> values(size_t(entry.shape.numel()));
+        if (!values.empty()) std::memcpy(static_cast<void*>(values.data()), bytes(entry), values.size() * sizeof(T));
+        return values;
+    }
+
+private:
+    void require_dtype(const SafetensorsEntry& entry, DType want) const;
+
+    std::string file_path;
+    MappedFile file;
+    Metadata strings;
+    std::vector<SafetensorsEntry> entries;
+    std::unordered_map<std::string, size_t> by_name;
+};
+
+// Puts bytes [first, first + size) of tensor number `index` into `buffer`.
+using SafetensorsSource = std::function<void(size_t index, int64_t first, char* buffer, int64_t size)>;
+
+// Writes a file with these tensors, whose data `source` supplies in pieces of at most 16 MiB, each tensor from first to
+// last byte: files larger than memory are fine. Wider types come first, so that every tensor is aligned. Atomic and
+// synced (AtomicFile); RunError with the reason if that fails, and then nothing exists under this name.
+void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& tensors, const Metadata& metadata,
+                       const SafetensorsSource& source);
+
+}  // namespace llmc

@@ -1,0 +1,84 @@
+// Tensor: a plain view of device memory. It owns nothing and nobody above ops/ may read through `data`.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "llmc/base/dtype.h"
+#include "llmc/base/errors.h"
+
+namespace llmc {
+
+// Up to four dimensions, slowest first. Sizes are int64 everywhere: products of dimensions overflow int32.
+struct Shape {
+    int rank = 0;
+    std::array<int64_t, 4> dim{};
+
+    Shape() = default;
+    Shape(std::initializer_list<int64_t> dims) {
+        if (dims.size() > 4) run_error("a tensor has at most 4 dimensions");
+        for (int64_t d : dims) dim[size_t(rank++)] = d;
+    }
+    int64_t operator[](int i) const { return dim[size_t(i < 0 ? i + rank : i)]; }  // negative: from the end
+    int64_t numel() const {
+        int64_t n = 1;
+        for (int i = 0; i < rank; i++) n *= dim[size_t(i)];
+        return n;
+    }
+    bool operator==(const Shape& o) const { return rank == o.rank && dim == o.dim; }
+    std::string text() const {  // "[2, 3, 4]"
+        std::string s = "[";
+        for (int i = 0; i < rank; i++) s += (i ? ", " : "") + std::to_string(dim[size_t(i)]);
+        return s + "]";
+    }
+};
+
+struct Tensor {
+    void* data = nullptr;  // device address, valid only inside ops/
+    DType dtype = DType::f32;
+    Shape shape;
+    Shape stride;            // in elements; row-major unless a view says otherwise
+    const char* name = "";   // for messages; points to storage that outlives the tensor
+
+    Tensor() = default;
+    Tensor(void* data, DType dtype, Shape shape, const char* name)
+        : data(data), dtype(dtype), shape(shape), stride(row_major(shape)), name(name) {}
+
+    explicit operator bool() const { return data != nullptr; }  // an optional tensor that was given
+    int64_t numel() const { return shape.numel(); }
+    int64_t bytes() const { return numel() * size_of(dtype); }
+    bool contiguous() const { return stride == row_major(shape); }
+
+    // rows x columns when all leading dimensions are folded into one: how a linear layer sees [B, T, C].
+    int64_t columns() const { return shape[-1]; }
+    int64_t rows() const { return columns() ? numel() / columns() : 0; }
+
+    // The same contiguous memory under another shape of equal size.
+    Tensor view(Shape s) const {
+        if (!contiguous() || s.numel() != numel())
+            run_error("tensor ", name, " ", shape.text(), " cannot be viewed as ", s.text());
+        return Tensor(data, dtype, s, name);
+    }
+    // Elements [begin, end) of the first dimension.
+    Tensor slice(int64_t begin, int64_t end) const {
+        if (begin < 0 || end < begin || end > shape[0])
+            run_error("tensor ", name, " ", shape.text(), " has no slice ", begin, ":", end);
+        Tensor t = *this;
+        t.data = static_cast<char*>(data) + begin * stride[0] * size_of(dtype);
+        t.shape.dim[0] = end - begin;
+        return t;
+    }
+
+    static Shape row_major(Shape s) {
+        Shape st = s;
+        int64_t n = 1;
+        for (int i = s.rank - 1; i >= 0; i--) st.dim[size_t(i)] = n, n *= s.dim[size_t(i)];
+        return st;
+    }
+};
+
+// A tensor with the name it has in files.
+struct NamedTensor { std::string name; Tensor tensor; };
+
+}  // namespace llmc

@@ -1,0 +1,95 @@
+#include "llmc/data/loader.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "llmc/base/errors.h"
+
+namespace llmc {
+
+namespace {
+
+// The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection whose every output bit depends on all inputs.
+uint64_t mix(uint64_t x) {
+    x += 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+}  // namespace
+
+Permutation::Permutation(int64_t n_, uint64_t seed, int64_t epoch) : n(uint64_t(n_)) {
+    // At least 4 bits a half, so that even a handful of windows is ordered by enough key material.
+    half_bits = std::max(4, (int(std::bit_width(n - 1)) + 1) / 2);
+    half_mask = (uint64_t(1) << half_bits) - 1;
+    for (int r = 0; r < rounds; r++) keys[r] = mix(mix(mix(seed) + uint64_t(epoch)) + uint64_t(r));
+}
+
+int64_t Permutation::operator()(int64_t i) const {
+    uint64_t x = uint64_t(i);
+    do {  // ends: i itself lies on the cycle and is below n
+        uint64_t left = x >> half_bits, right = x & half_mask;
+        for (uint64_t key : keys) {
+            uint64_t next = left ^ (mix(key ^ right) & half_mask);
+            left = right;
+            right = next;
+        }
+        x = left << half_bits | right;
+    } while (x >= n);
+    return int64_t(x);
+}
+
+Loader::Loader(const Split& data, int64_t seq_len, uint64_t order_seed, bool shuffled)
+    : split(data), length(seq_len), seed(order_seed), shuffle(shuffled), first_window{0} {
+    if (seq_len < 1) input_error("a sequence length of ", seq_len, " is impossible: it must be at least 1");
+    if (split.shards.empty()) input_error("the data has no ", split.name, " split");
+    int64_t longest = 0;
+    for (const Shard& shard : split.shards) {
+        longest = std::max(longest, shard.count);
+        first_window.push_back(first_window.back() + std::max<int64_t>(0, (shard.count - 1) / seq_len));
+    }
+    if (windows() == 0)
+        input_error("no shard of ", split.name, " is as long as one sequence: the longest (of ", split.shards.size(),
+                    ") has ", longest, " tokens, a sequence of ", seq_len, " needs ", seq_len + 1,
+                    "; give more data or a shorter sequence");
+}
+
+const uint16_t* Loader::window(int64_t index, size_t& shard) const {
+    shard = size_t(std::upper_bound(first_window.begin(), first_window.end(), index) - first_window.begin()) - 1;
+    return split.shards[shard].tokens + (index - first_window[shard]) * length;
+}
+
+void Loader::fill(int32_t* tokens, int32_t* targets, int64_t rows, int64_t first_sample) const {
+    if (first_sample < 0) run_error("the loader was asked for sample ", first_sample);
+    int64_t epoch = first_sample / windows();
+    Permutation order(windows(), seed, epoch);
+    for (int64_t row = 0; row < rows; row++, tokens += length, targets += length) {
+        int64_t sample = first_sample + row;
+        if (sample / windows() != epoch) order = Permutation(windows(), seed, epoch = sample / windows());
+        int64_t index = sample % windows();
+        size_t shard;
+        const uint16_t* from = window(shuffle ? order(index) : index, shard);
+        int32_t largest = from[0];
+        tokens[0] = from[0];
+        for (int64_t t = 1; t < length; t++) tokens[t] = from[t];
+        for (int64_t t = 0; t < length; t++) {
+            targets[t] = from[t + 1];
+            largest = std::max(largest, targets[t]);
+        }
+        if (largest >= split.vocab_size) {
+            const uint16_t* bad = std::find(from, from + length + 1, uint16_t(largest));
+            input_error(split.shards[shard].path, ": token ", bad - split.shards[shard].tokens, " is ", largest,
+                        ", but the vocabulary has ", split.vocab_size, " tokens: the shard is damaged");
+        }
+    }
+}
+
+int64_t Loader::sample_at(LoaderState state) const {
+    if (state.epoch < 0 || state.sample < 0 || state.sample >= windows())
+        input_error("a position of epoch ", state.epoch, ", sample ", state.sample, " is not in this data of ",
+                    windows(), " samples an epoch: is it another dataset or sequence length?");
+    return state.epoch * windows() + state.sample;
+}
+
+}  // namespace llmc

@@ -1,0 +1,94 @@
+// What a model is: sizes, the pattern of its blocks, and the options of each kind of block.
+//
+// `for_each_field` lists every field once; flags, help texts, JSON, printing and the comparison on resume all walk that list.
+#pragma once
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "llmc/ops/ops.h"
+
+namespace llmc {
+
+struct ModelConfig {
+    std::string pattern = "8x(attention ffn)";
+    int64_t vocab_size = 50257, d_model = 512, heads = 8, d_ff = 0, context = 256;
+    std::string positions = "learned";      // learned | rope | none
+    std::string norm = "layernorm";         // layernorm | rmsnorm
+    bool norm_bias = true, final_norm = false, tied_head = false, attention_bias = false, ffn_bias = true;
+    std::string ffn_activation = "relu";    // relu | gelu | gelu_erf | silu | swiglu
+    int64_t group_size = 32, experts = 32, expert_size = 0;
+    bool flop_matched = true;
+    std::string expert_activation = "relu"; // relu | gelu | gelu_erf | silu
+    double temperature = 1;
+    std::string emit = "shared";            // shared | experts
+    std::string group_axis = "batch";       // batch | sequence
+    std::string router = "learned";         // learned | uniform
+    std::string init = "truncated-normal";  // truncated-normal | truncated-normal-fixed
+    double init_scale = 0.1;
+};
+
+// One field: its name as in JSON (the flag is --name with dashes), where it lives, and what it means.
+struct FieldInfo {
+    const char* name;
+    const char* help;
+    std::vector<std::string> choices = {};  // for words
+    double least = 0, most = 1e18;          // for numbers
+    const char* group = "Model";            // heading in the help text
+};
+
+// Calls f(info, c.field) for every field of a ModelConfig (const or not).
+template <class Config, class F>
+void for_each_model_field(Config& c, F&& f) {
+    const std::vector<std::string> plain = {"relu", "gelu", "gelu_erf", "silu"};
+    std::vector<std::string> gated = plain;
+    gated.push_back("swiglu");
+    f(FieldInfo{"pattern", "blocks from bottom to top, e.g. \"4x(attention ffn) 4x(attention mot)\""}, c.pattern);
+    f(FieldInfo{"vocab_size", "vocabulary; 0: the data's", {}, 0, 1 << 30}, c.vocab_size);
+    f(FieldInfo{"d_model", "width of the residual stream", {}, 1, 1 << 20}, c.d_model);
+    f(FieldInfo{"heads", "attention heads; must divide d_model", {}, 1, 1 << 16}, c.heads);
+    f(FieldInfo{"d_ff", "hidden size of a feed-forward; 0: 4 x d_model", {}, 0, 1 << 24}, c.d_ff);
+    f(FieldInfo{"context", "sequence length in tokens", {}, 1, 1 << 24}, c.context);
+    f(FieldInfo{"positions", "position information", {"learned", "rope", "none"}}, c.positions);
+    f(FieldInfo{"norm", "kind of norm", {"layernorm", "rmsnorm"}}, c.norm);
+    f(FieldInfo{"norm_bias", "bias in norms"}, c.norm_bias);
+    f(FieldInfo{"final_norm", "a norm before the head"}, c.final_norm);
+    f(FieldInfo{"tied_head", "the head shares the token embedding"}, c.tied_head);
+    f(FieldInfo{"attention_bias", "biases in attention"}, c.attention_bias);
+    f(FieldInfo{"ffn_bias", "biases in dense feed-forwards (never with swiglu)"}, c.ffn_bias);
+    f(FieldInfo{"ffn_activation", "activation of dense feed-forwards", gated}, c.ffn_activation);
+    const char* mot = "Mixture of Tokens";
+    f(FieldInfo{"group_size", "tokens mixed together; must divide the micro-batch", {}, 1, 1 << 20, mot}, c.group_size);
+    f(FieldInfo{"experts", "number of experts", {}, 1, 1 << 20, mot}, c.experts);
+    f(FieldInfo{"expert_size", "hidden size of one expert; 0: see flop_matched", {}, 0, 1 << 24, mot}, c.expert_size);
+    f(FieldInfo{"flop_matched", "expert_size 0 means d_ff x group_size / experts: the FLOPs of a dense layer; off: d_ff / experts",
+                {}, 0, 1, mot}, c.flop_matched);
+    f(FieldInfo{"expert_activation", "activation of experts", plain, 0, 0, mot}, c.expert_activation);
+    f(FieldInfo{"temperature", "of the merge and emit softmax", {}, 1e-6, 1e6, mot}, c.temperature);
+    f(FieldInfo{"emit", "emit with the merge weights, or with a softmax over experts", {"shared", "experts"}, 0, 0, mot}, c.emit);
+    f(FieldInfo{"group_axis", "group over the batch, or within a sequence (not causal: a control only)", {"batch", "sequence"}, 0, 0,
+                mot}, c.group_axis);
+    f(FieldInfo{"router", "learned controller, or uniform weights 1/g without one (a control)", {"learned", "uniform"}, 0, 0, mot},
+      c.router);
+    const char* init = "Initialisation";
+    f(FieldInfo{"init", "truncated-normal: std sqrt(scale/fan_in), cut at +-2 scale; -fixed: std scale/sqrt(fan_in), cut at 2 std",
+                {"truncated-normal", "truncated-normal-fixed"}, 0, 0, init}, c.init);
+    f(FieldInfo{"init_scale", "scale of the initialisation", {}, 1e-6, 1e3, init}, c.init_scale);
+}
+
+nlohmann::json to_json(const ModelConfig& config);
+// InputError naming the field for a missing, unknown or mistyped one. `where` says whose configuration it is.
+ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where);
+
+// "2x(attention ffn) attention mot" -> {"attention", "ffn", "attention", "ffn", "attention", "mot"}. InputError with the position of
+// what does not parse.
+std::vector<std::string> parse_pattern(const std::string& pattern);
+
+// Fills in d_ff and expert_size and checks everything that one look at the configuration can tell. InputError with the numbers.
+ModelConfig resolved(ModelConfig config);
+
+bool has_mot(const ModelConfig& config);
+Activation activation_of(const std::string& word);  // "swiglu" is silu (gated)
+
+}  // namespace llmc

@@ -1,0 +1,62 @@
+// Initial weights (facts of the reference: Linear layers and embeddings by truncated normal, embeddings with fan-in 1, biases as PyTorch's
+// Linear draws them, norms at 1 and 0).
+//
+//   truncated-normal        std = sqrt(scale / fan_in), cut at +-2 scale (absolute, not in units of std)
+//   truncated-normal-fixed  std = scale / sqrt(fan_in), cut at +-2 std
+#include "llmc/model/initialize.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "llmc/base/rng.h"
+#include "llmc/model/model.h"
+
+namespace llmc {
+namespace {
+
+// Fills `out` (of the parameter's type) with elements first .. first+n of the tensor.
+template <class T>
+void draw(T* out, int64_t first, int64_t n, const ParamSpec& spec, const ModelConfig& config, uint64_t seed) {
+    RandomStream stream(seed, spec.name);
+    const double fan_in = double(spec.init.fan_in), scale = config.init_scale;
+    if (spec.init.kind == ParamInit::weight) {
+        const bool fixed = config.init == "truncated-normal-fixed";
+        const double std = fixed ? scale / std::sqrt(fan_in) : std::sqrt(scale / fan_in);
+        stream.truncated_normal_fill(out, first, n, std, fixed ? 2 * std : 2 * scale);
+    } else {
+        stream.uniform_fill(out, first, n, -1 / std::sqrt(fan_in), 1 / std::sqrt(fan_in));
+    }
+}
+
+}  // namespace
+
+void initialize_parameters(const ParamTable& table, Tensor params, const ModelConfig& config, uint64_t seed, Context& ctx) {
+    constexpr int64_t chunk = 1 << 20;  // elements on the host at a time
+    std::vector<double> host(chunk);    // large enough for every type
+    for (const Unit& unit : table.units) {
+        for (const ParamSpec& spec : unit.params) {
+            Tensor tensor = view_of(spec, unit_range(unit, params));
+            Tensor flat = tensor.view({tensor.numel()});
+            if (spec.init.kind == ParamInit::ones || spec.init.kind == ParamInit::zeros) {
+                fill(flat, spec.init.kind == ParamInit::ones ? 1 : 0, ctx);
+                continue;
+            }
+            for (int64_t first = 0; first < flat.numel(); first += chunk) {
+                int64_t n = std::min(chunk, flat.numel() - first);
+                void* out = host.data();
+                if (ctx.counting) break;
+                if (flat.dtype == DType::f64) draw(static_cast<double*>(out), first, n, spec, config, seed);
+                else if (flat.dtype == DType::f32) draw(static_cast<float*>(out), first, n, spec, config, seed);
+                else draw(static_cast<bf16*>(out), first, n, spec, config, seed);
+                upload(flat.slice(first, first + n), out, ctx);
+            }
+        }
+    }
+}
+
+void Model::initialize(uint64_t seed) {
+    initialize_parameters(table, params, config, seed, ctx);
+    refresh_compute_copy();
+}
+
+}  // namespace llmc

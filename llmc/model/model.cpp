@@ -1,0 +1,364 @@
+#include "llmc/model/model.h"
+
+namespace llmc {
+
+struct Model::Run {
+    Arena& arena;
+    UnitHooks& hooks;
+    int64_t B, T;
+    bool training = false, recompute = false, accumulate = false;
+    EvalOptions eval{};
+    Tensor metrics{};
+    int64_t first_position = 0;
+};
+
+// What forward leaves for the backward of one block. With recomputation only x (and decisions) outlive the forward pass.
+struct Model::Kept {
+    Tensor x, normed, mean, rstd;  // [B,T,C], [B,T,C], [B,T], [B,T]
+    std::vector<Tensor> slots;     // the block's saved tensors (recomputing: only its decisions)
+};
+
+Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everything, Context& ctx)
+    : config(resolved(c)), precision(precision), buffers("parameters", ctx), ctx(ctx),
+      norm(config.norm == "rmsnorm" ? Norm::rmsnorm : Norm::layernorm) {
+    const int64_t V = config.vocab_size, C = config.d_model;
+    if (V < 1) input_error("the vocabulary size is not known: set --vocab-size or give --data");
+    auto add_unit = [&](const std::string& name, const std::string& prefix, bool experts = false) {
+        table.units.push_back({name, experts, 0, 0, 0, {}, prefix});
+        return table.units.size() - 1;
+    };
+    auto declare_norm = [&](Unit& unit, const std::string& prefix) {
+        unit.ones(prefix + "weight", {C});
+        if (config.norm_bias) unit.zeros(prefix + "bias", {C});
+    };
+
+    Unit& embedding = table.units[add_unit("embedding", "embedding")];
+    embedding.weight("token.weight", {V, C}, 1);
+    if (config.positions == "learned") embedding.weight("position.weight", {config.context, C}, 1);
+
+    int64_t first_metric = 0;
+    std::vector<std::string> kinds = parse_pattern(config.pattern);
+    for (size_t i = 0; i < kinds.size(); i++) {
+        blocks.push_back(make_block(kinds[i], config));
+        std::string name = str("blocks.", i);
+        Unit dense{name, false, 0, 0, 0, {}, name}, experts{name + ".experts", true, 0, 0, 0, {}, name};
+        declare_norm(dense, "norm.");
+        blocks[i]->declare_params(dense, experts);
+        table.units.push_back(dense);
+        if (!experts.params.empty()) table.units.push_back(experts);
+        for (const std::string& metric : blocks[i]->declare_metrics()) metrics.push_back({name + "." + metric, first_metric++, 1});
+    }
+    if (config.final_norm) declare_norm(table.units[add_unit("final_norm", "final_norm")], "");
+    if (!config.tied_head) table.units[add_unit("head", "head")].weight("weight", {V, C}, C);
+    table.finish(decay_everything);
+}
+
+// ---------------------------------------------------------------------------------------------------------------- buffers
+
+void Model::allocate(bool training) {
+    auto lay_out = [&] {
+        params = buffers.tensor("parameters", precision.param, {table.size});
+        compute = precision.compute_copy() ? buffers.tensor("compute copy", precision.act, {table.size}) : params;
+        if (!training) return;
+        grads = buffers.tensor("gradients", precision.grad, {table.size});
+        moment1 = buffers.tensor("adam m", precision.grad, {table.size});
+        moment2 = buffers.tensor("adam v", precision.grad, {table.size});
+    };
+    lay_out();
+    int64_t bytes = buffers.peak();
+    buffers.release(0);
+    buffers.allocate(bytes);
+    lay_out();
+    for (const Tensor& t : {params, compute, grads, moment1, moment2})
+        if (t) fill(t, 0, ctx);  // the padding between tensors must be and stay zero
+}
+
+void Model::refresh_compute_copy() {
+    if (precision.compute_copy()) copy(compute, params, ctx);
+}
+
+std::vector<NamedTensor> Model::parameters() const { return named_tensors(table, params, ""); }
+std::vector<NamedTensor> Model::gradients() const { return named_tensors(table, grads, ""); }
+std::vector<NamedTensor> Model::optimizer() const {
+    std::vector<NamedTensor> list = named_tensors(table, moment1, "m.");
+    for (NamedTensor& t : named_tensors(table, moment2, "v.")) list.push_back(t);
+    return list;
+}
+
+UnitView Model::view(const std::string& unit_name, bool gradients) const {
+    const Unit* unit = table.find_unit(unit_name);
+    if (!unit) return {};
+    return {unit, unit_range(*unit, compute), gradients ? unit_range(*unit, grads) : Tensor{}};
+}
+
+void Model::check_rows(int64_t rows, int64_t group_size) const {
+    if (!has_mot(config)) return;
+    const int64_t g = group_size ? group_size : config.group_size;
+    if (config.group_axis == "batch" && rows % g)
+        input_error("a batch of ", rows, " sequences cannot be cut into MoT groups of ", g, ": make the micro-batch (", rows,
+                    ") a multiple of the group size (", g, ")");
+    if (config.group_axis == "sequence" && config.context % g)
+        input_error("a sequence of ", config.context, " tokens cannot be cut into MoT groups of ", g, ": choose a group size that divides it");
+}
+
+// ------------------------------------------------------------------------------------------------------------- one block
+
+Pass Model::pass_for(size_t i, const Run& run) const {
+    std::string name = str("blocks.", i);
+    Pass pass{ctx, run.arena};
+    pass.B = run.B, pass.T = run.T, pass.act = precision.act;
+    pass.dense = view(name, run.training), pass.experts = view(name + ".experts", run.training);
+    pass.first_position = run.first_position;
+    pass.accumulate = run.accumulate, pass.discrete = run.eval.discrete;
+    pass.live_rows = run.eval.live_rows;
+    pass.group_size = run.eval.group_size ? run.eval.group_size : config.group_size;
+    if (run.metrics) {
+        int64_t first = -1, count = 0;
+        for (const MetricSlot& slot : metrics)
+            if (slot.name.compare(0, name.size() + 1, name + ".") == 0) first = first < 0 ? slot.first : first, count += slot.count;
+        if (count) pass.metrics = run.metrics.slice(first, first + count);
+    }
+    return pass;
+}
+
+static void append_slots(std::vector<Tensor>& slots, const std::vector<SavedSpec>& specs, bool decisions, Arena& arena) {
+    for (const SavedSpec& s : specs)
+        if (s.decision == decisions) slots.push_back(arena.tensor(s.name, s.dtype, s.shape));
+}
+
+// normed = norm_i(x), or with a branch: kept.x = x + branch first. Makes normed, mean and rstd.
+void Model::normalize(size_t i, Kept& kept, Tensor x, Tensor branch, const Run& run) const {
+    const int64_t B = run.B, T = run.T, C = config.d_model;
+    kept.normed = run.arena.tensor("normed", precision.act, {B, T, C});
+    kept.mean = norm == Norm::layernorm ? run.arena.tensor("mean", stat(), {B, T}) : Tensor{};
+    kept.rstd = run.arena.tensor("rstd", stat(), {B, T});
+    const bool last = i == blocks.size();
+    UnitView unit = view(last ? "final_norm" : str("blocks.", i), false);
+    Tensor weight = unit.param(last ? "weight" : "norm.weight");
+    Tensor bias = config.norm_bias ? unit.param(last ? "bias" : "norm.bias") : Tensor{};
+    if (branch)
+        residual_norm_forward(kept.x, kept.normed, kept.mean, kept.rstd, x, branch, weight, bias, norm, norm_eps, ctx);
+    else
+        norm_forward(kept.normed, kept.mean, kept.rstd, x, weight, bias, norm, norm_eps, ctx);
+}
+
+// Backward of normalize: dx (+)= gradient through norm_i of dnormed.
+void Model::normalize_backward(size_t i, const Kept& kept, Tensor dx, Tensor dnormed, bool accumulate_dx, const Run& run) const {
+    const bool last = i == blocks.size();
+    UnitView unit = view(last ? "final_norm" : str("blocks.", i), true);
+    Tensor dbias = config.norm_bias ? unit.grad(last ? "bias" : "norm.bias") : Tensor{};
+    norm_backward(dx, unit.grad(last ? "weight" : "norm.weight"), dbias, dnormed, kept.x, kept.mean, kept.rstd,
+                  unit.param(last ? "weight" : "norm.weight"), norm, accumulate_dx, run.accumulate, ctx);
+}
+
+void Model::announce(size_t i, const Run& run, Phase phase, bool before) const {
+    for (const char* suffix : {"", ".experts"})
+        if (const Unit* unit = table.find_unit(str("blocks.", i, suffix)))
+            before ? run.hooks.before(*unit, phase) : run.hooks.after(*unit, phase);
+}
+
+// kept.x = x + branch (block 0: x), branch = block_i(norm_i(kept.x)). Unless training, kept.x overwrites x and nothing else survives.
+Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& run) {
+    announce(i, run, Phase::forward, true);
+    Pass pass = pass_for(i, run);
+    std::vector<SavedSpec> specs = blocks[i]->declare_saved(run.B, run.T, pass);
+    Kept kept;
+    kept.x = i == 0 || !run.training ? x : run.arena.tensor("x", precision.act, x.shape);
+    append_slots(kept.slots, specs, true, run.arena);
+    int64_t mark = run.arena.mark();
+    pass.slots = kept.slots;
+    append_slots(pass.slots, specs, false, run.arena);
+    normalize(i, kept, x, i == 0 ? Tensor{} : branch, run);
+    int64_t temporaries = run.arena.mark();
+    blocks[i]->forward(pass, branch, kept.normed);
+    if (run.training && !run.recompute) {
+        kept.slots = pass.slots;
+        run.arena.release(temporaries);
+    } else {
+        run.arena.release(mark);
+    }
+    announce(i, run, Phase::forward, false);
+    return kept;
+}
+
+// dstream [B,T,C]: the gradient of the residual stream above the block on entry, below it on return.
+void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept) {
+    announce(i, run, Phase::backward, true);
+    int64_t mark = run.arena.mark();
+    Pass pass = pass_for(i, run);
+    pass.slots = kept.slots;
+    if (run.recompute) {  // the same forward once more, with the decisions of the first
+        append_slots(pass.slots, blocks[i]->declare_saved(run.B, run.T, pass), false, run.arena);
+        pass.recomputing = true, pass.metrics = {};
+        normalize(i, kept, kept.x, {}, run);
+        int64_t temporaries = run.arena.mark();
+        blocks[i]->forward(pass, run.arena.tensor("branch", precision.act, dstream.shape), kept.normed);
+        run.arena.release(temporaries);
+    }
+    Tensor dnormed = run.arena.tensor("dnormed", precision.act, dstream.shape);
+    blocks[i]->backward(pass, dnormed, dstream, kept.normed);
+    normalize_backward(i, kept, dstream, dnormed, true, run);
+    run.arena.release(mark);
+    announce(i, run, Phase::backward, false);
+}
+
+// ---------------------------------------------------------------------------------------------------------- whole passes
+
+// x_0 [B,T,C] of tokens [B,T].
+Tensor Model::embed(Tensor tokens, const Run& run) {
+    UnitView embedding = view("embedding", false);
+    Tensor positions = config.positions == "learned" ? embedding.param("position.weight") : Tensor{};
+    run.hooks.before(*embedding.unit, Phase::forward);
+    Tensor x = run.arena.tensor("x", precision.act, {run.B, run.T, config.d_model});
+    embedding_forward(x, tokens, embedding.param("token.weight"), positions, run.first_position, ctx);
+    run.hooks.after(*embedding.unit, Phase::forward);
+    return x;
+}
+
+// The head's input [B,T,C]. Training: kept gets one entry per block and one for the final norm, if there is one.
+Tensor Model::forward(Tensor tokens, const Run& run, std::vector<Kept>& kept) {
+    Tensor x = embed(tokens, run);
+    Tensor branch = run.arena.tensor("branch", precision.act, x.shape);
+    for (size_t i = 0; i < blocks.size(); i++) {
+        kept.push_back(forward_block(i, x, branch, run));
+        x = kept.back().x;
+    }
+    return finish_stream(x, branch, run, kept);
+}
+
+// x + branch, through the final norm if there is one.
+Tensor Model::finish_stream(Tensor x, Tensor branch, const Run& run, std::vector<Kept>& kept) {
+    if (!config.final_norm) {
+        Tensor sum = run.training ? run.arena.tensor("x", precision.act, x.shape) : x;  // training: block n-1's backward needs x
+        add(sum, x, branch, ctx);
+        return sum;
+    }
+    const Unit& unit = *table.find_unit("final_norm");
+    Kept last;
+    last.x = run.training ? run.arena.tensor("x", precision.act, x.shape) : x;
+    run.hooks.before(unit, Phase::forward);
+    normalize(blocks.size(), last, x, branch, run);
+    run.hooks.after(unit, Phase::forward);
+    kept.push_back(last);
+    return last.normed;
+}
+
+// dh [B,T,C]: gradient of the head's input; is overwritten.
+void Model::backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>& kept) {
+    Tensor dstream = dh;
+    if (config.final_norm) {
+        const Unit& unit = *table.find_unit("final_norm");
+        run.hooks.before(unit, Phase::backward);
+        dstream = run.arena.tensor("dstream", precision.act, dh.shape);
+        normalize_backward(blocks.size(), kept.back(), dstream, dh, false, run);
+        run.hooks.after(unit, Phase::backward);
+    }
+    for (size_t i = blocks.size(); i-- > 0;) backward_block(i, dstream, run, kept[i]);
+
+    UnitView embedding = view("embedding", true);
+    Tensor dpositions = config.positions == "learned" ? embedding.grad("position.weight") : Tensor{};
+    run.hooks.before(*embedding.unit, Phase::backward);
+    embedding_backward(embedding.grad("token.weight"), dpositions, dstream, tokens, run.accumulate || config.tied_head, run.accumulate,
+                       ctx);
+    run.hooks.after(*embedding.unit, Phase::backward);
+}
+
+// The unit that holds the head's weight [V,C], and that weight's name in it. A tied head is the token embedding.
+UnitView Model::head_view(bool gradients) const { return view(config.tied_head ? "embedding" : "head", gradients); }
+const char* Model::head_weight() const { return config.tied_head ? "token.weight" : "weight"; }
+
+void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHooks& hooks) {
+    const int64_t B = batch.tokens.shape[0], T = batch.tokens.shape[1], C = config.d_model;
+    check_rows(B);
+    Run run{arena, hooks, B, T, true, recompute, batch.accumulate, {}, batch.metrics};
+    int64_t mark = arena.mark();
+    std::vector<Kept> kept;
+    kept.reserve(blocks.size() + 1);
+    Tensor h = forward(batch.tokens, run, kept);  // [B,T,C]
+    Tensor dh = arena.tensor("dh", precision.act, h.shape);
+
+    UnitView head = head_view(true);
+    hooks.before(*head.unit, Phase::forward);
+    head_loss(batch.losses, dh.view({B * T, C}), head.grad(head_weight()), h.view({B * T, C}), head.param(head_weight()),
+              batch.targets.view({B * T}), batch.dloss, batch.accumulate, ctx);
+    if (!config.tied_head) hooks.after(*head.unit, Phase::backward);
+
+    backward(dh, batch.tokens, run, kept);
+    arena.release(mark);
+}
+
+void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOptions& options, Arena& arena, UnitHooks& hooks) {
+    const int64_t B = tokens.shape[0], T = tokens.shape[1], C = config.d_model;
+    check_rows(B, options.group_size);
+    Run run{arena, hooks, B, T, false, false, false, options};
+    int64_t mark = arena.mark();
+    std::vector<Kept> kept;
+    Tensor h = forward(tokens, run, kept);
+    UnitView head = head_view(false);
+    hooks.before(*head.unit, Phase::forward);
+    head_loss(losses, {}, {}, h.view({B * T, C}), head.param(head_weight()), targets.view({B * T}), 0, false, ctx);
+    hooks.after(*head.unit, Phase::forward);
+    arena.release(mark);
+}
+
+void Model::logits(Tensor logits, Tensor tokens, const EvalOptions& options, Arena& arena, UnitHooks& hooks) {
+    check_rows(tokens.shape[0], options.group_size);
+    Run run{arena, hooks, tokens.shape[0], tokens.shape[1], false, false, false, options};
+    int64_t mark = arena.mark();
+    std::vector<Kept> kept;
+    Tensor h = forward(tokens, run, kept);
+    UnitView head = head_view(false);
+    hooks.before(*head.unit, Phase::forward);
+    matmul(logits, h, head.param(head_weight()), {.transpose_b = true}, ctx);
+    hooks.after(*head.unit, Phase::forward);
+    arena.release(mark);
+}
+
+// ------------------------------------------------------------------------------------------------------------ generation
+
+Generation Model::start_generation(int64_t rows, Arena& arena) const {
+    Generation generation{rows, 0, {}};
+    for (const auto& block : blocks) {
+        std::vector<Tensor> state;
+        for (const StateSpec& s : block->declare_state(rows, precision.act)) state.push_back(arena.tensor(s.name, s.dtype, s.shape));
+        generation.state.push_back(state);
+    }
+    return generation;
+}
+
+void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const EvalOptions& options, Arena& arena, UnitHooks& hooks) {
+    const int64_t B = tokens.shape[0], n = tokens.shape[1], C = config.d_model;
+    check_rows(B, options.group_size);
+    if (has_mot(config) && config.group_axis == "sequence")
+        input_error("a model whose MoT groups lie within a sequence (--group-axis sequence) is not causal and cannot generate");
+    if (generation.position + n > config.context)
+        input_error("cannot extend to position ", generation.position + n, ": the model's context is ", config.context, " tokens");
+    Run run{arena, hooks, B, n, false, false, false, options, {}, generation.position};
+    int64_t mark = arena.mark();
+    Tensor x = embed(tokens, run), branch = arena.tensor("branch", precision.act, x.shape);
+    std::vector<Kept> kept;
+    for (size_t i = 0; i < blocks.size(); i++) {
+        int64_t temporaries = arena.mark();
+        announce(i, run, Phase::forward, true);
+        Pass pass = pass_for(i, run);
+        pass.state = generation.state[i];
+        append_slots(pass.slots, blocks[i]->declare_saved(B, n, pass), true, arena);
+        append_slots(pass.slots, blocks[i]->declare_saved(B, n, pass), false, arena);
+        Kept k{x, {}, {}, {}, {}};
+        normalize(i, k, x, i == 0 ? Tensor{} : branch, run);
+        blocks[i]->extend(pass, branch, k.normed);
+        announce(i, run, Phase::forward, false);
+        arena.release(temporaries);
+    }
+    Tensor h = finish_stream(x, branch, run, kept);
+    Tensor last(static_cast<char*>(h.data) + (n - 1) * C * size_of(h.dtype), h.dtype, {B, C}, "last positions");
+    last.stride = {n * C, 1};
+    UnitView head = head_view(false);
+    hooks.before(*head.unit, Phase::forward);
+    matmul(logits, last, head.param(head_weight()), {.transpose_b = true}, ctx);
+    hooks.after(*head.unit, Phase::forward);
+    arena.release(mark);
+    generation.position += n;
+}
+
+}  // namespace llmc

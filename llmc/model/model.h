@@ -1,0 +1,108 @@
+// The model: a stack of residual blocks between an embedding and a head, run by explicit forward and backward passes.
+//
+//   x_0 = embedding(tokens);   x_{i+1} = x_i + block_i(norm_i(x_i));   losses = head([final_norm](x_n), targets)
+//
+// The model owns the parameter-shaped buffers (parameters, compute copy, gradients, Adam's moments). Activations live on an Arena used
+// as a stack: forward pushes what each block saves, backward pops it in reverse, so the arena's peak is the activation memory.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llmc/model/blocks/block.h"
+#include "llmc/model/precision.h"
+
+namespace llmc {
+
+enum class Phase { forward, backward };
+
+// Called around every use of a unit's parameters. Does nothing in one process: gathering, freeing, reducing and prefetching of
+// sharded units hang here and nowhere else.
+struct UnitHooks {
+    virtual ~UnitHooks() = default;
+    virtual void before(const Unit&, Phase) {}
+    virtual void after(const Unit&, Phase) {}
+};
+
+struct EvalOptions {
+    bool discrete = false;    // MoT: one-hot merge and emit weights
+    int64_t group_size = 0;   // MoT: another group size than trained with; 0: the model's
+    int64_t live_rows = 0;    // MoT: rows from here on enter their groups as zero vectors; 0: all rows are real
+};
+
+struct MetricSlot { std::string name; int64_t first, count; };  // a block's scalars in the metrics buffer
+
+// Rows that extend position by position: the carried tensors of every block.
+struct Generation {
+    int64_t rows = 0, position = 0;          // positions done so far
+    std::vector<std::vector<Tensor>> state;  // per block
+};
+
+class Model {
+  public:
+    // Declares the tables; allocates nothing. InputError if the configuration is impossible.
+    Model(const ModelConfig& config, const Precision& precision, bool decay_everything, Context& ctx);
+
+    // Buffers. Training adds gradients and moments. Bytes: see memory().
+    void allocate(bool training);
+    // Initial weights, made on the host in double from (seed, tensor name, element): the same on every backend and world size.
+    void initialize(uint64_t seed);
+    void refresh_compute_copy();   // after parameters were loaded
+
+    // InputError unless rows can be cut into groups (of the override, if not 0).
+    void check_rows(int64_t rows, int64_t group_size = 0) const;
+
+    // Forward and backward of one micro-batch. tokens, targets [B,T] i32; losses [B*T] stat. dloss: weight of one token's loss in the
+    // total. Gradients are overwritten, or added to if `accumulate`. metrics (optional): the buffer of metric_slots().
+    struct MicroBatch { Tensor tokens, targets, losses; double dloss; bool accumulate; Tensor metrics{}; };
+    void train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHooks& hooks);
+    // Losses only.
+    void evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOptions& options, Arena& arena, UnitHooks& hooks);
+    // logits [B,T,V] stat, all positions. For tests and small models: V is large.
+    void logits(Tensor logits, Tensor tokens, const EvalOptions& options, Arena& arena, UnitHooks& hooks);
+
+    // Generation: state for `rows` rows from `arena`, then `extend` by tokens [rows, n] as often as wanted.
+    // logits [rows, V] stat of the last of the n positions.
+    Generation start_generation(int64_t rows, Arena& arena) const;
+    void extend(Tensor logits, Tensor tokens, Generation& generation, const EvalOptions& options, Arena& arena,
+                UnitHooks& hooks);
+
+    std::vector<NamedTensor> parameters() const;   // masters, in table order
+    std::vector<NamedTensor> optimizer() const;    // "m.<name>", "v.<name>"
+    std::vector<NamedTensor> gradients() const;
+    const std::vector<MetricSlot>& metric_slots() const { return metrics; }
+    int64_t metric_count() const { return metrics.empty() ? 0 : metrics.back().first + metrics.back().count; }
+    DType stat() const { return precision.act == DType::f64 ? DType::f64 : DType::f32; }
+
+    const ModelConfig config;
+    const Precision precision;
+    ParamTable table;
+    Arena buffers;                                   // everything shaped like the parameters
+    Tensor params, compute, grads, moment1, moment2; // compute is params itself where there is no copy
+
+  private:
+    struct Run;   // one call: sizes, options, arena, hooks
+    struct Kept;  // what one block leaves for backward
+    UnitView view(const std::string& unit_name, bool gradients) const;
+    UnitView head_view(bool gradients) const;
+    const char* head_weight() const;
+    Pass pass_for(size_t i, const Run& run) const;
+    void announce(size_t i, const Run& run, Phase phase, bool before) const;
+    void normalize(size_t i, Kept& kept, Tensor x, Tensor branch, const Run& run) const;
+    void normalize_backward(size_t i, const Kept& kept, Tensor dx, Tensor dnormed, bool accumulate_dx, const Run& run) const;
+    Kept forward_block(size_t i, Tensor x, Tensor branch, const Run& run);
+    void backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept);
+    Tensor embed(Tensor tokens, const Run& run);
+    Tensor finish_stream(Tensor x, Tensor branch, const Run& run, std::vector<Kept>& kept);
+    Tensor forward(Tensor tokens, const Run& run, std::vector<Kept>& kept);
+    void backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>& kept);
+
+    Context& ctx;
+    Norm norm;
+    std::vector<std::unique_ptr<Block>> blocks;
+    std::vector<MetricSlot> metrics;
+};
+
+constexpr double norm_eps = 1e-5;
+
+}  // namespace llmc

@@ -1,0 +1,109 @@
+// Causal multi-head attention, forward (Dao et al. 2022: tiles and an online softmax instead of a T x T matrix).
+//
+//     s[i,j] = <q_i, k_j> / sqrt(D) for j <= i,   p[i,:] = softmax(s[i,:]),   out_i = sum_j p[i,j] v_j
+//
+// Tile by tile along the keys: with m the largest score so far, out and the sum of exp(s - m) are kept relative to m
+// and are multiplied by exp(old m - new m) when m grows. One thread works on one head of one sequence at a time.
+#include "llmc/ops/cpu/attention_tile.h"
+
+namespace llmc {
+namespace {
+
+// scores -> exp(scores - max) in place, with the running max and sum of every query; factor = exp(old max - new max).
+template <class F>
+void online_softmax(F* scores, F* max, F* sum, F* factor, const TilePair<F>& pair) {
+    const int64_t queries = pair.queries;
+    std::copy_n(max, queries, factor);
+    for (int64_t key = 0; key < pair.keys; key++) {
+        const F* s = scores + key * attention_tile;
+#pragma omp simd
+        for (int64_t i = pair.first_query(key); i < queries; i++) max[i] = s[i] > max[i] ? s[i] : max[i];
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < queries; i++) {
+        factor[i] = fast_exp(factor[i] - max[i]);
+        sum[i] *= factor[i];
+    }
+    for (int64_t key = 0; key < pair.keys; key++) {
+        F* s = scores + key * attention_tile;
+#pragma omp simd
+        for (int64_t i = pair.first_query(key); i < queries; i++) {
+            s[i] = fast_exp(s[i] - max[i]);
+            sum[i] += s[i];
+        }
+    }
+}
+
+// The online softmax over all keys for the query tile in w.q_transposed: w.out = sum of exp(s - max) v, w.max, w.sum.
+template <class F>
+void attend_tile(const AttendScratch<F>& w, int64_t q0, int64_t queries, int64_t keys, int64_t size) {
+    const int64_t padded = round_up(size, tile_lanes<F>);
+    std::fill_n(w.max, queries, -std::numeric_limits<F>::infinity());
+    std::fill_n(w.sum, queries, F(0));
+    for (int64_t k0 = 0; k0 <= q0; k0 += attention_tile) {
+        const TilePair<F> pair{std::min(attention_tile, keys - k0), queries, size, k0 == q0};
+        pair.products(w.scores, w.k + k0 * padded, w.q_transposed);
+        pair.mask(w.scores);
+        online_softmax(w.scores, w.max, w.sum, w.factor, pair);
+        for (int64_t i = 0; i < (k0 ? queries : 0); i++) {
+            F* row = w.out + i * padded;
+#pragma omp simd
+            for (int64_t d = 0; d < padded; d++) row[d] *= w.factor[i];
+        }
+        pair.sum_over_keys(w.out, w.scores, w.v + k0 * padded, k0 > 0);
+    }
+}
+
+}  // namespace
+
+template <class T, class F>
+void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t first, int64_t n, int64_t size,
+                 const AttendScratch<F>& w) {
+    const int64_t padded = round_up(size, tile_lanes<F>), end = first + n, keys = round_up(end, tile_step<F>);
+    const F scale = F(1 / std::sqrt(double(size)));
+    pack_rows(w.k, x.k, 0, keys, end, size, F(1));
+    pack_rows(w.v, x.v, 0, keys, end, size, F(1));
+    for (int64_t q0 = first / attention_tile * attention_tile; q0 < end; q0 += attention_tile) {
+        const int64_t queries = std::min(attention_tile, keys - q0);
+        pack_rows(w.q, x.q, q0 - first, queries, n, size, scale);
+        transpose_tile(w.q_transposed, w.q, queries, size);
+        attend_tile(w, q0, queries, keys, size);
+        for (int64_t t = std::max(first, q0); t < std::min(end, q0 + attention_tile); t++) {
+            const int64_t i = t - q0;
+            unpack_row(out[t - first], w.out + i * padded, size, 1 / w.sum[i]);
+            if (lse) lse[t - first] = w.max[i] + std::log(w.sum[i]);
+        }
+    }
+}
+
+template void attend_head(HeadRows<float>, float*, const HeadQkv<const float>&, int64_t, int64_t, int64_t,
+                          const AttendScratch<float>&);
+template void attend_head(HeadRows<bf16>, float*, const HeadQkv<const bf16>&, int64_t, int64_t, int64_t,
+                          const AttendScratch<float>&);
+template void attend_head(HeadRows<double>, double*, const HeadQkv<const double>&, int64_t, int64_t, int64_t,
+                          const AttendScratch<double>&);
+
+void attention_forward(Tensor out, Tensor lse, Tensor qkv, int64_t heads, Context& ctx) {
+    const AttentionShape s = attention_shape("attention_forward", qkv, heads);
+    check(out, qkv.dtype, {s.B, s.T, s.C}, "attention_forward: out");
+    check(lse, arithmetic_dtype(qkv.dtype), {s.B, s.H, s.T}, "attention_forward: lse");
+    dispatch(qkv.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        using F = arithmetic_t<T>;
+        Carver counter;
+        AttendScratch<F>(counter, s.T, s.D);
+        const int64_t bytes = int64_t(counter.next);
+        Op op(ctx, "attention_forward", 4 * s.pairs() * s.D, ctx.threads * bytes);
+        if (!op.run) return;
+#pragma omp parallel for num_threads(ctx.threads) schedule(static)
+        for (int64_t bh = 0; bh < s.B * s.H; bh++) {
+            Carver carver{uintptr_t(op.workspace) + uintptr_t(omp_get_thread_num() * bytes)};
+            const AttendScratch<F> scratch(carver, s.T, s.D);
+            const int64_t b = bh / s.H, h = bh % s.H;
+            attend_head(head_of(ptr<T>(out), s, b, h), ptr<F>(lse) + bh * s.T, head_of_qkv(ptr<const T>(qkv), s, b, h),
+                        0, s.T, s.D, scratch);
+        }
+    });
+}
+
+}  // namespace llmc

@@ -1,0 +1,136 @@
+// Causal multi-head attention, backward (Dao et al. 2022). Nothing but lse was kept: probabilities are computed again,
+// tile by tile, from the same scores in the same order as in the forward pass.
+//
+//     p[i,j] = exp(s[i,j] - lse_i)        delta_i = <dout_i, out_i>
+//     dv_j = sum_i p[i,j] dout_i          ds[i,j] = p[i,j] (<dout_i, v_j> - delta_i)
+//     dq_i = sum_j ds[i,j] k_j / sqrt(D)  dk_j = sum_i ds[i,j] q_i / sqrt(D)
+//
+// One thread works on one head of one sequence, query tile after query tile, so every sum has one fixed order.
+#include "llmc/ops/cpu/attention_tile.h"
+
+namespace llmc {
+namespace {
+
+// Scratch of one thread. Whole sequence: k, v, dk, dv. The rest is one tile; q holds q / sqrt(D).
+template <class F> struct BackwardScratch {
+    F *k, *v, *dk, *dv;
+    F *q, *q_transposed, *dout, *dout_transposed, *dq, *p, *ds, *lse, *delta;
+
+    BackwardScratch(Carver& carver, int64_t keys, int64_t size) {
+        const int64_t padded = round_up(size, tile_lanes<F>), rows = round_up(keys, tile_step<F>);
+        for (F** piece : {&k, &v, &dk, &dv}) *piece = carver.take<F>(rows * padded);
+        for (F** piece : {&q, &q_transposed, &dout, &dout_transposed, &dq})
+            *piece = carver.take<F>(attention_tile * padded);
+        for (F** piece : {&p, &ds}) *piece = carver.take<F>(attention_tile * attention_tile);
+        for (F** piece : {&lse, &delta}) *piece = carver.take<F>(attention_tile);
+    }
+};
+
+// p = exp(p - lse) of a tile of scores.
+template <class F>
+void probabilities(F* p, const F* lse, const TilePair<F>& pair) {
+    for (int64_t key = 0; key < pair.keys; key++) {
+        F* row = p + key * attention_tile;
+#pragma omp simd
+        for (int64_t i = pair.first_query(key); i < pair.queries; i++) row[i] = fast_exp(row[i] - lse[i]);
+    }
+}
+
+// ds = p (ds - delta), ds = <dout, v> before.
+template <class F>
+void score_gradients(F* ds, const F* p, const F* delta, const TilePair<F>& pair) {
+    for (int64_t key = 0; key < pair.keys; key++) {
+        F* row = ds + key * attention_tile;
+        const F* weight = p + key * attention_tile;
+#pragma omp simd
+        for (int64_t i = pair.first_query(key); i < pair.queries; i++) row[i] = weight[i] * (row[i] - delta[i]);
+    }
+}
+
+// One pair of tiles: adds to w.dq, and to the rows of w.dk and w.dv from k0 on. Keys meet their own diagonal tile
+// first.
+template <class F>
+void backward_pair(const BackwardScratch<F>& w, int64_t k0, const TilePair<F>& pair) {
+    const int64_t at = k0 * pair.padded();
+    pair.products(w.p, w.k + at, w.q_transposed);
+    pair.mask(w.p);
+    probabilities(w.p, w.lse, pair);
+    pair.sum_over_queries(w.dv + at, w.p, w.dout, !pair.diagonal);
+    pair.products(w.ds, w.v + at, w.dout_transposed);
+    score_gradients(w.ds, w.p, w.delta, pair);
+    pair.sum_over_queries(w.dk + at, w.ds, w.q, !pair.diagonal);
+    pair.sum_over_keys(w.dq, w.ds, w.k + at, k0 > 0);
+}
+
+// The query tile from position q0: fills the tiles of w, lse and delta with 0 past T.
+template <class T, class F>
+void load_queries(const BackwardScratch<F>& w, HeadRows<const T> q, HeadRows<const T> dout, HeadRows<const T> out,
+                  const F* lse, int64_t q0, int64_t queries, int64_t n, int64_t size) {
+    const int64_t padded = round_up(size, tile_lanes<F>);
+    pack_rows(w.q, q, q0, queries, n, size, F(1 / std::sqrt(double(size))));
+    pack_rows(w.dout, dout, q0, queries, n, size, F(1));
+    transpose_tile(w.q_transposed, w.q, queries, size);
+    transpose_tile(w.dout_transposed, w.dout, queries, size);
+    std::fill_n(w.lse, queries, F(0));
+    std::fill_n(w.delta, queries, F(0));
+    for (int64_t i = 0; i < std::min(queries, n - q0); i++) {
+        const F* dout_row = w.dout + i * padded;
+        const T* out_row = out[q0 + i];
+        F sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t d = 0; d < size; d++) sum += dout_row[d] * F(out_row[d]);
+        w.delta[i] = sum;
+        w.lse[i] = lse[q0 + i];
+    }
+}
+
+// One head of one sequence of n positions.
+template <class T, class F>
+void backward_head(const HeadQkv<T>& dx, HeadRows<const T> dout, const HeadQkv<const T>& x, HeadRows<const T> out,
+                   const F* lse, int64_t n, int64_t size, const BackwardScratch<F>& w) {
+    const int64_t padded = round_up(size, tile_lanes<F>), keys = round_up(n, tile_step<F>);
+    pack_rows(w.k, x.k, 0, keys, n, size, F(1));
+    pack_rows(w.v, x.v, 0, keys, n, size, F(1));
+    for (int64_t q0 = 0; q0 < n; q0 += attention_tile) {
+        const int64_t queries = std::min(attention_tile, keys - q0);
+        load_queries(w, x.q, dout, out, lse, q0, queries, n, size);
+        for (int64_t k0 = 0; k0 <= q0; k0 += attention_tile)
+            backward_pair(w, k0, TilePair<F>{std::min(attention_tile, keys - k0), queries, size, k0 == q0});
+        for (int64_t t = q0; t < std::min(n, q0 + attention_tile); t++)
+            unpack_row(dx.q[t], w.dq + (t - q0) * padded, size, F(1 / std::sqrt(double(size))));
+    }
+    for (int64_t t = 0; t < n; t++) {
+        unpack_row(dx.k[t], w.dk + t * padded, size, F(1));
+        unpack_row(dx.v[t], w.dv + t * padded, size, F(1));
+    }
+}
+
+}  // namespace
+
+void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse, int64_t heads, Context& ctx) {
+    const AttentionShape s = attention_shape("attention_backward", qkv, heads);
+    check(dqkv, qkv.dtype, qkv.shape, "attention_backward: dqkv");
+    check(dout, qkv.dtype, {s.B, s.T, s.C}, "attention_backward: dout");
+    check(out, qkv.dtype, {s.B, s.T, s.C}, "attention_backward: out");
+    check(lse, arithmetic_dtype(qkv.dtype), {s.B, s.H, s.T}, "attention_backward: lse");
+    dispatch(qkv.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        using F = arithmetic_t<T>;
+        Carver counter;
+        BackwardScratch<F>(counter, s.T, s.D);
+        const int64_t bytes = int64_t(counter.next);
+        Op op(ctx, "attention_backward", 10 * s.pairs() * s.D, ctx.threads * bytes);
+        if (!op.run) return;
+#pragma omp parallel for num_threads(ctx.threads) schedule(static)
+        for (int64_t bh = 0; bh < s.B * s.H; bh++) {
+            Carver carver{uintptr_t(op.workspace) + uintptr_t(omp_get_thread_num() * bytes)};
+            const BackwardScratch<F> scratch(carver, s.T, s.D);
+            const int64_t b = bh / s.H, h = bh % s.H;
+            backward_head(head_of_qkv(ptr<T>(dqkv), s, b, h), head_of(ptr<const T>(dout), s, b, h),
+                          head_of_qkv(ptr<const T>(qkv), s, b, h), head_of(ptr<const T>(out), s, b, h),
+                          ptr<const F>(lse) + bh * s.T, s.T, s.D, scratch);
+        }
+    });
+}
+
+}  // namespace llmc

@@ -1,0 +1,158 @@
+// What the attention files share: tiles of one head in scratch, and the products between them.
+//
+// Queries and keys are cut into tiles of 64 positions, aligned to multiples of 64 whatever position a call starts at.
+// Scores are kept transposed, scores[key][query]: maxima and sums over keys then run across vectors instead of along
+// them, and of all operands only the query tile has to be transposed. Only the diagonal tile (keys and queries at the
+// same positions) is masked; in it whole vectors of queries before a key are skipped.
+#pragma once
+#include <limits>
+
+#include "llmc/ops/cpu/math.h"
+#include "llmc/ops/cpu/tile.h"
+
+namespace llmc {
+
+constexpr int64_t attention_tile = 64;
+// Positions in a tile come in multiples of this: whole vectors and whole blocks of rows.
+template <class F> constexpr int64_t tile_step = std::max(tile_lanes<F>, block_rows);
+
+struct AttentionShape {
+    int64_t B, T, C, H, D;
+    int64_t pairs() const { return B * H * (T * (T + 1) / 2); }  // of a query and a key it sees
+};
+// The sizes behind qkv [B,T,3C] and a number of heads. RunError if they do not fit each other.
+inline AttentionShape attention_shape(const char* op, const Tensor& qkv, int64_t heads) {
+    if (qkv.shape.rank != 3 || qkv.shape[2] % 3 != 0 || !qkv.contiguous())
+        run_error(op, ": qkv ", qkv.name, " has shape ", qkv.shape.text(), ", expected contiguous [B, T, 3 * C]");
+    const int64_t C = qkv.shape[2] / 3;
+    if (heads < 1 || C < heads || C % heads != 0)
+        run_error(op, ": qkv ", qkv.name, " has C = ", C, ", which cannot be cut into ", heads, " heads");
+    return {qkv.shape[0], qkv.shape[1], C, heads, C / heads};
+}
+
+// One head of one sequence inside a tensor: D elements of position t at data + t * stride.
+template <class T> struct HeadRows {
+    T* data;
+    int64_t stride;
+    T* operator[](int64_t t) const { return data + t * stride; }
+};
+
+// Queries, keys and values of one head of one sequence.
+template <class T> struct HeadQkv { HeadRows<T> q, k, v; };
+
+// Head h of sequence b in out [B,T,C] and in qkv [B,T,3C]. T may be const.
+template <class T> HeadRows<T> head_of(T* out, const AttentionShape& s, int64_t b, int64_t h) {
+    return {out + b * s.T * s.C + h * s.D, s.C};
+}
+template <class T> HeadQkv<T> head_of_qkv(T* qkv, const AttentionShape& s, int64_t b, int64_t h) {
+    const int64_t wide = 3 * s.C;
+    T* q = qkv + b * s.T * wide + h * s.D;
+    return {{q, wide}, {q + s.C, wide}, {q + 2 * s.C, wide}};
+}
+
+// Hands out 64-byte aligned pieces of a workspace; with base 0 it only counts.
+struct Carver {
+    uintptr_t next = 0;
+    template <class F> F* take(int64_t n) {
+        F* piece = reinterpret_cast<F*>(next);
+        next += uintptr_t(round_up(n * int64_t(sizeof(F)), 64));
+        return piece;
+    }
+};
+
+// dst [count, padded], padded = round_up(size, tile_lanes): row r = row from + r of src times scale. Rows outside [0,
+// available) and columns past size become 0.
+template <class T, class F>
+void pack_rows(F* dst, HeadRows<const T> src, int64_t from, int64_t count, int64_t available, int64_t size,
+               F scale = 1) {
+    const int64_t padded = round_up(size, tile_lanes<F>);
+    for (int64_t r = 0; r < count; r++, dst += padded) {
+        const bool given = from + r >= 0 && from + r < available;
+        const int64_t used = given ? size : 0;
+        const T* row = given ? src[from + r] : nullptr;
+#pragma omp simd
+        for (int64_t d = 0; d < used; d++) dst[d] = F(row[d]) * scale;
+        for (int64_t d = used; d < padded; d++) dst[d] = 0;
+    }
+}
+
+// dst = src * scale, size elements.
+template <class T, class F>
+void unpack_row(T* dst, const F* src, int64_t size, F scale) {
+#pragma omp simd
+    for (int64_t d = 0; d < size; d++) dst[d] = T(src[d] * scale);
+}
+
+// dst[d][q] = src[q][d]: src [queries, round_up(size, tile_lanes)], dst [size, attention_tile].
+template <class F>
+void transpose_tile(F* dst, const F* src, int64_t queries, int64_t size) {
+    const int64_t padded = round_up(size, tile_lanes<F>);
+    for (int64_t q0 = 0; q0 < queries; q0 += tile_lanes<F>)
+        for (int64_t d = 0; d < size; d++)
+            for (int64_t q = q0; q < q0 + tile_lanes<F>; q++) dst[d * attention_tile + q] = src[q * padded + d];
+}
+
+// A pair of tiles: `keys` x `queries` positions (multiples of tile_step), head size `size`.
+template <class F> struct TilePair {
+    int64_t keys, queries, size;
+    bool diagonal;
+
+    static_assert(attention_tile % tile_step<F> == 0);
+    int64_t padded() const { return round_up(size, tile_lanes<F>); }
+    // First query column that exists in row `key` of the scores.
+    int64_t first_query(int64_t key) const { return diagonal ? key / tile_step<F> * tile_step<F> : 0; }
+
+    // scores[key][query] = <rows[key], columns[.][query]>: rows [keys, padded], columns [size, attention_tile].
+    void products(F* scores, const F* rows, const F* columns) const {
+        for (int64_t key = 0; key < keys; key += block_rows) {
+            const int64_t q = first_query(key);
+            multiply_rows<false>(scores + key * attention_tile + q, attention_tile, rows + key * padded(), padded(),
+                                 columns + q, attention_tile, queries - q, size, false);
+        }
+    }
+    // scores = -inf where the key comes after the query.
+    void mask(F* scores) const {
+        if (!diagonal) return;
+        for (int64_t key = 0; key < keys; key++)
+            for (int64_t q = first_query(key); q < key; q++)
+                scores[key * attention_tile + q] = -std::numeric_limits<F>::infinity();
+    }
+    // out[query] (+)= sum over keys: weights[key][query] rows[key].   out [queries, padded], rows [keys, padded]
+    void sum_over_keys(F* out, const F* weights, const F* rows, bool accumulate) const {
+        for (int64_t q = 0; q < queries; q += block_rows)
+            multiply_rows<true>(out + q * padded(), padded(), weights + q, attention_tile, rows, padded(), padded(),
+                                diagonal ? std::min(keys, q + block_rows) : keys, accumulate);
+    }
+    // out[key] (+)= sum over queries: weights[key][query] rows[query].   out [keys, padded], rows [queries, padded]
+    void sum_over_queries(F* out, const F* weights, const F* rows, bool accumulate) const {
+        for (int64_t key = 0; key < keys; key += block_rows) {
+            const int64_t q = diagonal ? key : 0;
+            multiply_rows<false>(out + key * padded(), padded(), weights + key * attention_tile + q, attention_tile,
+                                 rows + q * padded(), padded(), padded(), queries - q, accumulate);
+        }
+    }
+};
+
+// Scratch of one thread for attend_head with up to `keys` positions.
+template <class F> struct AttendScratch {
+    F *k, *v;                            // all positions
+    F *q, *q_transposed, *scores, *out;  // one tile
+    F *max, *sum, *factor;               // per query of the tile
+
+    AttendScratch(Carver& carver, int64_t keys, int64_t size) {
+        const int64_t padded = round_up(size, tile_lanes<F>), rows = round_up(keys, tile_step<F>);
+        for (F** piece : {&k, &v}) *piece = carver.take<F>(rows * padded);
+        for (F** piece : {&q, &q_transposed, &out}) *piece = carver.take<F>(attention_tile * padded);
+        scores = carver.take<F>(attention_tile * attention_tile);
+        for (F** piece : {&max, &sum, &factor}) *piece = carver.take<F>(attention_tile);
+    }
+};
+
+// Causal attention of one head: queries at positions first .. first + n - 1 (rows 0 .. n-1 of x.q and out) attend to
+// keys and values 0 .. first + n - 1. lse [n] may be nullptr. A query's result has the same bits whatever first and n
+// are.
+template <class T, class F>
+void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t first, int64_t n, int64_t size,
+                 const AttendScratch<F>& w);
+
+}  // namespace llmc

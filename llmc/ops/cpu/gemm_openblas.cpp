@@ -1,0 +1,52 @@
+// GEMMs by OpenBLAS, where oneDNN is missing: float32, then a pass for the bias.
+#include <cblas.h>
+
+#include <limits>
+
+#include "llmc/ops/cpu/cpu.h"
+#include "llmc/ops/cpu/gemm.h"
+
+namespace llmc {
+
+struct GemmLibrary { int threads; };
+
+GemmLibrary* gemm_create(int threads) {
+    openblas_set_num_threads(threads);
+    return new GemmLibrary{threads};
+}
+
+void gemm_destroy(GemmLibrary* library) { delete library; }
+
+// "OpenBLAS 0.3.21, SkylakeX kernels"
+const char* gemm_library() {
+    static const std::string name = [] {
+        std::istringstream config(openblas_get_config());  // "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ..."
+        std::string library, version;
+        config >> library >> version;
+        return library + " " + version + ", " + openblas_get_corename() + " kernels";
+    }();
+    return name.c_str();
+}
+
+bool gemm_has_bf16(GemmLibrary*) { return false; }
+
+std::string gemm_implementation(GemmLibrary*, const GemmProblem&) { return openblas_get_corename(); }
+
+void gemm(GemmLibrary* library, const GemmProblem& p, const void* a, const void* b, const void* bias, void* c) {
+    for (int64_t size : {p.m, p.n, p.k, p.lda, p.ldb, p.ldc})
+        if (size > std::numeric_limits<blasint>::max()) run_error("OpenBLAS cannot multiply ", p.text(), ": a size does not fit");
+    for (int64_t batch = 0; batch < p.batch; batch++)
+        cblas_sgemm(CblasRowMajor, p.transpose_a ? CblasTrans : CblasNoTrans, p.transpose_b ? CblasTrans : CblasNoTrans,
+                    blasint(p.m), blasint(p.n), blasint(p.k), 1.0f, static_cast<const float*>(a) + batch * p.stride_a,
+                    blasint(p.lda), static_cast<const float*>(b) + batch * p.stride_b, blasint(p.ldb),
+                    p.accumulate ? 1.0f : 0.0f, static_cast<float*>(c) + batch * p.stride_c, blasint(p.ldc));
+    if (!p.bias) return;
+    const float* add = static_cast<const float*>(bias);
+#pragma omp parallel for schedule(static) num_threads(library->threads)
+    for (int64_t row = 0; row < p.batch * p.m; row++) {
+        float* out = static_cast<float*>(c) + row / p.m * p.stride_c + row % p.m * p.ldc;
+        for (int64_t j = 0; j < p.n; j++) out[j] += add[j];
+    }
+}
+
+}  // namespace llmc

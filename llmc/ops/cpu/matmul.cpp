@@ -1,0 +1,200 @@
+// matmul and bias_backward: shapes here, the multiplication in the GEMM library (gemm.h).
+#include <vector>
+
+#include "llmc/ops/cpu/backend.h"
+#include "llmc/ops/cpu/gemm_loops.h"
+
+namespace llmc {
+
+std::string GemmProblem::text() const {
+    auto operand = [](int64_t rows, int64_t columns, bool transposed) {
+        return transposed ? str("[", columns, "x", rows, "]^T") : str("[", rows, "x", columns, "]");
+    };
+    return str(name_of(in), batch > 1 ? str(" ", batch, " times") : "", " ", operand(m, k, transpose_a), " x ",
+               operand(k, n, transpose_b), " -> ", name_of(out));
+}
+
+namespace {
+
+// Rows x columns with a leading dimension: a tensor with all leading axes folded into rows, or one of a batch of matrices.
+struct Matrix { int64_t batch, rows, columns, ld, stride; };
+
+Matrix fold(const Tensor& t, bool batched) {
+    const int rank = t.shape.rank, first = batched ? 1 : 0;
+    if (rank == 0) run_error("matmul: ", t.name, " is a scalar, not a matrix");
+    Matrix m{batched ? t.shape[0] : 1, 1, t.shape[-1], t.shape[-1], batched ? t.stride[0] : 0};
+    for (int i = first; i < rank - 1; i++) m.rows *= t.shape[i];
+    bool regular = m.columns <= 1 || t.stride[-1] == 1;
+    int64_t ld = 0;  // rows lie ld apart; axes of length 1 have no say
+    for (int64_t i = rank - 2, below = 1; i >= first; below *= t.shape[int(i--)]) {
+        if (t.shape[int(i)] == 1) continue;
+        if (ld == 0) ld = t.stride[int(i)] / below;
+        regular = regular && t.stride[int(i)] == ld * below;
+    }
+    m.ld = std::max(m.columns, ld);
+    if (!regular || (m.rows > 1 && ld < m.columns))
+        run_error("matmul: ", t.name, " ", t.shape.text(), " does not lie in memory as rows with one leading dimension (strides ",
+                  t.stride.text(), ")");
+    return m;
+}
+
+// The product that out = op(a) op(b) asks for, after all checks.
+GemmProblem plan(const Tensor& out, const Tensor& a, const Tensor& b, const MatmulOptions& o) {
+    const bool batched = out.shape.rank == 3 && a.shape.rank == 3 && b.shape.rank == 3;
+    const Matrix ma = fold(a, batched), mb = fold(b, batched), mo = fold(out, batched);
+    const int64_t m = o.transpose_a ? ma.columns : ma.rows, k = o.transpose_a ? ma.rows : ma.columns;
+    const int64_t n = o.transpose_b ? mb.rows : mb.columns, k_of_b = o.transpose_b ? mb.columns : mb.rows;
+    const char* ta = o.transpose_a ? " transposed" : "";
+    const char* tb = o.transpose_b ? " transposed" : "";
+    if (k_of_b != k || mb.batch != ma.batch)
+        run_error("matmul: ", b.name, " ", b.shape.text(), tb, " does not fit ", a.name, " ", a.shape.text(), ta);
+    if (mo.rows != m || mo.columns != n || mo.batch != ma.batch)
+        run_error("matmul: ", out.name, " ", out.shape.text(), " cannot hold ", a.name, " ", a.shape.text(), ta, " times ", b.name,
+                  " ", b.shape.text(), tb, ", which is ", m, " x ", n);
+    if (a.dtype == DType::i32) run_error("matmul: ", a.name, " has dtype I32, not a float type");
+    check_dtype(b, a.dtype, "matmul:");
+    if (out.dtype != a.dtype && !(a.dtype == DType::bf16 && out.dtype == DType::f32)) check_dtype(out, a.dtype, "matmul:");
+    if (o.activation != Activation::none && o.activation != Activation::relu)
+        run_error("matmul: only relu can be applied on the way to ", out.name, "; use activation_forward");
+    if (o.accumulate && (o.bias || o.activation != Activation::none))
+        run_error("matmul: ", out.name, " cannot accumulate together with a bias or an activation");
+    if (o.bias) check(o.bias, a.dtype, {n}, "matmul:");
+    return {.batch = ma.batch, .m = m, .n = n, .k = k, .in = a.dtype, .out = out.dtype,
+            .transpose_a = o.transpose_a, .transpose_b = o.transpose_b,
+            .lda = ma.ld, .ldb = mb.ld, .ldc = mo.ld, .stride_a = ma.stride, .stride_b = mb.stride, .stride_c = mo.stride,
+            .accumulate = o.accumulate, .bias = bool(o.bias)};
+}
+
+// Copies a stack of matrices between bf16 and f32, row by row. (rows, columns) as stored.
+template <class To, class From>
+void convert_rows(To* to, int64_t to_ld, int64_t to_stride, const From* from, int64_t from_ld, int64_t from_stride, int64_t batch,
+                  int64_t rows, int64_t columns, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r = 0; r < batch * rows; r++) {
+        To* out = to + r / rows * to_stride + r % rows * to_ld;
+        const From* in = from + r / rows * from_stride + r % rows * from_ld;
+#pragma omp simd
+        for (int64_t j = 0; j < columns; j++) out[j] = To(float(in[j]));
+    }
+}
+
+void gemm_f32(const GemmProblem& p, const float* a, const float* b, const float* bias, float* c, Context& ctx) {
+    if (p.k > 0) gemm(ctx.backend->gemm, p, a, b, bias, c);
+    else gemm_loops(p, a, b, bias, c, ctx.threads);
+}
+
+// bf16 without a bf16 library: everything through float32 copies. They live in the Backend and grow with the largest problem.
+void gemm_through_f32(const GemmProblem& p, const bf16* a, const bf16* b, const bf16* bias, void* c, Context& ctx) {
+    const int64_t a_rows = p.transpose_a ? p.k : p.m, a_columns = p.transpose_a ? p.m : p.k;
+    const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
+    const int64_t a_size = p.batch * p.m * p.k, b_size = p.batch * p.k * p.n, bias_size = p.bias ? p.n : 0;
+    const int64_t c_size = p.out == DType::bf16 ? p.batch * p.m * p.n : 0;
+    std::vector<float>& buffer = ctx.backend->widened;
+    if (int64_t(buffer.size()) < a_size + b_size + bias_size + c_size) buffer.resize(size_t(a_size + b_size + bias_size + c_size));
+    float *fa = buffer.data(), *fb = fa + a_size, *fbias = fb + b_size, *fc = fbias + bias_size;
+
+    convert_rows(fa, a_columns, p.m * p.k, a, p.lda, p.stride_a, p.batch, a_rows, a_columns, ctx.threads);
+    convert_rows(fb, b_columns, p.k * p.n, b, p.ldb, p.stride_b, p.batch, b_rows, b_columns, ctx.threads);
+    if (p.bias) convert_rows(fbias, p.n, 0, bias, p.n, 0, 1, 1, p.n, ctx.threads);
+    GemmProblem wide = p;
+    wide.in = wide.out = DType::f32;
+    wide.lda = a_columns, wide.ldb = b_columns, wide.stride_a = p.m * p.k, wide.stride_b = p.k * p.n;
+    if (p.out == DType::f32) return gemm_f32(wide, fa, fb, fbias, static_cast<float*>(c), ctx);
+
+    wide.ldc = p.n, wide.stride_c = p.m * p.n;
+    bf16* out = static_cast<bf16*>(c);
+    if (p.accumulate) convert_rows(fc, p.n, p.m * p.n, out, p.ldc, p.stride_c, p.batch, p.m, p.n, ctx.threads);
+    gemm_f32(wide, fa, fb, fbias, fc, ctx);
+    convert_rows(out, p.ldc, p.stride_c, fc, p.n, p.m * p.n, p.batch, p.m, p.n, ctx.threads);
+}
+
+}  // namespace
+
+void gemm_any(const GemmProblem& p, const void* a, const void* b, const void* bias, void* c, Context& ctx) {
+    if (p.batch == 0 || p.m == 0 || p.n == 0) return;
+    if (p.in == DType::f64)
+        gemm_loops(p, static_cast<const double*>(a), static_cast<const double*>(b), static_cast<const double*>(bias),
+                   static_cast<double*>(c), ctx.threads);
+    else if (p.in == DType::f32)
+        gemm_f32(p, static_cast<const float*>(a), static_cast<const float*>(b), static_cast<const float*>(bias),
+                 static_cast<float*>(c), ctx);
+    else if (p.k > 0 && gemm_has_bf16(ctx.backend->gemm))
+        gemm(ctx.backend->gemm, p, a, b, bias, c);
+    else
+        gemm_through_f32(p, static_cast<const bf16*>(a), static_cast<const bf16*>(b), static_cast<const bf16*>(bias), c, ctx);
+}
+
+namespace {
+
+// A pass of its own: oneDNN's fused ReLU turns NaN into 0 and would hide a model that has diverged.
+template <class T>
+void relu_rows(const GemmProblem& p, T* c, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < p.batch * p.m; row++) {
+        T* out = c + row / p.m * p.stride_c + row % p.m * p.ldc;
+#pragma omp simd
+        for (int64_t j = 0; j < p.n; j++) {
+            arithmetic_t<T> value = out[j];
+            out[j] = T(value < 0 ? 0 : value);
+        }
+    }
+}
+
+}  // namespace
+
+void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Context& ctx) {
+    const GemmProblem p = plan(out, a, b, options);
+    Op op(ctx, "matmul", 2 * p.batch * p.m * p.n * p.k);
+    if (!op.run) return;
+    gemm_any(p, a.data, b.data, options.bias.data, out.data, ctx);
+    if (options.activation == Activation::relu)
+        dispatch(out.dtype, [&](auto zero) { relu_rows(p, ptr<decltype(zero)>(out), ctx.threads); });
+}
+
+namespace {
+
+// Rows are cut into a number of chunks that depends on their number only: the sum is the same for any number of threads.
+int64_t bias_chunks(int64_t rows) { return std::clamp<int64_t>(rows / 64, 1, 64); }
+
+template <class T>
+void column_sums(Tensor dbias, Tensor dout, bool accumulate, void* workspace, int threads) {
+    using A = arithmetic_t<T>;
+    const int64_t n = dout.columns(), rows = dout.rows(), chunks = bias_chunks(rows);
+    A* partial = static_cast<A*>(workspace);  // [chunks, n]
+    A* sum = ptr<A>(dbias);
+#pragma omp parallel num_threads(threads) if (rows * n > 4096)
+    {
+#pragma omp for schedule(static)
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            A* mine = partial + chunk * n;
+            std::fill(mine, mine + n, A(0));
+            auto [begin, end] = part_of(rows, chunk, chunks);
+            for (int64_t row = begin; row < end; row++) {
+                const T* in = ptr<T>(dout) + row * n;
+#pragma omp simd
+                for (int64_t j = 0; j < n; j++) mine[j] += A(in[j]);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t j = 0; j < n; j++) {
+            A total = accumulate ? sum[j] : A(0);
+            for (int64_t chunk = 0; chunk < chunks; chunk++) total += partial[chunk * n + j];
+            sum[j] = total;
+        }
+    }
+}
+
+}  // namespace
+
+void bias_backward(Tensor dbias, Tensor dout, bool accumulate, Context& ctx) {
+    if (!dout.contiguous()) run_error("bias_backward: ", dout.name, " must be contiguous");
+    const int64_t n = dout.columns();
+    check(dbias, arithmetic_dtype(dout.dtype), {n}, "bias_backward:");
+    Op op(ctx, "bias_backward", dout.numel(), bias_chunks(dout.rows()) * n * size_of(dbias.dtype));
+    if (!op.run || n == 0) return;
+    dispatch(dout.dtype, [&](auto zero) {
+        column_sums<decltype(zero)>(dbias, dout, accumulate, op.workspace, ctx.threads);
+    });
+}
+
+}  // namespace llmc

@@ -1,0 +1,237 @@
+// Device memory on the CPU: anonymous mappings, so that the guard can take them away and large ones can get huge pages; and
+// what is known about the machine: free memory, description, peak speed.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+
+#include "llmc/ops/cpu/backend.h"
+#include "llmc/ops/cpu/cpu.h"
+
+namespace llmc {
+
+namespace {
+
+// Addresses that a counting Context hands out: above anything the kernel gives a process, never dereferenced.
+const uintptr_t fake_base = uintptr_t(1) << 56;
+bool is_fake(const void* data) { return reinterpret_cast<uintptr_t>(data) >= fake_base; }
+
+int64_t mapped_bytes(int64_t bytes) { return round_up(std::max<int64_t>(bytes, 1), sysconf(_SC_PAGESIZE)); }
+
+const int64_t unlimited = std::numeric_limits<int64_t>::max();
+
+// The first number in a file of /proc or /sys; `otherwise` if there is none ("max", no such file).
+int64_t number_in(const std::string& path, int64_t otherwise) {
+    std::ifstream in(path);
+    int64_t value;
+    return in >> value ? value : otherwise;
+}
+
+// The value of the line "key value" or "key: value kB" in bytes; -1 if there is none.
+int64_t value_of(const std::string& path, const std::string& key, int64_t unit) {
+    std::ifstream in(path);
+    for (std::string line; std::getline(in, line);)
+        if (line.rfind(key, 0) == 0) return std::strtoll(line.c_str() + key.size(), nullptr, 10) * unit;
+    return -1;
+}
+
+// What the memory limits of this process's control group and all groups above it leave. Page cache the kernel can drop is free.
+int64_t cgroup_memory_left() {
+    int64_t left = unlimited;
+    std::ifstream in("/proc/self/cgroup");
+    for (std::string line; std::getline(in, line);) {  // "4:memory:/path" (version 1) or "0::/path" (version 2)
+        size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (second == std::string::npos) continue;
+        std::string controllers = line.substr(first + 1, second - first - 1), group = line.substr(second + 1);
+        bool v2 = controllers.empty();
+        if (!v2 && ("," + controllers + ",").find(",memory,") == std::string::npos) continue;
+        std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+        for (std::string at = group;; at = at.substr(0, at.rfind('/'))) {
+            if (at == "/") at.clear();
+            std::string dir = root + at;
+            int64_t limit = number_in(dir + (v2 ? "/memory.max" : "/memory.limit_in_bytes"), unlimited);
+            int64_t used = number_in(dir + (v2 ? "/memory.current" : "/memory.usage_in_bytes"), 0);
+            int64_t cache = std::max<int64_t>(0, value_of(dir + "/memory.stat", v2 ? "inactive_file " : "total_inactive_file ", 1));
+            if (limit < unlimited) left = std::min(left, std::max<int64_t>(0, limit - std::max<int64_t>(0, used - cache)));
+            if (at.empty()) break;
+        }
+    }
+    return left;
+}
+
+}  // namespace
+
+void* device_alloc(int64_t bytes, Context& ctx) {
+    if (bytes < 0) run_error("device_alloc: ", bytes, " bytes; a size overflowed");
+    Backend& backend = *ctx.backend;
+    if (ctx.counting) {
+        void* data = reinterpret_cast<void*>(fake_base + uintptr_t(backend.counted));
+        backend.counted += round_up(std::max<int64_t>(bytes, 1), 256);
+        return data;
+    }
+    auto refuse = [&](int64_t available) { run_error("out of memory: needs ", bytes, " bytes, available ", available, " bytes"); };
+    // The kernel promises more than it has and kills the process later, so ask first. Small ones are not worth reading /proc.
+    if (bytes >= (1 << 20)) {
+        int64_t available = device_memory_available(ctx);
+        if (bytes > available) refuse(available);
+    }
+    int64_t size = mapped_bytes(bytes);
+    void* data = mmap(nullptr, size_t(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) refuse(device_memory_available(ctx));
+    if (size >= (4 << 20)) madvise(data, size_t(size), MADV_HUGEPAGE);  // only a wish: fewer TLB misses
+    // Touch every page now, by the threads that will work on it: what is available stays true and pages lie near their thread.
+    int64_t page = sysconf(_SC_PAGESIZE), pages = size / page;
+#pragma omp parallel for schedule(static) num_threads(ctx.threads) if (pages > 256)
+    for (int64_t i = 0; i < pages; i++) static_cast<volatile char*>(data)[i * page] = 0;
+    backend.allocations[data] = size;
+    if (ctx.guard && backend.open_ops == 0) mprotect(data, size_t(size), PROT_NONE);
+    return data;
+}
+
+void device_free(void* data, int64_t bytes, Context& ctx) {
+    if (!data || is_fake(data)) return;
+    auto found = ctx.backend->allocations.find(data);
+    if (found == ctx.backend->allocations.end() || found->second != mapped_bytes(bytes))
+        run_error("device_free: ", data, " with ", bytes, " bytes is not a live allocation of this context");
+    munmap(data, size_t(found->second));
+    ctx.backend->allocations.erase(found);
+}
+
+int64_t device_memory_available(Context&) {
+    int64_t machine = value_of("/proc/meminfo", "MemAvailable:", 1024);
+    if (machine < 0) machine = int64_t(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+    return std::min(machine, cgroup_memory_left());
+}
+
+void upload(Tensor dst, const void* host, Context& ctx) {
+    if (!dst.contiguous()) run_error("upload: ", dst.name, " must be contiguous");
+    Op op(ctx, "upload");
+    if (op.run && dst.bytes() > 0) std::memcpy(dst.data, host, size_t(dst.bytes()));
+}
+
+// While counting, the host gets zeros.
+void download(void* host, Tensor src, Context& ctx) {
+    if (!src.contiguous()) run_error("download: ", src.name, " must be contiguous");
+    Op op(ctx, "download");
+    if (src.bytes() == 0) return;
+    if (op.run) std::memcpy(host, src.data, size_t(src.bytes()));
+    else std::memset(host, 0, size_t(src.bytes()));
+}
+
+namespace {
+
+template <class T>
+void fill_with(Tensor t, T value, int threads) {
+    T* data = ptr<T>(t);
+    int64_t n = t.numel();
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (n > 4096)
+    for (int64_t i = 0; i < n; i++) data[i] = value;
+}
+
+template <class To, class From>
+void convert(Tensor dst, Tensor src, int threads) {
+    To* out = ptr<To>(dst);
+    const From* in = ptr<From>(src);
+    int64_t n = dst.numel();
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (n > 4096)
+    for (int64_t i = 0; i < n; i++) {
+        if constexpr (std::is_same_v<To, From>) out[i] = in[i];
+        else out[i] = To(static_cast<arithmetic_t<To>>(static_cast<arithmetic_t<From>>(in[i])));
+    }
+}
+
+}  // namespace
+
+void fill(Tensor t, double value, Context& ctx) {
+    if (!t.contiguous()) run_error("fill: ", t.name, " must be contiguous");
+    Op op(ctx, "fill");
+    if (!op.run) return;
+    if (t.dtype == DType::i32) return fill_with(t, int32_t(value), ctx.threads);
+    dispatch(t.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        fill_with(t, T(arithmetic_t<T>(value)), ctx.threads);
+    });
+}
+
+void copy(Tensor dst, Tensor src, Context& ctx) {
+    if (!dst.contiguous()) run_error("copy: ", dst.name, " must be contiguous");
+    if (!src.contiguous()) run_error("copy: ", src.name, " must be contiguous");
+    if (dst.numel() != src.numel())
+        run_error("copy: ", dst.name, " has shape ", dst.shape.text(), ", ", src.name, " has ", src.shape.text());
+    if ((dst.dtype == DType::i32) != (src.dtype == DType::i32))
+        run_error("copy: ", dst.name, " is ", name_of(dst.dtype), ", ", src.name, " is ", name_of(src.dtype));
+    Op op(ctx, "copy");
+    if (!op.run) return;
+    if (dst.dtype == DType::i32) return convert<int32_t, int32_t>(dst, src, ctx.threads);
+    dispatch(dst.dtype, [&](auto to) {
+        dispatch(src.dtype, [&](auto from) { convert<decltype(to), decltype(from)>(dst, src, ctx.threads); });
+    });
+}
+
+void synchronize(Context&) {}  // CPU ops are done when they return
+
+std::string backend_description(Context& ctx) {
+    const char* isa = "scalar";
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    isa = __builtin_cpu_supports("avx512f") ? "AVX-512"
+          : __builtin_cpu_supports("avx2")  ? "AVX2"
+          : __builtin_cpu_supports("avx")   ? "AVX"
+                                            : "SSE2";
+#elif defined(__aarch64__)
+    isa = "NEON";
+#endif
+    return str("cpu, ", ctx.threads, ctx.threads == 1 ? " thread, " : " threads, ", isa, ", ", gemm_library());
+}
+
+namespace {
+
+// `rounds` times 12 independent chains of 16 multiply-adds each: enough in flight to hide an FMA's latency at two per cycle.
+template <class T>
+T fma_rounds(int64_t rounds, T seed) {
+    typedef T Lane __attribute__((vector_size(64)));
+    constexpr int chains = 12;
+    Lane x[chains];
+    for (int i = 0; i < chains; i++)
+        for (size_t j = 0; j < 64 / sizeof(T); j++) x[i][j] = seed + T(i);
+    Lane scale = x[0] * T(0) + T(0.5), shift = x[0] * T(0) + T(1);
+    for (int64_t r = 0; r < rounds; r++)
+        for (int i = 0; i < chains; i++) x[i] = x[i] * scale + shift;
+    T sum = 0;
+    for (int i = 0; i < chains; i++)
+        for (size_t j = 0; j < 64 / sizeof(T); j++) sum += x[i][j];
+    return sum;
+}
+
+template <class T>
+double peak_flops(int threads) {
+    using clock = std::chrono::steady_clock;
+    const int64_t flops_per_round = 2 * 12 * int64_t(64 / sizeof(T));
+    int64_t rounds = 1 << 16;
+    double best = 0;
+    volatile T sink = 0;  // so that the loop is not optimised away
+    for (double total = 0; total < 0.1;) {
+        auto start = clock::now();
+        T sum = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : sum)
+        sum += fma_rounds<T>(rounds, T(omp_get_thread_num()));
+        sink = sum;
+        double seconds = std::chrono::duration<double>(clock::now() - start).count();
+        total += seconds;
+        best = std::max(best, double(threads) * double(rounds * flops_per_round) / seconds);
+        if (seconds < 0.01) rounds *= 2;
+    }
+    (void)sink;
+    return best;
+}
+
+}  // namespace
+
+double measure_peak_flops(DType act, Context& ctx) {
+    return act == DType::f64 ? peak_flops<double>(ctx.threads) : peak_flops<float>(ctx.threads);
+}
+
+}  // namespace llmc

@@ -1,0 +1,69 @@
+// Products of small matrices that stay in the cache: the inner loops of attention.
+//
+// A block of C, a few rows by two vectors, stays in registers while k advances; vectors run along the columns of B and
+// C, elements of A are broadcast. Vectors are exactly as wide as a register: GCC keeps wider ones in memory, ten times
+// slower.
+#pragma once
+#include "llmc/ops/cpu/cpu.h"
+
+namespace llmc {
+
+// A block of C takes half of the registers: 16 of AVX-512's 32, 8 of the 16 of AVX2 and SSE.
+#if defined(__AVX512F__)
+constexpr int register_bytes = 64, block_rows = 8;
+#elif defined(__AVX__)
+constexpr int register_bytes = 32, block_rows = 4;
+#else
+constexpr int register_bytes = 16, block_rows = 4;
+#endif
+constexpr int block_vectors = 2;
+
+template <class F> struct TileVector {
+    typedef F type __attribute__((vector_size(register_bytes)));
+};
+template <class F> constexpr int tile_lanes = register_bytes / int(sizeof(F));
+
+// C (block_rows x vectors * lanes) = or += op(A) B, with k rows in B. op(A)[r,p] = transposed ? a[p * lda + r] : a[r *
+// lda + p].
+template <bool transposed, int vectors, class F>
+inline void multiply_block(F* c, int64_t ldc, const F* a, int64_t lda, const F* b, int64_t ldb, int64_t k,
+                           bool accumulate) {
+    using V = typename TileVector<F>::type;
+    V sum[block_rows][vectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < block_rows; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) {
+            sum[r][v] = V{};
+            if (accumulate) std::memcpy(&sum[r][v], c + r * ldc + v * tile_lanes<F>, sizeof(V));
+        }
+    for (int64_t p = 0; p < k; p++) {
+        V row[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) std::memcpy(&row[v], b + p * ldb + v * tile_lanes<F>, sizeof(V));
+#pragma GCC unroll 8
+        for (int r = 0; r < block_rows; r++) {
+            const F x = transposed ? a[p * lda + r] : a[r * lda + p];
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; v++) sum[r][v] += x * row[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < block_rows; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) std::memcpy(c + r * ldc + v * tile_lanes<F>, &sum[r][v], sizeof(V));
+}
+
+// block_rows rows of C, n columns (a multiple of lanes). The order of the sum over k depends on neither n nor the place
+// of a column, so equal inputs give equal bits wherever they stand.
+template <bool transposed, class F>
+inline void multiply_rows(F* c, int64_t ldc, const F* a, int64_t lda, const F* b, int64_t ldb, int64_t n, int64_t k,
+                          bool accumulate) {
+    constexpr int64_t width = block_vectors * tile_lanes<F>;
+    int64_t j = 0;
+    for (; j + width <= n; j += width)
+        multiply_block<transposed, block_vectors>(c + j, ldc, a, lda, b + j, ldb, k, accumulate);
+    if (j < n) multiply_block<transposed, 1>(c + j, ldc, a, lda, b + j, ldb, k, accumulate);
+}
+
+}  // namespace llmc

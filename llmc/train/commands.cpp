@@ -1,0 +1,133 @@
+#include "llmc/train/commands.h"
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "llmc/data/tokenizer.h"
+#include "llmc/train/checkpoint.h"
+#include "llmc/train/evaluate.h"
+#include "llmc/train/plan.h"
+#include "llmc/train/step.h"
+
+namespace llmc {
+
+int show_info(const ModelConfig& model_config, const TrainConfig& config, int threads) {
+    Context ctx({.threads = threads, .counting = true});
+    Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
+    const Plan plan = make_plan(model_config, config, true, threads);
+    std::printf("%s%s", describe_units(model).c_str(), describe_plan(plan, model, config).c_str());
+    const int64_t available = device_memory_available(ctx);
+    std::printf("  %-28s %14s  %s\n", "available here", bytes_text(double(available)).c_str(),
+                plan.total() > available ? "not enough to train this" : "");
+    return 0;
+}
+
+namespace {
+
+// A checkpoint's configuration, with its parameters on the device.
+struct Loaded {
+    Checkpoint checkpoint;
+    ModelConfig config;
+    TrainConfig train;
+    std::unique_ptr<Context> ctx;
+    std::unique_ptr<Model> model;
+    std::vector<std::vector<int32_t>> fillers;
+
+    Loaded(const std::string& path, int threads) : checkpoint(open_checkpoint(path)) {
+        if (!checkpoint.note.empty()) std::fprintf(stderr, "warning: %s\n", checkpoint.note.c_str());
+        const std::string where = checkpoint.directory + "/state.json";
+        try {
+            config = model_config_from_json(checkpoint.state.at("model"), where);
+            train = train_config_from_json(checkpoint.state.at("train"), where);
+            fillers = checkpoint.state.at("fillers").get<std::vector<std::vector<int32_t>>>();
+        } catch (const nlohmann::json::exception& error) {
+            input_error(where, " is not the state of a training run: ", error.what());
+        }
+        ctx = std::make_unique<Context>(ContextOptions{.threads = threads});
+    }
+
+    void load_parameters() {
+        model = std::make_unique<Model>(config, Precision::from_name(train.precision), true, *ctx);
+        model->allocate(false);
+        load_tensors(checkpoint, model_file, model->parameters(), *ctx);
+        model->refresh_compute_copy();
+    }
+};
+
+}  // namespace
+
+int run_eval(const EvalCommand& command) {
+    Loaded loaded(command.checkpoint, command.threads);
+    const Dataset data = open_dataset(command.data);
+    check_vocabulary(data, loaded.config.vocab_size);
+    if (command.split != "train" && command.split != "val") input_error("--split ", command.split, " is unknown: use train or val");
+    const Split& split = command.split == "train" || data.bare ? data.train : data.val;
+    if (split.shards.empty()) input_error(data.path, " has no ", command.split, " split");
+
+    TrainConfig config = loaded.train;
+    config.eval_batches = command.batches;
+    if (command.micro_batch) config.micro_batch = command.micro_batch;
+    EvalOptions options{.discrete = command.discrete, .group_size = command.group_size};
+    if (!command.group_fill.empty()) {
+        const GroupFill fill = group_fill_from_name(command.group_fill);
+        Loader loader(split, loaded.config.context, 1912, true);
+        const int64_t count = std::min(command.batches, loader.windows());
+        std::vector<int32_t> tokens(size_t(count * loaded.config.context)), targets(tokens.size());
+        loader.fill(tokens.data(), targets.data(), count, 0);
+        loaded.load_parameters();
+        const double loss = evaluate_filled(*loaded.model, tokens, targets, loaded.fillers, fill, *loaded.ctx);
+        std::printf("%lld single sequences, groups filled by rule %s: loss %.4f  perplexity %.2f\n", static_cast<long long>(count),
+                    command.group_fill.c_str(), loss, std::exp(loss));
+        return 0;
+    }
+    const Plan plan = make_plan(loaded.config, config, false, command.threads);
+    check_memory(plan, *loaded.ctx);
+    loaded.load_parameters();
+    loaded.model->check_rows(config.micro_batch, command.group_size);
+    reserve_workspace(plan.workspace_bytes, *loaded.ctx);
+    Arena arena("activations", *loaded.ctx);
+    // A smaller group makes more rows of mixed tokens than the plan of the trained group size has room for.
+    arena.allocate(plan.activation_bytes);
+    UnitHooks hooks;
+    Step step(*loaded.model, config, arena, hooks, *loaded.ctx);
+    const Evaluator evaluator(data, loaded.config, config, &split);
+    const EvalResult result = evaluator.run(step, options);
+    std::printf("step %lld, %s split: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(), result.text().c_str());
+    return 0;
+}
+
+int run_generate(const GenerateCommand& command) {
+    Loaded loaded(command.checkpoint, command.threads);
+    std::string rank_file = command.tokenizer;
+    if (rank_file.empty()) rank_file = (std::filesystem::path(loaded.checkpoint.directory) / ".." / "tokenizer.tiktoken").lexically_normal();
+    const Tokenizer tokenizer = Tokenizer::load(rank_file);
+    if (tokenizer.vocab_size() != loaded.config.vocab_size)
+        input_error(rank_file, " has ", tokenizer.vocab_size(), " tokens, the model has ", loaded.config.vocab_size,
+                    ": give the training data's rank file with --tokenizer");
+
+    std::vector<std::vector<int32_t>> prompts;
+    for (const std::string& text : command.prompts) {
+        std::vector<int32_t> ids = {tokenizer.eot_id()};  // documents begin after an end-of-text
+        for (uint16_t id : tokenizer.encode(text)) ids.push_back(id);
+        prompts.push_back(ids);
+    }
+    GenerateOptions options = command.options;
+    options.fill = group_fill_from_name(command.group_fill);
+    options.end_of_text = tokenizer.eot_id();
+    loaded.load_parameters();
+    const bool stream = prompts.size() == 1;  // one prompt: text appears as it is drawn
+    if (stream) std::printf("%s", command.prompts[0].c_str());
+    auto show = [&](int64_t, int32_t token) {
+        std::printf("%s", tokenizer.decode(std::vector<int32_t>{token}).c_str());
+        std::fflush(stdout);
+    };
+    const auto texts = generate(*loaded.model, prompts, loaded.fillers, options, *loaded.ctx, stream ? TokenCallback(show) : TokenCallback());
+    if (stream) std::printf("\n");
+    else
+        for (size_t i = 0; i < texts.size(); i++)
+            std::printf("--- %zu\n%s%s\n", i + 1, command.prompts[i].c_str(), tokenizer.decode(texts[i]).c_str());
+    return 0;
+}
+
+}  // namespace llmc

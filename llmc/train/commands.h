@@ -1,0 +1,33 @@
+// The sub-commands of train_mot beside `train`.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "llmc/train/config.h"
+#include "llmc/train/generate.h"
+
+namespace llmc {
+
+// Tables: units, parameters, FLOPs a token, memory. Allocates nothing, so models larger than this machine are fine.
+int show_info(const ModelConfig& model, const TrainConfig& train, int threads);
+
+struct EvalCommand {
+    std::string checkpoint, data, split = "val";
+    int64_t batches = 10, micro_batch = 0;  // 0: as in training
+    int64_t group_size = 0;                 // MoT: another group size; 0: as in training
+    bool discrete = false;
+    std::string group_fill;                 // not empty: single sequences in groups filled up by this rule
+    int threads = 0;
+};
+int run_eval(const EvalCommand& command);
+
+struct GenerateCommand {
+    std::string checkpoint, tokenizer;      // tokenizer: a rank file; empty: the training data's
+    std::vector<std::string> prompts;
+    std::string group_fill = "data";
+    GenerateOptions options;
+    int threads = 0;
+};
+int run_generate(const GenerateCommand& command);
+
+}  // namespace llmc

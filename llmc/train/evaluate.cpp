@@ -1,0 +1,56 @@
+#include "llmc/train/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+namespace llmc {
+
+Evaluator::Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* chosen)
+    : micro_batch(config.micro_batch), context(model.context) {
+    if (has_mot(model)) {
+        Loader loader(data.train, context, eval_seed, true);
+        std::vector<int32_t> rows(size_t(model.group_size * context)), ignored(rows.size());
+        loader.fill(rows.data(), ignored.data(), model.group_size, 0);
+        for (int64_t i = 0; i < model.group_size; i++)
+            filler_rows.emplace_back(rows.begin() + i * context, rows.begin() + (i + 1) * context);
+    }
+    const Split& split = chosen ? *chosen : data.val;
+    if (split.shards.empty()) return;
+    Loader loader(split, context, eval_seed, true);
+    // A split smaller than one micro-batch is repeated; otherwise no sequence counts twice.
+    count = std::max<int64_t>(1, std::min(config.eval_batches, loader.windows() / micro_batch));
+    bytes_per_token = split.bytes_per_token();
+    tokens.resize(size_t(count * micro_batch * context));
+    targets.resize(tokens.size());
+    loader.fill(tokens.data(), targets.data(), count * micro_batch, 0);
+}
+
+EvalResult Evaluator::run(Step& step, const EvalOptions& options) const {
+    EvalResult result;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t at = i * micro_batch * context;
+        result.loss += step.evaluate(tokens.data() + at, targets.data() + at, options) / double(count);
+    }
+    result.perplexity = std::exp(result.loss);
+    result.bits_per_byte = bytes_per_token > 0 ? result.loss / (std::log(2.0) * bytes_per_token) : 0;
+    result.tokens = count * micro_batch * context;
+    return result;
+}
+
+std::string EvalResult::text() const {
+    char text[160];
+    int n = std::snprintf(text, sizeof text, "loss %.4f  perplexity %.2f", loss, perplexity);
+    if (bits_per_byte > 0) n += std::snprintf(text + n, sizeof text - size_t(n), "  bits per byte %.4f", bits_per_byte);
+    std::snprintf(text + n, sizeof text - size_t(n), "  (%lld tokens)", static_cast<long long>(tokens));
+    return text;
+}
+
+void EvalResult::add_to(nlohmann::json& json, const std::string& prefix) const {
+    json[prefix + "loss"] = loss;
+    json[prefix + "perplexity"] = perplexity;
+    if (bits_per_byte > 0) json[prefix + "bits_per_byte"] = bits_per_byte;
+    json[prefix + "tokens"] = tokens;
+}
+
+}  // namespace llmc

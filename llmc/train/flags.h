@@ -1,0 +1,53 @@
+// Command-line flags and config files from the field lists of ModelConfig and TrainConfig.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <set>
+#include <string>
+
+#include "llmc/train/config.h"
+
+namespace llmc {
+
+// Adds the flag --some-field for one field; a bool also gets --no-some-field.
+template <class T>
+void add_field(CLI::App& app, const FieldInfo& info, T& field) {
+    std::string flag = info.name;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    CLI::Option* option;
+    if constexpr (std::is_same_v<T, bool>) {
+        option = app.add_flag("--" + flag + ",!--no-" + flag, field, info.help);
+    } else {
+        option = app.add_option("--" + flag, field, info.help)->capture_default_str();
+        if constexpr (std::is_same_v<T, std::string>) {
+            if (!info.choices.empty()) option->check(CLI::IsMember(info.choices));
+        } else {
+            option->check(CLI::Range(T(info.least), T(std::min(info.most, 9e18))));
+        }
+    }
+    option->group(info.group);
+}
+
+inline void add_fields(CLI::App& app, ModelConfig& model, TrainConfig& train) {
+    auto add = [&](const FieldInfo& info, auto& field) { add_field(app, info, field); };
+    for_each_model_field(model, add);
+    for_each_train_field(train, add);
+    app.set_config("--config", "", "read flags from this file: lines of `flag = value` without the dashes; the command line wins")
+        ->group("Run");
+    app.allow_config_extras(CLI::config_extras_mode::error);
+}
+
+// The fields that the user set, by flag or config file.
+inline std::set<std::string> given_fields(const CLI::App& app, ModelConfig& model, TrainConfig& train) {
+    std::set<std::string> given;
+    auto look = [&](const FieldInfo& info, auto&) {
+        std::string flag = info.name;
+        std::replace(flag.begin(), flag.end(), '_', '-');
+        if (app.get_option("--" + flag)->count() > 0) given.insert(info.name);
+    };
+    for_each_model_field(model, look);
+    for_each_train_field(train, look);
+    return given;
+}
+
+}  // namespace llmc

@@ -1,0 +1,32 @@
+// The plan of a run: memory and FLOPs, known before anything is allocated.
+#pragma once
+#include "llmc/model/model.h"
+#include "llmc/train/config.h"
+
+namespace llmc {
+
+// Found by running the real code once on a Context that only counts, so it cannot disagree with the run.
+struct Plan {
+    int64_t parameter_bytes = 0, copy_bytes = 0, gradient_bytes = 0, moment_bytes = 0;
+    int64_t activation_bytes = 0, workspace_bytes = 0;
+    int64_t step_flops = 0;      // of everything a step executes, recomputation included
+    int64_t forward_flops = 0;   // of one evaluation of a micro-batch
+    int64_t total() const {
+        return parameter_bytes + copy_bytes + gradient_bytes + moment_bytes + activation_bytes + workspace_bytes;
+    }
+};
+
+// One training step and one evaluation; or (training = false) an evaluation only.
+Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads);
+
+// InputError "needs ... available ..." if the plan does not fit into the memory the device has free.
+void check_memory(const Plan& plan, Context& ctx);
+
+// Tables for people: units with their tensors' sizes; FLOPs a token; memory by purpose.
+std::string describe_units(const Model& model);
+std::string describe_plan(const Plan& plan, const Model& model, const TrainConfig& train);
+
+std::string bytes_text(double bytes);  // "1.25 GiB"
+std::string count_text(double count);  // "336.9M"
+
+}  // namespace llmc

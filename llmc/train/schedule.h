@@ -1,0 +1,23 @@
+// Learning rate by step: linear warm-up, half a cosine down to a fraction of the peak, flat after that.
+#pragma once
+#include <cstdint>
+
+namespace llmc {
+
+struct Schedule {
+    double peak = 1e-3;            // learning rate at the end of the warm-up
+    int64_t warmup_steps = 0;      // w
+    int64_t final_step = 0;        // T: from this step on the rate is flat
+    double final_fraction = 0.1;   // f: the flat rate as a fraction of the peak
+};
+
+// InputError naming the number that is out of range.
+void check_schedule(const Schedule& schedule);
+
+// The rate of step s = 0, 1, ...
+//   s < w:        peak (s + 1) / w
+//   w <= s < T:   peak (f + (1 - f) / 2 (1 + cos(pi (s - w) / (T - w))))
+//   s >= T:       peak f
+double learning_rate(const Schedule& schedule, int64_t step);
+
+}  // namespace llmc

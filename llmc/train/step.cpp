@@ -1,0 +1,66 @@
+#include "llmc/train/step.h"
+
+namespace llmc {
+
+Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx)
+    : model(model), config(config), arena(arena), hooks(hooks), ctx(ctx) {
+    const int64_t B = config.micro_batch, T = model.config.context;
+    tokens = arena.tensor("tokens", DType::i32, {B, T});
+    targets = arena.tensor("targets", DType::i32, {B, T});
+    losses = arena.tensor("losses", model.stat(), {B * T});
+    const int64_t words = sizeof(StepState) / sizeof(int32_t);
+    step = step_state_tensor(arena.tensor("step state", DType::i32, {words}).data);
+    eval_step = step_state_tensor(arena.tensor("evaluation sums", DType::i32, {words}).data);
+    metric_values = arena.tensor("metrics", DType::f64, {model.metric_count()});
+    fill(metric_values, 0, ctx);
+    set_state({});
+}
+
+void Step::begin(double lr) { step_begin(step, lr, ctx); }
+
+void Step::micro_batch(const int32_t* host_tokens, const int32_t* host_targets, int64_t k, bool statistics) {
+    upload(tokens, host_tokens, ctx);
+    upload(targets, host_targets, ctx);
+    const double dloss = 1.0 / double(config.grad_accumulation * losses.numel());  // the step's loss is the mean over all tokens
+    model.train({tokens, targets, losses, dloss, k > 0, statistics ? metric_values : Tensor{}}, config.recompute == "blocks", arena,
+                hooks);
+    loss_accumulate(step, losses, targets.view({targets.numel()}), ctx);
+}
+
+void Step::update() {
+    grad_norm_accumulate(step, model.grads, ctx);
+    step_decide(step, config.clip, config.beta1, config.beta2, ctx);
+    const AdamW options{config.beta1, config.beta2, config.adam_eps, config.weight_decay};
+    for (const Unit& unit : model.table.units) {
+        Tensor copy = model.precision.compute_copy() ? unit_range(unit, model.compute) : Tensor{};
+        adamw_update(unit_range(unit, model.params), copy, unit_range(unit, model.moment1), unit_range(unit, model.moment2),
+                     unit_range(unit, model.grads), step, unit.decayed, options, ctx);
+    }
+}
+
+StepState Step::state() {
+    StepState state;
+    download(&state, step, ctx);
+    return state;
+}
+
+void Step::set_state(const StepState& state) { upload(step, &state, ctx); }
+
+std::vector<double> Step::metrics() {
+    std::vector<double> values(size_t(metric_values.numel()));
+    download(values.data(), metric_values, ctx);
+    return values;
+}
+
+double Step::evaluate(const int32_t* host_tokens, const int32_t* host_targets, const EvalOptions& options) {
+    upload(tokens, host_tokens, ctx);
+    upload(targets, host_targets, ctx);
+    step_begin(eval_step, 0, ctx);
+    model.evaluate(losses, tokens, targets, options, arena, hooks);
+    loss_accumulate(eval_step, losses, targets.view({targets.numel()}), ctx);
+    StepState sums;
+    download(&sums, eval_step, ctx);
+    return sums.loss_sum / double(sums.loss_count);
+}
+
+}  // namespace llmc

@@ -1,0 +1,284 @@
+#include "llmc/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "llmc/base/version.h"
+#include "llmc/data/loader.h"
+#include "llmc/data/tokenizer.h"
+#include "llmc/train/checkpoint.h"
+#include "llmc/train/evaluate.h"
+#include "llmc/train/log.h"
+#include "llmc/train/plan.h"
+#include "llmc/train/resume.h"
+#include "llmc/train/schedule.h"
+#include "llmc/train/signals.h"
+#include "llmc/train/step.h"
+
+namespace llmc {
+namespace {
+
+using nlohmann::json;
+
+double seconds_now() {
+    using namespace std::chrono;
+    return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+std::string duration_text(double seconds) {
+    char text[64];
+    const int64_t s = int64_t(seconds + 0.5);
+    if (s < 60) std::snprintf(text, sizeof text, "%d s", int(s));
+    else if (s < 3600) std::snprintf(text, sizeof text, "%d min %02d s", int(s / 60), int(s % 60));
+    else std::snprintf(text, sizeof text, "%lld h %02d min", static_cast<long long>(s / 3600), int(s % 3600 / 60));
+    return text;
+}
+
+// A run in progress. Members in the order in which they depend on each other.
+struct Run {
+    const ModelConfig model_config;
+    const TrainConfig config;
+    const RunOptions& options;
+    const Dataset& data;
+    const Plan plan;
+    Context ctx;
+    UnitHooks hooks;
+    Model model;
+    Arena arena;
+    Loader loader;
+    Evaluator evaluator;
+    std::unique_ptr<Step> step;
+    RunLog log;
+    const json identity;                  // what every checkpoint says of itself
+    double peak_flops = 0;
+    int64_t first_step = 0, steps_done = 0;
+    std::vector<int32_t> tokens, targets; // one micro-batch on the host
+
+    // The meter behind the console line: time and losses since the last line, without validation and saving.
+    double busy_seconds = 0, all_busy_seconds = 0;
+    int64_t busy_steps = 0;
+    StepState last_state;
+
+    Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, const Dataset& d, const Plan& p, const json& identity)
+        : model_config(m), config(c), options(o), data(d), plan(p), ctx({.threads = o.threads, .profile = o.profile}),
+          model(m, Precision::from_name(c.precision), c.decay == "all", ctx), arena("activations", ctx),
+          loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c), log(o.run_dir + "/log.jsonl", identity),
+          identity(identity), tokens(size_t(c.micro_batch * m.context)), targets(tokens.size()) {
+        reserve_workspace(plan.workspace_bytes, ctx);
+        arena.allocate(plan.activation_bytes);
+        model.allocate(true);
+        step = std::make_unique<Step>(model, config, arena, hooks, ctx);
+    }
+
+    // ---- start
+    void start_fresh() {
+        model.initialize(uint64_t(config.seed));
+        write_file_atomic(options.run_dir + "/run.json", identity.dump(2) + "\n");
+        write_file_atomic(options.run_dir + "/tokenizer.tiktoken", Tokenizer::load(data.tokenizer_file).rank_file());
+    }
+    void start_from(const Checkpoint& checkpoint) {
+        load_tensors(checkpoint, model_file, model.parameters(), ctx);
+        load_tensors(checkpoint, optimizer_file, model.optimizer(), ctx);
+        model.refresh_compute_copy();
+        first_step = steps_done = checkpoint.step;
+        StepState state;
+        state.t = checkpoint.state.at("adam_t");
+        state.skipped = checkpoint.state.at("skipped");
+        state.skipped_in_a_row = checkpoint.state.at("skipped_in_a_row");
+        step->set_state(state);
+        last_state = state;
+        record({{"event", "resumed"}, {"step", steps_done}});
+    }
+
+    // ---- output
+    void record(const json& line) {
+        if (!log.append(line)) std::fprintf(stderr, "warning: %s\n", log.problem().c_str());
+    }
+
+    void report(double lr) {
+        const StepState state = step->state();
+        const double loss = (state.total_loss_sum - last_state.total_loss_sum) /
+                            double(state.total_loss_count - last_state.total_loss_count);  // nan if all were skipped
+        const double step_seconds = busy_seconds / double(busy_steps);
+        const double tokens_per_second = double(tokens.size()) * double(config.grad_accumulation) / step_seconds;
+        const double gflops = double(plan.step_flops) / step_seconds * 1e-9;
+        const int64_t skipped = state.skipped - last_state.skipped;
+        std::string note = skipped ? str("  ", skipped, " skipped: loss or gradient not finite") : "";
+        std::printf("step %7lld/%lld  loss %8.4f  norm %8.3f  lr %.2e  %8.0f tok/s  %6.1f GFLOP/s (%2.0f %%)  ETA %s%s\n",
+                    static_cast<long long>(steps_done), static_cast<long long>(config.steps), loss, state.grad_norm, lr, tokens_per_second,
+                    gflops, 100 * gflops * 1e9 / peak_flops, duration_text(double(config.steps - steps_done) * step_seconds).c_str(),
+                    note.c_str());
+        std::fflush(stdout);
+        record({{"step", steps_done}, {"loss", loss}, {"grad_norm", state.grad_norm}, {"lr", lr}, {"seconds", all_busy_seconds},
+                {"tokens", steps_done * config.grad_accumulation * int64_t(tokens.size())}, {"tokens_per_second", tokens_per_second},
+                {"gflops", gflops}, {"peak_gflops", peak_flops * 1e-9}, {"skipped", state.skipped}});
+        last_state = state;
+        busy_seconds = 0, busy_steps = 0;
+    }
+
+    void report_statistics() {
+        const std::vector<double> values = step->metrics();
+        json line = {{"step", steps_done}};
+        std::string text;
+        for (const MetricSlot& slot : model.metric_slots()) {
+            line[slot.name] = values[size_t(slot.first)];
+            if (slot.name.ends_with("entropy")) {
+                char number[64];
+                std::snprintf(number, sizeof number, "  %s %.3f", slot.name.c_str(), values[size_t(slot.first)]);
+                text += number;
+            }
+        }
+        std::printf("  %s\n", text.c_str());
+        record(line);
+    }
+
+    void validate() {
+        const EvalResult result = evaluator.run(*step, {});
+        std::printf("  step %lld: validation %s\n", static_cast<long long>(steps_done), result.text().c_str());
+        std::fflush(stdout);
+        json line = {{"step", steps_done}, {"seconds", all_busy_seconds}};
+        result.add_to(line, "val_");
+        record(line);
+    }
+
+    // False if it failed: reported, and the last good checkpoint is still there.
+    bool save() {
+        const StepState state = step->state();
+        const LoaderState position = loader.state_at(steps_done * samples_per_step());
+        json j = identity;
+        j["adam_t"] = state.t;
+        j["skipped"] = state.skipped;
+        j["skipped_in_a_row"] = state.skipped_in_a_row;
+        j["data_position"] = {{"epoch", position.epoch}, {"sample", position.sample}};
+        j["fillers"] = evaluator.fillers();
+        try {
+            save_checkpoint(options.run_dir, steps_done, model.parameters(), model.optimizer(), j, config.keep, ctx);
+            return true;
+        } catch (const RunError& error) {
+            std::fprintf(stderr, "warning: the checkpoint of step %lld was not saved: %s\n", static_cast<long long>(steps_done), error.what());
+            record({{"event", "save failed"}, {"step", steps_done}, {"reason", error.what()}});
+            return false;
+        }
+    }
+
+    // ---- the loop
+    int64_t samples_per_step() const { return config.micro_batch * config.grad_accumulation; }
+
+    void one_step(double lr, bool statistics) {
+        const double start = seconds_now();
+        step->begin(lr);
+        for (int64_t k = 0; k < config.grad_accumulation; k++) {
+            loader.fill(tokens.data(), targets.data(), config.micro_batch, steps_done * samples_per_step() + k * config.micro_batch);
+            step->micro_batch(tokens.data(), targets.data(), k, statistics);
+        }
+        step->update();
+        synchronize(ctx);
+        steps_done++;
+        busy_steps++;
+        busy_seconds += seconds_now() - start;
+        all_busy_seconds += seconds_now() - start;
+    }
+
+    static bool due(int64_t interval, int64_t step) { return interval > 0 && step % interval == 0; }
+
+    int loop() {
+        constexpr int64_t retry_after = 10;  // steps until a failed save is tried again
+        const Schedule schedule{config.lr, config.warmup_steps, config.decay_steps, config.final_lr_fraction};
+        int64_t retry_at = -1, saved_at = first_step > 0 ? first_step : -1;
+        while (steps_done < config.steps && !stop_signal()) {
+            const double lr = learning_rate(schedule, steps_done);
+            const bool statistics = model.metric_count() && due(config.statistics_interval, steps_done + 1);
+            one_step(lr, statistics);
+            const bool last = steps_done == config.steps;
+            if (due(config.log_interval, steps_done) || last || steps_done == first_step + 1) {
+                report(lr);
+                if (last_state.skipped_in_a_row >= config.max_skipped) {
+                    std::fprintf(stderr, "error: %lld steps in a row had a loss or gradient that is not finite: stopping; lower --lr, or look at the data\n",
+                                 static_cast<long long>(last_state.skipped_in_a_row));
+                    return 1;
+                }
+            }
+            if (statistics) report_statistics();
+            if (evaluator.batches() && (due(config.eval_interval, steps_done) || last)) validate();
+            if (due(config.save_interval, steps_done) || steps_done == retry_at) {
+                if (save()) saved_at = steps_done, retry_at = -1;
+                else retry_at = steps_done + retry_after;
+            }
+        }
+        if (saved_at != steps_done && !save()) return 1;
+        if (int signal = stop_signal()) {
+            std::printf("interrupted after step %lld; saved in %s: go on with --resume\n", static_cast<long long>(steps_done),
+                        options.run_dir.c_str());
+            return 128 + signal;
+        }
+        std::printf("done: %lld steps, %s of training\n", static_cast<long long>(steps_done), duration_text(all_busy_seconds).c_str());
+        return 0;
+    }
+
+    void print_profile() const {
+        std::printf("%-28s %10s %12s %10s\n", "op", "calls", "ms", "GFLOP/s");
+        for (const auto& [name, time] : ctx.times)
+            std::printf("%-28s %10lld %12.1f %10.1f\n", name.c_str(), static_cast<long long>(time.calls), time.seconds * 1e3,
+                        double(time.flops) / time.seconds * 1e-9);
+    }
+};
+
+// The configuration as a table, and what the run will need.
+void announce(const ModelConfig& model, const TrainConfig& config, const Dataset& data, const Plan& plan, int threads) {
+    auto row = [](const auto& info, const auto& value) { std::printf("  %-20s %s\n", info.name, json(value).dump().c_str()); };
+    std::printf("configuration\n");
+    for_each_model_field(model, row);
+    for_each_train_field(config, row);
+    std::printf("data\n  %-20s %s: %lld training tokens, %lld validation tokens\n", "", data.path.c_str(),
+                static_cast<long long>(data.train.tokens), static_cast<long long>(data.val.tokens));
+    Context counting({.threads = threads, .counting = true});
+    Model shapes(model, Precision::from_name(config.precision), true, counting);
+    std::printf("%s", describe_plan(plan, shapes, config).c_str());
+    if (has_mot(model) && model.group_axis == "sequence")
+        std::printf("warning: --group-axis sequence mixes positions of one sequence: the model sees its own future. A control only.\n");
+    std::fflush(stdout);
+}
+
+}  // namespace
+
+int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
+    catch_stop_signals();
+    const Dataset data = open_dataset(options.data);
+    if (model.vocab_size == 0) model.vocab_size = data.vocab_size;
+    if (config.decay_steps == 0) config.decay_steps = config.steps;
+
+    std::optional<Checkpoint> found = find_latest(options.run_dir);
+    if (found && options.resume == Resume::never)
+        input_error(options.run_dir, " holds a run already: go on with --resume, or choose another --run-dir");
+    if (!found && options.resume == Resume::must) input_error("--resume: there is no complete checkpoint in ", options.run_dir);
+    if (found) {
+        if (!found->note.empty()) std::fprintf(stderr, "warning: %s\n", found->note.c_str());
+        take_saved_configuration(model, config, options.given, found->state, found->directory);
+        check_same_data(found->state, data, found->directory);
+    }
+    model = resolved(model);
+    check_vocabulary(data, model.vocab_size);
+    check_schedule({config.lr, config.warmup_steps, config.decay_steps, config.final_lr_fraction});
+    const Plan plan = make_plan(model, config, true, options.threads);
+    announce(model, config, data, plan, options.threads);
+
+    {
+        Context probe({.threads = options.threads});
+        check_memory(plan, probe);
+    }
+    make_directories(options.run_dir);
+    if (found) truncate_after_step(options.run_dir + "/log.jsonl", found->step);
+    Run run(model, config, options, data, plan, describe_run(model, config, data));
+    run.peak_flops = measure_peak_flops(run.model.precision.act, run.ctx);
+    std::printf("%s; peak measured now: %.0f GFLOP/s\n", backend_description(run.ctx).c_str(), run.peak_flops * 1e-9);
+    if (found) run.start_from(*found);
+    else run.start_fresh();
+    const int code = run.loop();
+    if (options.profile) run.print_profile();
+    return code;
+}
+
+}  // namespace llmc

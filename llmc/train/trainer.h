@@ -1,0 +1,29 @@
+// The trainer: a whole run from its flags to its last checkpoint.
+//
+// A run directory holds
+//   run.json             the resolved configuration, the data's identity, the version that wrote it
+//   log.jsonl            one JSON object per console line, validation, and event
+//   step-00001000/ ...   checkpoints; `latest` names the newest
+#pragma once
+#include <set>
+#include <string>
+
+#include "llmc/train/config.h"
+
+namespace llmc {
+
+enum class Resume { never, must, if_there };
+
+struct RunOptions {
+    std::string data, run_dir;
+    Resume resume = Resume::never;
+    std::set<std::string> given;  // fields that the user set: on resume they must not contradict the saved run
+    int threads = 0;
+    bool profile = false;
+};
+
+// Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps or a last checkpoint that could not be saved; 130, 143
+// interrupted and saved. InputError for what cannot work, before anything large is allocated.
+int train(ModelConfig model, TrainConfig config, const RunOptions& options);
+
+}  // namespace llmc

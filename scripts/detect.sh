@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Finds the compiler and the libraries and writes what the Makefile needs to know.
+#
+#   scripts/detect.sh DIR      writes DIR/config.mk (make variables) and DIR/table.txt (for people)
+#
+# Environment: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, GEMM (onednn, openblas or plain: insist on one matmul library).
+# Prints `searched` when it searched: the answer is kept while compiler, flags and processor stay the same and nothing
+# was missing. Always exits 0: what is missing stands in MISSING (Debian packages without which nothing builds) and in
+# MISSING_TESTS.
+set -u
+out=$1
+cxx=${CXX:-g++}
+gemm_wish=${GEMM:-}
+flags="${CPPFLAGS:-} ${CXXFLAGS:-}"
+link_flags=${LDFLAGS:-}
+
+compiler=$($cxx --version 2>/dev/null | head -n 1)
+cpu=$(grep -m 1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null | cksum | cut -d ' ' -f 1)
+key="$cxx | $compiler | $flags | $link_flags | $gemm_wish | $cpu | $(cksum < "$0")"
+if [ -f "$out/config.mk" ] && [ -f "$out/table.txt" ] && [ "$(head -n 1 "$out/config.mk")" = "# $key" ] &&
+    grep -q '^COMPLETE := yes' "$out/config.mk"; then
+    exit 0
+fi
+
+mkdir -p "$out"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# One preprocessor run answers which headers there are.
+headers=$($cxx $flags -E -P -x c++ - 2>/dev/null <<'EOF'
+#if __has_include(<CLI/CLI.hpp>)
+have_cli11
+#endif
+#if __has_include(<nlohmann/json.hpp>)
+have_json
+#endif
+#if __has_include(<simdjson.h>)
+have_simdjson
+#endif
+#if __has_include(<zlib.h>)
+have_zlib
+#endif
+#if __has_include(<utf8proc.h>)
+have_utf8proc
+#endif
+#if __has_include(<gtest/gtest.h>)
+have_gtest
+#endif
+EOF
+)
+has_header() { grep -qx "have_$1" <<< "$headers"; }
+links() { echo 'int main() {}' | $cxx $flags -x c++ - -o "$work/link" $link_flags "$@" 2>/dev/null; }
+# try_run SOURCE FLAGS...: compiles, links and runs a probe; its output is the answer (a version).
+try_run() {
+    local source=$1
+    shift
+    $cxx $flags -x c++ - -o "$work/probe" $link_flags "$@" 2>/dev/null <<< "$source" && "$work/probe" 2>/dev/null
+}
+
+# --- compiler and OpenMP
+cxx20=no
+echo '#include <bit>
+#include <span>
+int main(int n, char**) { return std::has_single_bit(unsigned(n)) ? 0 : 1; }' > "$work/cxx20.cpp"
+[ -n "$compiler" ] && $cxx $flags -std=c++20 -fsyntax-only "$work/cxx20.cpp" 2>/dev/null && cxx20=yes
+openmp=
+try_run '#include <omp.h>
+int main() { return omp_get_max_threads() < 1; }' -fopenmp && openmp=-fopenmp
+
+# --- matmul library
+onednn= openblas= openblas_flags= openblas_libs=
+for header in oneapi/dnnl/dnnl dnnl; do
+    [ -n "$onednn" ] || onednn=$(try_run "#include <cstdio>
+#if !__has_include(<$header.hpp>)
+#error no C++ header
+#endif
+#include <$header.h>
+int main() { auto v = dnnl_version(); std::printf(\"%d.%d.%d\", v->major, v->minor, v->patch); }" -ldnnl)
+done
+try_openblas() {  # include flags, then link flags
+    openblas=$(try_run '#include <cblas.h>
+#include <cstdio>
+extern "C" char* openblas_get_config(void);
+int main() { char name[32] = "", version[32] = "";
+             std::sscanf(openblas_get_config(), "%31s %31s", name, version); std::printf("%s", version); }' $1 $2)
+    [ -n "$openblas" ] && openblas_flags=$1 openblas_libs=$2
+}
+try_openblas "$(pkg-config --cflags openblas 2>/dev/null)" "$(pkg-config --libs openblas 2>/dev/null)" ||
+    try_openblas "" -lopenblas || try_openblas -I/usr/include/openblas -lopenblas
+
+gemm=$gemm_wish
+[ -n "$gemm" ] || { [ -n "$onednn" ] && gemm=onednn; } || { [ -n "$openblas" ] && gemm=openblas; } || gemm=plain
+missing=() missing_tests=() gemm_flags= gemm_libs= gemm_note=
+case $gemm in
+    onednn)
+        gemm_text="oneDNN ${onednn:-not found}" gemm_libs=-ldnnl
+        [ -n "$onednn" ] || { missing+=(libdnnl-dev) gemm_note="asked for by GEMM=onednn: install libdnnl-dev"; } ;;
+    openblas)
+        gemm_text="OpenBLAS ${openblas:-not found}" gemm_flags=$openblas_flags gemm_libs=$openblas_libs
+        gemm_note="correct, but slower than oneDNN (libdnnl-dev)"
+        [ -n "$openblas" ] || {
+            missing+=(libopenblas-dev) gemm_note="asked for by GEMM=openblas: install libopenblas-dev"
+        } ;;
+    *)
+        gemm_text="plain loops" gemm_note="many times slower than oneDNN (libdnnl-dev) or OpenBLAS (libopenblas-dev)" ;;
+esac
+[ "$gemm_wish" = plain ] && gemm_note="asked for by GEMM=plain; many times slower than a library"
+
+# --- required libraries: header, link flag, Debian package, name
+[ $cxx20 = yes ] || missing+=(g++)
+found_libraries=() missing_libraries=()
+need() {
+    if has_header "$1" && { [ -z "$2" ] || links $2; }; then
+        found_libraries+=("$4")
+    else
+        missing+=("$3") missing_libraries+=("$4")
+    fi
+}
+need cli11 "" libcli11-dev CLI11
+need json "" nlohmann-json3-dev nlohmann-json
+need simdjson -lsimdjson libsimdjson-dev simdjson
+need zlib -lz zlib1g-dev zlib
+need utf8proc -lutf8proc libutf8proc-dev utf8proc
+has_header gtest && links -lgtest_main -lgtest -pthread || missing_tests+=(libgtest-dev)
+
+# --- found and shown only
+mpi=$(mpicxx --showme:version 2>/dev/null | sed -n 's/^mpicxx: \(.*\) (Language.*/\1/p')
+[ -n "$mpi" ] || { command -v mpicxx > /dev/null && mpi=mpicxx; }
+nvcc=$(command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; })
+[ -z "$nvcc" ] || nvcc="nvcc $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')"
+
+join() { local IFS=,; echo "$*" | sed 's/,/, /g'; }
+row() { printf '  %-11s %-44s %s\n' "$1" "$2" "$3"; }
+# choose VALUE ROW...: one row if VALUE is not empty, else another: part, found, meaning, not found, meaning
+choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi; }
+{
+    row part found "what it means"
+    choose "${cxx20#no}" compiler "$compiler" "" \
+        "${compiler:-no $cxx}" "required: C++20, for example g++ 12 (g++)"
+    row matmul "$gemm_text" "$gemm_note"
+    choose "$openmp" threads OpenMP "" "no OpenMP" "runs on one thread only"
+    choose "$mpi" processes "$mpi" "not used by this version: one process" \
+        "no MPI" "one process, as always in this version"
+    choose "$nvcc" GPU "$nvcc" "not used by this version: CPU backend" \
+        "no nvcc" "CPU backend, the only one in this version"
+    [ ${#found_libraries[@]} = 0 ] || row libraries "$(join "${found_libraries[@]}")" ""
+    [ ${#missing_libraries[@]} = 0 ] ||
+        row libraries "no $(join "${missing_libraries[@]}")" "required: \`make deps\` installs them"
+    choose "${missing_tests[*]-}" tests "no GoogleTest" "\`make test\` needs it (libgtest-dev)" GoogleTest ""
+} | sed 's/ *$//' > "$out/table.txt"
+
+complete=yes
+[ "${#missing[@]}${#missing_tests[@]}" = 00 ] && { [ -n "$gemm_wish" ] || [ "$gemm" = onednn ]; } || complete=no
+cat > "$out/config.mk" <<EOF
+# $key
+COMPLETE := $complete
+MISSING := ${missing[*]-}
+MISSING_TESTS := ${missing_tests[*]-}
+OPENMP_FLAGS := ${openmp:--Wno-unknown-pragmas}
+GEMM_LIB := $gemm
+GEMM_FLAGS := $gemm_flags
+GEMM_LIBS := $gemm_libs
+CPU_ID := $cpu
+EOF
+echo searched

@@ -1,0 +1,404 @@
+// train_gpt: a dense GPT, forward and backward written out op by op. The place to start reading.
+//
+//   x      = token row + position row                                                  (learned positions)
+//   x     += Wproj attention(Wqkv norm1(x))         x += Wdown relu(Wup norm2(x) + b) + b     for every layer
+//   logits = Whead x,    loss = mean over all tokens of logsumexp(logits) - logits[target]
+//
+// This is the dense baseline of Antoniak et al. 2023: norms before each branch, no final norm, head not tied to the
+// embedding, biases only in the feed-forward. What each op computes stands in llmc/ops/ops.h; this file is what a model is
+// made of them. Data, schedule, checkpoints and log come from the library. train_mot is the full trainer: on the model
+// `Lx(attention ffn)` it computes the same numbers, and it reads the checkpoints written here.
+//
+// Letters: B sequences, T positions, C = d_model, H heads, F hidden size of the feed-forward, V vocabulary, L layers.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <optional>
+
+#include "llmc/base/version.h"
+#include "llmc/data/loader.h"
+#include "llmc/model/initialize.h"
+#include "llmc/model/params.h"
+#include "llmc/ops/arena.h"
+#include "llmc/train/checkpoint.h"
+#include "llmc/train/evaluate.h"
+#include "llmc/train/flags.h"
+#include "llmc/train/log.h"
+#include "llmc/train/resume.h"
+#include "llmc/train/schedule.h"
+#include "llmc/train/signals.h"
+
+using namespace llmc;
+
+namespace {
+
+struct Options {
+    ModelConfig model;  // heads, d_model, context, vocab_size, ...: what this file does not offer keeps its default
+    TrainConfig train;  // train.micro_batch is B
+    int64_t layers = 4;
+    std::string data, run_dir;
+    int threads = 0;
+};
+
+// ----------------------------------------------------------------------------------------------------------- parameters
+
+// Every tensor, once: name, shape, initialisation. A unit is one flat range of the parameter buffer.
+ParamTable declare_parameters(const Options& o) {
+    const int64_t C = o.model.d_model, F = o.model.d_ff, V = o.model.vocab_size;
+    ParamTable table;
+    auto unit = [&](const std::string& name) -> Unit& {
+        table.units.push_back({name, false, 0, 0, 0, {}, name});
+        return table.units.back();
+    };
+    Unit& embedding = unit("embedding");
+    embedding.weight("token.weight", {V, C}, 1);
+    embedding.weight("position.weight", {o.model.context, C}, 1);
+    for (int64_t l = 0; l < o.layers; l++) {
+        Unit& attention = unit(str("blocks.", 2 * l));
+        attention.ones("norm.weight", {C});
+        attention.zeros("norm.bias", {C});
+        attention.weight("qkv.weight", {3 * C, C}, C);
+        attention.weight("proj.weight", {C, C}, C);
+        Unit& ffn = unit(str("blocks.", 2 * l + 1));
+        ffn.ones("norm.weight", {C});
+        ffn.zeros("norm.bias", {C});
+        ffn.weight("up.weight", {F, C}, C);
+        ffn.weight("down.weight", {C, F}, F);
+        ffn.bias("up.bias", {F}, C);
+        ffn.bias("down.bias", {C}, F);
+    }
+    unit("head").weight("weight", {V, C}, C);
+    table.finish(true);  // weight decay on everything, as in the paper
+    return table;
+}
+
+// The tensors inside a buffer that is laid out like the table: parameters, or their gradients.
+struct Layer {
+    Tensor norm1_weight, norm1_bias;      // [C]
+    Tensor qkv, proj;                     // [3C,C], [C,C]
+    Tensor norm2_weight, norm2_bias;      // [C]
+    Tensor up, up_bias, down, down_bias;  // [F,C], [F], [C,F], [C]
+};
+struct Weights {
+    Tensor token, position;               // [V,C], [context,C]
+    std::vector<Layer> layers;
+    Tensor head;                          // [V,C]
+};
+
+Weights cut(const ParamTable& table, const Tensor& buffer, int64_t layers) {
+    auto get = [&](const std::string& name) {
+        ParamTable::Found found = table.find(name);
+        return view_of(*found.spec, unit_range(*found.unit, buffer));
+    };
+    Weights w;
+    w.token = get("embedding.token.weight"), w.position = get("embedding.position.weight");
+    for (int64_t l = 0; l < layers; l++) {
+        const std::string a = str("blocks.", 2 * l, "."), f = str("blocks.", 2 * l + 1, ".");
+        w.layers.push_back({get(a + "norm.weight"), get(a + "norm.bias"), get(a + "qkv.weight"), get(a + "proj.weight"),
+                            get(f + "norm.weight"), get(f + "norm.bias"), get(f + "up.weight"), get(f + "up.bias"),
+                            get(f + "down.weight"), get(f + "down.bias")});
+    }
+    w.head = get("head.weight");
+    return w;
+}
+
+// ---------------------------------------------------------------------------------------------------------- activations
+
+struct LayerActivations {     // what backward needs of one layer
+    Tensor x1;                // [B,T,C] residual stream that enters the attention half
+    Tensor mean1, rstd1;      // [B,T]
+    Tensor norm1, qkv;        // [B,T,C], [B,T,3C]
+    Tensor attended, lse;     // [B,T,C], [B,H,T]
+    Tensor x2, mean2, rstd2;  // the same for the feed-forward half
+    Tensor norm2, hidden;     // [B,T,C], [B,T,F]
+};
+struct Activations {
+    Tensor tokens, targets;                                 // [B,T] i32
+    std::vector<LayerActivations> layers;
+    Tensor branch, h, losses;                               // [B,T,C], [B,T,C], [B*T]
+    Tensor dstream, dnorm, dattended, dqkv, dhidden;        // scratch of backward: like x, norm, attended, qkv, hidden
+    Tensor step, eval_step;                                 // StepState: sums, norm, learning rate (see ops.h)
+};
+
+Activations make_activations(const Options& o, Arena& arena) {
+    const int64_t B = o.train.micro_batch, T = o.model.context, C = o.model.d_model, H = o.model.heads, F = o.model.d_ff;
+    auto f32 = [&](const char* name, Shape shape) { return arena.tensor(name, DType::f32, shape); };
+    auto state = [&](const char* name) {
+        return step_state_tensor(arena.tensor(name, DType::i32, {sizeof(StepState) / sizeof(int32_t)}).data);
+    };
+    Activations a;
+    a.tokens = arena.tensor("tokens", DType::i32, {B, T}), a.targets = arena.tensor("targets", DType::i32, {B, T});
+    for (int64_t l = 0; l < o.layers; l++)
+        a.layers.push_back({f32("x1", {B, T, C}), f32("mean1", {B, T}), f32("rstd1", {B, T}), f32("norm1", {B, T, C}),
+                            f32("qkv", {B, T, 3 * C}), f32("attended", {B, T, C}), f32("lse", {B, H, T}),
+                            f32("x2", {B, T, C}), f32("mean2", {B, T}), f32("rstd2", {B, T}), f32("norm2", {B, T, C}),
+                            f32("hidden", {B, T, F})});
+    a.branch = f32("branch", {B, T, C}), a.h = f32("h", {B, T, C}), a.losses = f32("losses", {B * T});
+    a.dstream = f32("dstream", {B, T, C}), a.dnorm = f32("dnorm", {B, T, C}), a.dattended = f32("dattended", {B, T, C});
+    a.dqkv = f32("dqkv", {B, T, 3 * C}), a.dhidden = f32("dhidden", {B, T, F});
+    a.step = state("step state"), a.eval_step = state("evaluation sums");
+    return a;
+}
+
+// ----------------------------------------------------------------------------------------------------------- the passes
+
+constexpr double eps = 1e-5;  // of LayerNorm
+
+struct Gpt {
+    const Options o;
+    Context& ctx;
+    const ParamTable table;
+    Arena memory;
+    Tensor params, grads, moment1, moment2;  // [table.size]: weights, gradients, Adam's moments, one layout
+    Weights w, dw;                           // views into params and grads
+    Activations a;
+
+    Gpt(const Options& options, Context& ctx) : o(options), ctx(ctx), table(declare_parameters(o)), memory("memory", ctx) {
+        lay_out();  // with fake addresses, to learn the size
+        const int64_t bytes = memory.peak();
+        memory.release(0);
+        memory.allocate(bytes);
+        lay_out();
+        for (const Tensor& t : {params, grads, moment1, moment2}) fill(t, 0, ctx);
+        StepState zero;
+        upload(a.step, &zero, ctx);
+        upload(a.eval_step, &zero, ctx);
+        initialize_parameters(table, params, o.model, uint64_t(o.train.seed), ctx);
+    }
+
+    void lay_out() {
+        params = memory.tensor("parameters", DType::f32, {table.size});
+        grads = memory.tensor("gradients", DType::f32, {table.size});
+        moment1 = memory.tensor("adam m", DType::f32, {table.size});
+        moment2 = memory.tensor("adam v", DType::f32, {table.size});
+        w = cut(table, params, o.layers), dw = cut(table, grads, o.layers);
+        a = make_activations(o, memory);
+    }
+
+    // Puts a batch (host, [B,T]) on the device and computes h [B,T,C], the input of the head.
+    void forward(const int32_t* tokens, const int32_t* targets) {
+        upload(a.tokens, tokens, ctx);
+        upload(a.targets, targets, ctx);
+        embedding_forward(a.layers[0].x1, a.tokens, w.token, w.position, 0, ctx);
+        for (size_t l = 0; l < a.layers.size(); l++) {
+            const Layer& p = w.layers[l];
+            LayerActivations& s = a.layers[l];
+            // attention: branch = Wproj attention(Wqkv norm1(x1)). The add of the branch before is fused into the norm.
+            if (l == 0)
+                norm_forward(s.norm1, s.mean1, s.rstd1, s.x1, p.norm1_weight, p.norm1_bias, Norm::layernorm, eps, ctx);
+            else
+                residual_norm_forward(s.x1, s.norm1, s.mean1, s.rstd1, a.layers[l - 1].x2, a.branch, p.norm1_weight,
+                                      p.norm1_bias, Norm::layernorm, eps, ctx);
+            matmul(s.qkv, s.norm1, p.qkv, {.transpose_b = true}, ctx);
+            attention_forward(s.attended, s.lse, s.qkv, o.model.heads, ctx);
+            matmul(a.branch, s.attended, p.proj, {.transpose_b = true}, ctx);
+            // feed-forward: x2 = x1 + branch, branch = Wdown relu(Wup norm2(x2) + b) + b
+            residual_norm_forward(s.x2, s.norm2, s.mean2, s.rstd2, s.x1, a.branch, p.norm2_weight, p.norm2_bias,
+                                  Norm::layernorm, eps, ctx);
+            matmul(s.hidden, s.norm2, p.up, {.transpose_b = true, .bias = p.up_bias, .activation = Activation::relu}, ctx);
+            matmul(a.branch, s.hidden, p.down, {.transpose_b = true, .bias = p.down_bias}, ctx);
+        }
+        add(a.h, a.layers.back().x2, a.branch, ctx);
+    }
+
+    // Losses of the batch that forward has seen, and the gradient of their mean: all of grads is overwritten.
+    void backward() {
+        const int64_t N = a.losses.numel(), C = o.model.d_model;  // N = B*T
+        head_loss(a.losses, a.dstream.view({N, C}), dw.head, a.h.view({N, C}), w.head, a.targets.view({N}), 1.0 / double(N),
+                  false, ctx);
+        // dstream is the gradient of the residual stream; each half adds to it what comes back through its norm.
+        for (size_t l = a.layers.size(); l-- > 0;) {
+            const Layer &p = w.layers[l], &dp = dw.layers[l];
+            LayerActivations& s = a.layers[l];
+            // feed-forward
+            matmul(a.dhidden, a.dstream, p.down, {}, ctx);
+            matmul(dp.down, a.dstream, s.hidden, {.transpose_a = true}, ctx);
+            bias_backward(dp.down_bias, a.dstream, false, ctx);
+            activation_backward(a.dhidden, a.dhidden, s.hidden, Activation::relu, ctx);
+            matmul(a.dnorm, a.dhidden, p.up, {}, ctx);
+            matmul(dp.up, a.dhidden, s.norm2, {.transpose_a = true}, ctx);
+            bias_backward(dp.up_bias, a.dhidden, false, ctx);
+            norm_backward(a.dstream, dp.norm2_weight, dp.norm2_bias, a.dnorm, s.x2, s.mean2, s.rstd2, p.norm2_weight,
+                          Norm::layernorm, true, false, ctx);
+            // attention
+            matmul(a.dattended, a.dstream, p.proj, {}, ctx);
+            matmul(dp.proj, a.dstream, s.attended, {.transpose_a = true}, ctx);
+            attention_backward(a.dqkv, a.dattended, s.qkv, s.attended, s.lse, o.model.heads, ctx);
+            matmul(a.dnorm, a.dqkv, p.qkv, {}, ctx);
+            matmul(dp.qkv, a.dqkv, s.norm1, {.transpose_a = true}, ctx);
+            norm_backward(a.dstream, dp.norm1_weight, dp.norm1_bias, a.dnorm, s.x1, s.mean1, s.rstd1, p.norm1_weight,
+                          Norm::layernorm, true, false, ctx);
+        }
+        embedding_backward(dw.token, dw.position, a.dstream, a.tokens, false, false, ctx);
+    }
+
+    // One training step. Norm, clipping and the decision to skip a step that is not finite stay on the device.
+    void step(const int32_t* tokens, const int32_t* targets, double lr) {
+        const TrainConfig& t = o.train;
+        step_begin(a.step, lr, ctx);
+        forward(tokens, targets);
+        backward();
+        loss_accumulate(a.step, a.losses, a.targets.view({a.losses.numel()}), ctx);
+        grad_norm_accumulate(a.step, grads, ctx);
+        step_decide(a.step, t.clip, t.beta1, t.beta2, ctx);
+        adamw_update(params, {}, moment1, moment2, grads, a.step, table.size, {t.beta1, t.beta2, t.adam_eps, t.weight_decay},
+                     ctx);
+    }
+
+    // Sum and count of the losses of a batch that is not trained on are added to a.eval_step.
+    void evaluate(const int32_t* tokens, const int32_t* targets) {
+        const int64_t N = a.losses.numel();
+        forward(tokens, targets);
+        head_loss(a.losses, {}, {}, a.h.view({N, o.model.d_model}), w.head, a.targets.view({N}), 0, false, ctx);
+        loss_accumulate(a.eval_step, a.losses, a.targets.view({N}), ctx);
+    }
+
+    StepState read(Tensor state) const {  // waits for the device
+        StepState host;
+        download(&host, state, ctx);
+        return host;
+    }
+};
+
+// ------------------------------------------------------------------------------------------------------------- the run
+
+struct Run {
+    const Options o;
+    const Dataset data;
+    Context ctx;
+    Gpt gpt;
+    const Loader loader;
+    std::optional<Loader> val_loader;
+    std::optional<RunLog> log;
+    std::vector<int32_t> tokens, targets;  // [B,T] on the host
+
+    explicit Run(const Options& options, Dataset dataset)
+        : o(options), data(std::move(dataset)), ctx({.threads = o.threads}), gpt((reserve_memory(), o), ctx),
+          loader(data.train, o.model.context, uint64_t(o.train.seed), true),
+          tokens(size_t(o.train.micro_batch * o.model.context)), targets(tokens.size()) {
+        if (!data.val.shards.empty()) val_loader.emplace(data.val, o.model.context, eval_seed, true);
+        if (!o.run_dir.empty()) log.emplace(o.run_dir + "/log.jsonl", describe_run(o.model, o.train, data));
+    }
+
+    // One step on a Context that only counts says what the run needs before anything is allocated.
+    void reserve_memory() {
+        Context counting({.threads = o.threads, .counting = true});
+        Gpt dry(o, counting);
+        dry.step(nullptr, nullptr, 0);
+        const int64_t needed = dry.memory.peak() + counting.workspace_needed, available = device_memory_available(ctx);
+        std::printf("%lld parameters, %.2f GB of memory\n", static_cast<long long>(dry.table.count()), double(needed) * 1e-9);
+        if (needed > available)
+            input_error("this run needs ", needed, " bytes of memory but ", available, " are available: make --batch smaller");
+        reserve_workspace(counting.workspace_needed, ctx);
+    }
+
+    void record(const nlohmann::json& line) {
+        if (log && !log->append(line)) std::fprintf(stderr, "warning: %s\n", log->problem().c_str());
+    }
+
+    // Mean loss of the first batches of the validation split: the same at every call.
+    void validate(int64_t step) {
+        if (!val_loader) return;
+        step_begin(gpt.a.eval_step, 0, ctx);
+        const int64_t B = o.train.micro_batch, batches = std::clamp<int64_t>(val_loader->windows() / B, 1, o.train.eval_batches);
+        for (int64_t i = 0; i < batches; i++) {
+            val_loader->fill(tokens.data(), targets.data(), B, i * B);
+            gpt.evaluate(tokens.data(), targets.data());
+        }
+        const StepState sums = gpt.read(gpt.a.eval_step);
+        const double loss = sums.loss_sum / double(sums.loss_count);
+        std::printf("step %7lld  validation loss %.4f\n", static_cast<long long>(step), loss);
+        record({{"step", step}, {"val_loss", loss}});
+    }
+
+    void save(int64_t step) {
+        if (o.run_dir.empty()) return;
+        const StepState state = gpt.read(gpt.a.step);
+        const LoaderState position = loader.state_at(step * o.train.micro_batch);
+        nlohmann::json j = describe_run(o.model, o.train, data);
+        j["adam_t"] = state.t, j["skipped"] = state.skipped, j["skipped_in_a_row"] = state.skipped_in_a_row;
+        j["data_position"] = {{"epoch", position.epoch}, {"sample", position.sample}};
+        j["fillers"] = nlohmann::json::array();
+        std::vector<NamedTensor> optimizer = named_tensors(gpt.table, gpt.moment1, "m.");
+        for (const NamedTensor& t : named_tensors(gpt.table, gpt.moment2, "v.")) optimizer.push_back(t);
+        save_checkpoint(o.run_dir, step, named_tensors(gpt.table, gpt.params, ""), optimizer, j, o.train.keep, ctx);
+    }
+
+    int train() {
+        const TrainConfig& t = o.train;
+        const Schedule schedule{t.lr, t.warmup_steps, t.decay_steps, t.final_lr_fraction};
+        auto due = [](int64_t interval, int64_t step) { return interval > 0 && step % interval == 0; };
+        int64_t step = 0;
+        while (step < t.steps && !stop_signal()) {
+            const auto start = std::chrono::steady_clock::now();
+            const double lr = learning_rate(schedule, step);
+            loader.fill(tokens.data(), targets.data(), t.micro_batch, step * t.micro_batch);
+            gpt.step(tokens.data(), targets.data(), lr);
+            const StepState s = gpt.read(gpt.a.step);  // waits
+            const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+            step++;
+            const double loss = s.loss_sum / double(s.loss_count), rate = double(tokens.size()) / seconds.count();
+            if (due(t.log_interval, step) || step == 1 || step == t.steps) {
+                std::printf("step %7lld  loss %.6f  grad norm %.4f  lr %.2e  %.0f tokens/s%s\n", static_cast<long long>(step),
+                            loss, s.grad_norm, lr, rate, s.ok ? "" : "  skipped: not finite");
+                std::fflush(stdout);
+                record({{"step", step}, {"loss", loss}, {"grad_norm", s.grad_norm}, {"lr", lr}, {"tokens_per_second", rate}});
+            }
+            if (s.skipped_in_a_row >= t.max_skipped)
+                run_error(s.skipped_in_a_row, " steps in a row had a loss or gradient that is not finite: make --lr smaller");
+            if (due(t.eval_interval, step) || step == t.steps) validate(step);
+            if (due(t.save_interval, step) && step < t.steps && !stop_signal()) save(step);
+        }
+        save(step);
+        return stop_signal() ? 128 + stop_signal() : 0;
+    }
+};
+
+int run(Options o) {
+    catch_stop_signals();
+    Dataset data = open_dataset(o.data);
+    if (o.model.vocab_size == 0) o.model.vocab_size = data.vocab_size;
+    if (o.train.decay_steps == 0) o.train.decay_steps = o.train.steps;
+    o.model.pattern = str(o.layers, "x(attention ffn)");
+    o.model = resolved(o.model);
+    check_vocabulary(data, o.model.vocab_size);
+    check_schedule({o.train.lr, o.train.warmup_steps, o.train.decay_steps, o.train.final_lr_fraction});
+    if (!o.run_dir.empty()) {
+        if (find_latest(o.run_dir)) input_error(o.run_dir, " holds a run already: choose another --run-dir");
+        make_directories(o.run_dir);
+    }
+    return Run(o, std::move(data)).train();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    Options o;
+    o.model.vocab_size = 0, o.model.d_model = 128, o.model.heads = 4, o.model.context = 128, o.model.init_scale = 1;
+    o.train.steps = 1000, o.train.lr = 6e-3, o.train.warmup_steps = 60, o.train.log_interval = 1, o.train.eval_interval = 200;
+    CLI::App app{"Trains a dense GPT: the short program to read first. train_mot is the full trainer."};
+    app.add_option("--data", o.data, "data directory, or a .bin shard")->required();
+    app.add_option("--run-dir", o.run_dir, "where log and checkpoints go; none: nothing is kept");
+    app.add_option("--layers", o.layers, "layers of attention and feed-forward")->check(CLI::Range(1, 10000))->capture_default_str();
+    app.add_option("--batch", o.train.micro_batch, "sequences in a step")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+    app.add_option("--threads", o.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096))->capture_default_str();
+    app.set_version_flag("--version", [] { Context ctx; return version_text(backend_description(ctx)); });
+    const std::set<std::string> offered = {
+        "d_model", "heads", "d_ff", "context", "vocab_size", "init", "init_scale", "steps", "seed", "lr", "warmup_steps",
+        "decay_steps", "final_lr_fraction", "weight_decay", "clip", "log_interval", "eval_interval", "eval_batches", "save_interval", "keep"};
+    auto offer = [&](const FieldInfo& info, auto& field) { if (offered.count(info.name)) add_field(app, info, field); };
+    for_each_model_field(o.model, offer);
+    for_each_train_field(o.train, offer);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        return app.exit(e) == 0 ? 0 : 2;  // --help and --version are no error
+    }
+    try {
+        return run(o);
+    } catch (const std::exception& e) {
+        std::fflush(stdout);
+        std::fprintf(stderr, "error: %s\n", e.what());
+        return dynamic_cast<const InputError*>(&e) ? 2 : 1;
+    }
+}
