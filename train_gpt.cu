@@ -5,9 +5,9 @@
 //   logits = Whead x,    loss = mean over all tokens of logsumexp(logits) - logits[target]
 //
 // This is the dense baseline of Antoniak et al. 2023: norms before each branch, no final norm, head not tied to the
-// embedding, biases only in the feed-forward. What each op computes stands in llmc/ops/ops.h; this file is what a model is
-// made of them. Data, schedule, checkpoints and log come from the library. train_mot is the full trainer: on the model
-// `Lx(attention ffn)` it computes the same numbers, and it reads the checkpoints written here.
+// embedding, biases only in the feed-forward. What each op computes stands in llmc/ops/ops.h; this file is what a model
+// is made of them. Data, schedule, checkpoints and log come from the library. train_mot is the full trainer: on the
+// model `Lx(attention ffn)` it computes the same numbers, and it reads the checkpoints written here.
 //
 // Letters: B sequences, T positions, C = d_model, H heads, F hidden size of the feed-forward, V vocabulary, L layers.
 #include <CLI/CLI.hpp>
@@ -24,6 +24,7 @@
 #include "llmc/train/evaluate.h"
 #include "llmc/train/flags.h"
 #include "llmc/train/log.h"
+#include "llmc/train/plan.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/schedule.h"
 #include "llmc/train/signals.h"
@@ -40,7 +41,7 @@ struct Options {
     int threads = 0;
 };
 
-// ----------------------------------------------------------------------------------------------------------- parameters
+// ---------------------------------------------------------------------------------------------------------- parameters
 
 // Every tensor, once: name, shape, initialisation. A unit is one flat range of the parameter buffer.
 ParamTable declare_parameters(const Options& o) {
@@ -102,7 +103,7 @@ Weights cut(const ParamTable& table, const Tensor& buffer, int64_t layers) {
     return w;
 }
 
-// ---------------------------------------------------------------------------------------------------------- activations
+// --------------------------------------------------------------------------------------------------------- activations
 
 struct LayerActivations {     // what backward needs of one layer
     Tensor x1;                // [B,T,C] residual stream that enters the attention half
@@ -121,28 +122,31 @@ struct Activations {
 };
 
 Activations make_activations(const Options& o, Arena& arena) {
-    const int64_t B = o.train.micro_batch, T = o.model.context, C = o.model.d_model, H = o.model.heads, F = o.model.d_ff;
+    const int64_t B = o.train.micro_batch, T = o.model.context, C = o.model.d_model, F = o.model.d_ff;
     auto f32 = [&](const char* name, Shape shape) { return arena.tensor(name, DType::f32, shape); };
-    auto state = [&](const char* name) {
-        return step_state_tensor(arena.tensor(name, DType::i32, {sizeof(StepState) / sizeof(int32_t)}).data);
-    };
+    auto wide = [&](const char* name, int64_t width) { return f32(name, {B, T, width}); };
+    auto i32 = [&](const char* name, Shape shape) { return arena.tensor(name, DType::i32, shape); };
+    const Shape state{sizeof(StepState) / sizeof(int32_t)};
     Activations a;
-    a.tokens = arena.tensor("tokens", DType::i32, {B, T}), a.targets = arena.tensor("targets", DType::i32, {B, T});
+    a.tokens = i32("tokens", {B, T}), a.targets = i32("targets", {B, T});
     for (int64_t l = 0; l < o.layers; l++)
-        a.layers.push_back({f32("x1", {B, T, C}), f32("mean1", {B, T}), f32("rstd1", {B, T}), f32("norm1", {B, T, C}),
-                            f32("qkv", {B, T, 3 * C}), f32("attended", {B, T, C}), f32("lse", {B, H, T}),
-                            f32("x2", {B, T, C}), f32("mean2", {B, T}), f32("rstd2", {B, T}), f32("norm2", {B, T, C}),
-                            f32("hidden", {B, T, F})});
-    a.branch = f32("branch", {B, T, C}), a.h = f32("h", {B, T, C}), a.losses = f32("losses", {B * T});
-    a.dstream = f32("dstream", {B, T, C}), a.dnorm = f32("dnorm", {B, T, C}), a.dattended = f32("dattended", {B, T, C});
-    a.dqkv = f32("dqkv", {B, T, 3 * C}), a.dhidden = f32("dhidden", {B, T, F});
-    a.step = state("step state"), a.eval_step = state("evaluation sums");
+        a.layers.push_back({wide("x1", C), f32("mean1", {B, T}), f32("rstd1", {B, T}), wide("norm1", C),
+                            wide("qkv", 3 * C), wide("attended", C), f32("lse", {B, o.model.heads, T}),
+                            wide("x2", C), f32("mean2", {B, T}), f32("rstd2", {B, T}), wide("norm2", C),
+                            wide("hidden", F)});
+    a.branch = wide("branch", C), a.h = wide("h", C), a.losses = f32("losses", {B * T});
+    a.dstream = wide("dstream", C), a.dnorm = wide("dnorm", C), a.dattended = wide("dattended", C);
+    a.dqkv = wide("dqkv", 3 * C), a.dhidden = wide("dhidden", F);
+    a.step = step_state_tensor(i32("step state", state).data);
+    a.eval_step = step_state_tensor(i32("evaluation sums", state).data);
     return a;
 }
 
-// ----------------------------------------------------------------------------------------------------------- the passes
+// ---------------------------------------------------------------------------------------------------------- the passes
 
 constexpr double eps = 1e-5;  // of LayerNorm
+constexpr Norm layernorm = Norm::layernorm;
+constexpr Activation relu = Activation::relu;
 
 struct Gpt {
     const Options o;
@@ -153,7 +157,8 @@ struct Gpt {
     Weights w, dw;                           // views into params and grads
     Activations a;
 
-    Gpt(const Options& options, Context& ctx) : o(options), ctx(ctx), table(declare_parameters(o)), memory("memory", ctx) {
+    Gpt(const Options& options, Context& ctx)
+        : o(options), ctx(ctx), table(declare_parameters(o)), memory("memory", ctx) {
         lay_out();  // with fake addresses, to learn the size
         const int64_t bytes = memory.peak();
         memory.release(0);
@@ -185,17 +190,17 @@ struct Gpt {
             LayerActivations& s = a.layers[l];
             // attention: branch = Wproj attention(Wqkv norm1(x1)). The add of the branch before is fused into the norm.
             if (l == 0)
-                norm_forward(s.norm1, s.mean1, s.rstd1, s.x1, p.norm1_weight, p.norm1_bias, Norm::layernorm, eps, ctx);
+                norm_forward(s.norm1, s.mean1, s.rstd1, s.x1, p.norm1_weight, p.norm1_bias, layernorm, eps, ctx);
             else
                 residual_norm_forward(s.x1, s.norm1, s.mean1, s.rstd1, a.layers[l - 1].x2, a.branch, p.norm1_weight,
-                                      p.norm1_bias, Norm::layernorm, eps, ctx);
+                                      p.norm1_bias, layernorm, eps, ctx);
             matmul(s.qkv, s.norm1, p.qkv, {.transpose_b = true}, ctx);
             attention_forward(s.attended, s.lse, s.qkv, o.model.heads, ctx);
             matmul(a.branch, s.attended, p.proj, {.transpose_b = true}, ctx);
             // feed-forward: x2 = x1 + branch, branch = Wdown relu(Wup norm2(x2) + b) + b
             residual_norm_forward(s.x2, s.norm2, s.mean2, s.rstd2, s.x1, a.branch, p.norm2_weight, p.norm2_bias,
-                                  Norm::layernorm, eps, ctx);
-            matmul(s.hidden, s.norm2, p.up, {.transpose_b = true, .bias = p.up_bias, .activation = Activation::relu}, ctx);
+                                  layernorm, eps, ctx);
+            matmul(s.hidden, s.norm2, p.up, {.transpose_b = true, .bias = p.up_bias, .activation = relu}, ctx);
             matmul(a.branch, s.hidden, p.down, {.transpose_b = true, .bias = p.down_bias}, ctx);
         }
         add(a.h, a.layers.back().x2, a.branch, ctx);
@@ -204,8 +209,8 @@ struct Gpt {
     // Losses of the batch that forward has seen, and the gradient of their mean: all of grads is overwritten.
     void backward() {
         const int64_t N = a.losses.numel(), C = o.model.d_model;  // N = B*T
-        head_loss(a.losses, a.dstream.view({N, C}), dw.head, a.h.view({N, C}), w.head, a.targets.view({N}), 1.0 / double(N),
-                  false, ctx);
+        head_loss(a.losses, a.dstream.view({N, C}), dw.head, a.h.view({N, C}), w.head, a.targets.view({N}),
+                  1.0 / double(N), false, ctx);
         // dstream is the gradient of the residual stream; each half adds to it what comes back through its norm.
         for (size_t l = a.layers.size(); l-- > 0;) {
             const Layer &p = w.layers[l], &dp = dw.layers[l];
@@ -214,12 +219,12 @@ struct Gpt {
             matmul(a.dhidden, a.dstream, p.down, {}, ctx);
             matmul(dp.down, a.dstream, s.hidden, {.transpose_a = true}, ctx);
             bias_backward(dp.down_bias, a.dstream, false, ctx);
-            activation_backward(a.dhidden, a.dhidden, s.hidden, Activation::relu, ctx);
+            activation_backward(a.dhidden, a.dhidden, s.hidden, relu, ctx);
             matmul(a.dnorm, a.dhidden, p.up, {}, ctx);
             matmul(dp.up, a.dhidden, s.norm2, {.transpose_a = true}, ctx);
             bias_backward(dp.up_bias, a.dhidden, false, ctx);
             norm_backward(a.dstream, dp.norm2_weight, dp.norm2_bias, a.dnorm, s.x2, s.mean2, s.rstd2, p.norm2_weight,
-                          Norm::layernorm, true, false, ctx);
+                          layernorm, true, false, ctx);
             // attention
             matmul(a.dattended, a.dstream, p.proj, {}, ctx);
             matmul(dp.proj, a.dstream, s.attended, {.transpose_a = true}, ctx);
@@ -227,7 +232,7 @@ struct Gpt {
             matmul(a.dnorm, a.dqkv, p.qkv, {}, ctx);
             matmul(dp.qkv, a.dqkv, s.norm1, {.transpose_a = true}, ctx);
             norm_backward(a.dstream, dp.norm1_weight, dp.norm1_bias, a.dnorm, s.x1, s.mean1, s.rstd1, p.norm1_weight,
-                          Norm::layernorm, true, false, ctx);
+                          layernorm, true, false, ctx);
         }
         embedding_backward(dw.token, dw.position, a.dstream, a.tokens, false, false, ctx);
     }
@@ -241,8 +246,8 @@ struct Gpt {
         loss_accumulate(a.step, a.losses, a.targets.view({a.losses.numel()}), ctx);
         grad_norm_accumulate(a.step, grads, ctx);
         step_decide(a.step, t.clip, t.beta1, t.beta2, ctx);
-        adamw_update(params, {}, moment1, moment2, grads, a.step, table.size, {t.beta1, t.beta2, t.adam_eps, t.weight_decay},
-                     ctx);
+        adamw_update(params, {}, moment1, moment2, grads, a.step, table.size,
+                     {t.beta1, t.beta2, t.adam_eps, t.weight_decay}, ctx);
     }
 
     // Sum and count of the losses of a batch that is not trained on are added to a.eval_step.
@@ -265,30 +270,32 @@ struct Gpt {
 struct Run {
     const Options o;
     const Dataset data;
-    Context ctx;
-    Gpt gpt;
     const Loader loader;
     std::optional<Loader> val_loader;
+    Context ctx;
+    Gpt gpt;
     std::optional<RunLog> log;
     std::vector<int32_t> tokens, targets;  // [B,T] on the host
 
-    explicit Run(const Options& options, Dataset dataset)
-        : o(options), data(std::move(dataset)), ctx({.threads = o.threads}), gpt((reserve_memory(), o), ctx),
-          loader(data.train, o.model.context, uint64_t(o.train.seed), true),
-          tokens(size_t(o.train.micro_batch * o.model.context)), targets(tokens.size()) {
-        if (!data.val.shards.empty()) val_loader.emplace(data.val, o.model.context, eval_seed, true);
+    Run(const Options& options, Dataset dataset)
+        : o(options), data(std::move(dataset)), loader(data.train, o.model.context, uint64_t(o.train.seed), true),
+          ctx({.threads = o.threads}), gpt((prepare(), o), ctx), tokens(size_t(o.train.micro_batch * o.model.context)),
+          targets(tokens.size()) {
         if (!o.run_dir.empty()) log.emplace(o.run_dir + "/log.jsonl", describe_run(o.model, o.train, data));
     }
 
     // One step on a Context that only counts says what the run needs before anything is allocated.
-    void reserve_memory() {
+    void prepare() {
+        if (!data.val.shards.empty()) val_loader.emplace(data.val, o.model.context, eval_seed, true);
         Context counting({.threads = o.threads, .counting = true});
         Gpt dry(o, counting);
         dry.step(nullptr, nullptr, 0);
         const int64_t needed = dry.memory.peak() + counting.workspace_needed, available = device_memory_available(ctx);
-        std::printf("%lld parameters, %.2f GB of memory\n", static_cast<long long>(dry.table.count()), double(needed) * 1e-9);
+        std::printf("%s parameters, %s of memory\n", count_text(double(dry.table.count())).c_str(),
+                    bytes_text(double(needed)).c_str());
         if (needed > available)
-            input_error("this run needs ", needed, " bytes of memory but ", available, " are available: make --batch smaller");
+            input_error("this run needs ", bytes_text(double(needed)), " of memory but ", bytes_text(double(available)),
+                        " are available: make --batch smaller");
         reserve_workspace(counting.workspace_needed, ctx);
     }
 
@@ -300,19 +307,21 @@ struct Run {
     void validate(int64_t step) {
         if (!val_loader) return;
         step_begin(gpt.a.eval_step, 0, ctx);
-        const int64_t B = o.train.micro_batch, batches = std::clamp<int64_t>(val_loader->windows() / B, 1, o.train.eval_batches);
+        const int64_t B = o.train.micro_batch,
+                      batches = std::clamp<int64_t>(val_loader->windows() / B, 1, o.train.eval_batches);
         for (int64_t i = 0; i < batches; i++) {
             val_loader->fill(tokens.data(), targets.data(), B, i * B);
             gpt.evaluate(tokens.data(), targets.data());
         }
         const StepState sums = gpt.read(gpt.a.eval_step);
         const double loss = sums.loss_sum / double(sums.loss_count);
-        std::printf("step %7lld  validation loss %.4f\n", static_cast<long long>(step), loss);
+        std::printf("step %7lld  validation loss %.4f\n", (long long)step, loss);
         record({{"step", step}, {"val_loss", loss}});
     }
 
-    void save(int64_t step) {
-        if (o.run_dir.empty()) return;
+    // False if it cannot be written (disk full). The checkpoint before it is still good then, and training can go on.
+    bool save(int64_t step) {
+        if (o.run_dir.empty()) return true;
         const StepState state = gpt.read(gpt.a.step);
         const LoaderState position = loader.state_at(step * o.train.micro_batch);
         nlohmann::json j = describe_run(o.model, o.train, data);
@@ -321,7 +330,13 @@ struct Run {
         j["fillers"] = nlohmann::json::array();
         std::vector<NamedTensor> optimizer = named_tensors(gpt.table, gpt.moment1, "m.");
         for (const NamedTensor& t : named_tensors(gpt.table, gpt.moment2, "v.")) optimizer.push_back(t);
-        save_checkpoint(o.run_dir, step, named_tensors(gpt.table, gpt.params, ""), optimizer, j, o.train.keep, ctx);
+        try {
+            save_checkpoint(o.run_dir, step, named_tensors(gpt.table, gpt.params, ""), optimizer, j, o.train.keep, ctx);
+            return true;
+        } catch (const RunError& e) {
+            std::fprintf(stderr, "warning: the checkpoint of step %lld was not saved: %s\n", (long long)step, e.what());
+            return false;
+        }
     }
 
     int train() {
@@ -339,17 +354,17 @@ struct Run {
             step++;
             const double loss = s.loss_sum / double(s.loss_count), rate = double(tokens.size()) / seconds.count();
             if (due(t.log_interval, step) || step == 1 || step == t.steps) {
-                std::printf("step %7lld  loss %.6f  grad norm %.4f  lr %.2e  %.0f tokens/s%s\n", static_cast<long long>(step),
-                            loss, s.grad_norm, lr, rate, s.ok ? "" : "  skipped: not finite");
+                std::printf("step %7lld  loss %.6f  grad norm %.4f  lr %.2e  %.0f tokens/s%s\n", (long long)step, loss,
+                            s.grad_norm, lr, rate, s.ok ? "" : "  skipped: not finite");
                 std::fflush(stdout);
-                record({{"step", step}, {"loss", loss}, {"grad_norm", s.grad_norm}, {"lr", lr}, {"tokens_per_second", rate}});
+                record({{"step", step}, {"loss", loss}, {"grad_norm", s.grad_norm}, {"lr", lr}});
             }
             if (s.skipped_in_a_row >= t.max_skipped)
-                run_error(s.skipped_in_a_row, " steps in a row had a loss or gradient that is not finite: make --lr smaller");
+                run_error(s.skipped_in_a_row, " steps in a row had a loss or gradient that is not finite: lower --lr");
             if (due(t.eval_interval, step) || step == t.steps) validate(step);
             if (due(t.save_interval, step) && step < t.steps && !stop_signal()) save(step);
         }
-        save(step);
+        if (!save(step)) return 1;
         return stop_signal() ? 128 + stop_signal() : 0;
     }
 };
@@ -375,27 +390,29 @@ int run(Options o) {
 int main(int argc, char** argv) {
     Options o;
     o.model.vocab_size = 0, o.model.d_model = 128, o.model.heads = 4, o.model.context = 128, o.model.init_scale = 1;
-    o.train.steps = 1000, o.train.lr = 6e-3, o.train.warmup_steps = 60, o.train.log_interval = 1, o.train.eval_interval = 200;
+    o.train.steps = 1000, o.train.lr = 6e-3, o.train.warmup_steps = 60;
+    o.train.log_interval = 1, o.train.eval_interval = 200;
     CLI::App app{"Trains a dense GPT: the short program to read first. train_mot is the full trainer."};
     app.add_option("--data", o.data, "data directory, or a .bin shard")->required();
     app.add_option("--run-dir", o.run_dir, "where log and checkpoints go; none: nothing is kept");
-    app.add_option("--layers", o.layers, "layers of attention and feed-forward")->check(CLI::Range(1, 10000))->capture_default_str();
-    app.add_option("--batch", o.train.micro_batch, "sequences in a step")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+    app.add_option("--layers", o.layers, "layers")->check(CLI::Range(1, 10000))->capture_default_str();
+    app.add_option("--batch", o.train.micro_batch, "sequences")->check(CLI::Range(1, 1 << 24))->capture_default_str();
     app.add_option("--threads", o.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096))->capture_default_str();
     app.set_version_flag("--version", [] { Context ctx; return version_text(backend_description(ctx)); });
     const std::set<std::string> offered = {
-        "d_model", "heads", "d_ff", "context", "vocab_size", "init", "init_scale", "steps", "seed", "lr", "warmup_steps",
-        "decay_steps", "final_lr_fraction", "weight_decay", "clip", "log_interval", "eval_interval", "eval_batches", "save_interval", "keep"};
+        "d_model", "heads", "d_ff", "context", "vocab_size", "init", "init_scale", "steps", "seed", "lr", "clip",
+        "warmup_steps", "decay_steps", "final_lr_fraction", "weight_decay", "log_interval", "eval_interval",
+        "eval_batches", "save_interval", "keep"};
     auto offer = [&](const FieldInfo& info, auto& field) { if (offered.count(info.name)) add_field(app, info, field); };
     for_each_model_field(o.model, offer);
     for_each_train_field(o.train, offer);
     try {
         app.parse(argc, argv);
-    } catch (const CLI::ParseError& e) {
-        return app.exit(e) == 0 ? 0 : 2;  // --help and --version are no error
-    }
-    try {
         return run(o);
+    } catch (const CLI::ParseError& e) {
+        if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+        std::fprintf(stderr, "error: %s (see --help)\n", e.what());
+        return 2;
     } catch (const std::exception& e) {
         std::fflush(stdout);
         std::fprintf(stderr, "error: %s\n", e.what());

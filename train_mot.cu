@@ -26,6 +26,7 @@ struct CommandLine {
     CLI::App *train_app, *eval_app, *generate_app, *info_app;
 
     CommandLine() {
+        app.option_defaults()->take_last();  // a flag given twice: the last one counts, so that scripts can append their own
         app.set_version_flag("--version", [this] {
             Context ctx({.threads = run.threads});
             return version_text(backend_description(ctx));
@@ -58,7 +59,7 @@ struct CommandLine {
 
         generate_app = app.add_subcommand("generate", "continue prompts");
         generate_app->add_option("--checkpoint", generate.checkpoint, "run directory or step directory")->required();
-        generate_app->add_option("--prompt", generate.prompts, "text to continue; repeat for several at once")->required();
+        generate_app->add_option("--prompt", generate.prompts, "text to continue; repeat for several at once")->required()->take_all();
         generate_app->add_option("--tokenizer", generate.tokenizer, "rank file; default: the one kept with the run");
         generate_app->add_option("--max-tokens", generate.options.max_tokens, "new tokens a prompt")->capture_default_str()
             ->check(CLI::PositiveNumber);

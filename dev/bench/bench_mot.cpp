@@ -1,6 +1,7 @@
 // Speed of the ops around the matrix products: MoT, norm, embedding, optimizer, at two model sizes.
 //     bench_mot [threads] [f32|bf16]
-// For each op: best of several runs in ms, GB/s of the tensors it must read and write once, GFLOP/s. The ceilings are printed first.
+// For each op: best of several runs in ms, GB/s of the tensors it must read and write once, GFLOP/s. The ceilings are
+// printed first.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -66,7 +67,8 @@ struct Bench {
 };
 
 void bench_mot(Bench& b, DType act, int64_t B, int64_t T, int64_t C, int64_t g, int64_t E) {
-    std::printf("\nMoT  B %ld  T %ld  C %ld  g %ld  E %ld  %s\n", long(B), long(T), long(C), long(g), long(E), name_of(act));
+    std::printf("\nMoT  B %ld  T %ld  C %ld  g %ld  E %ld  %s\n", long(B), long(T), long(C), long(g), long(E),
+                name_of(act));
     Group group{g, false};
     Tensor tokens = b.tensor(act, {B, T, C}, "tokens"), slots = b.tensor(act, {E, B * T / g, C}, "slots");
     Tensor weights = b.tensor(DType::f32, {B, T, E}, "weights"), logits = b.tensor(DType::f32, {B, T, E}, "logits");
@@ -97,9 +99,8 @@ void bench_rows(Bench& b, DType act, int64_t B, int64_t T, int64_t C) {
     b.line("norm_forward", {x, y}, [&] { norm_forward(y, mean, rstd, x, weight, bias, Norm::layernorm, 1e-5, b.ctx); });
     b.line("residual_norm_forward", {x, x, y, z},
            [&] { residual_norm_forward(x, y, mean, rstd, x, z, weight, bias, Norm::layernorm, 1e-5, b.ctx); });
-    b.line("norm_backward accumulate", {x, y, z, z}, [&] {
-        norm_backward(z, dweight, dbias, y, x, mean, rstd, weight, Norm::layernorm, true, false, b.ctx);
-    });
+    b.line("norm_backward accumulate", {x, y, z, z},
+           [&] { norm_backward(z, dweight, dbias, y, x, mean, rstd, weight, Norm::layernorm, true, false, b.ctx); });
     Tensor ids = b.tensor(DType::i32, {B, T}, "ids"), table = b.tensor(act, {V, C}, "table");
     Tensor dtable = b.tensor(DType::f32, {V, C}, "dtable");
     b.line("embedding_forward", {x, y}, [&] { embedding_forward(y, ids, table, {}, 0, b.ctx); });
@@ -134,7 +135,8 @@ int main(int argc, char** argv) {
         Bench b(options);
         std::printf("%s; peak %.0f GFLOP/s (f32)\n", llmc::backend_description(b.ctx).c_str(),
                     llmc::measure_peak_flops(llmc::DType::f32, b.ctx) * 1e-9);
-        llmc::Tensor from = b.tensor(llmc::DType::f32, {64 << 20}, "from"), to = b.tensor(llmc::DType::f32, {64 << 20}, "to");
+        llmc::Tensor from = b.tensor(llmc::DType::f32, {64 << 20}, "from"),
+                     to = b.tensor(llmc::DType::f32, {64 << 20}, "to");
         b.line("copy of 256 MiB", {from, to}, [&] { llmc::copy(to, from, b.ctx); });
         b.clear();
         bench_mot(b, act, 32, 128, 128, 32, 32);

@@ -1,14 +1,15 @@
 // Speed and memory of whole training steps: tokens/s, GFLOP/s, share of the measured peak, planned and actual memory.
 //
-//   bench_train [--models tiny_dense,tiny_mot,medium_dense,medium_mot] [--samples N] [--batch B] [--threads N] [--profile]
-//               [--pytorch PYTHON] [--json FILE]
+//   bench_train [--models tiny_dense,tiny_mot,medium_dense,medium_mot] [--samples N] [--batch B] [--threads N]
+//               [--profile] [--pytorch PYTHON] [--json FILE]
 //
-// Each model lives in a process of its own (so that its peak memory is its own), waits until told to run a sample, and answers
-// with the time. Samples of the models of one size alternate, A B A B; with --pytorch, PYTHON (an interpreter that has torch)
-// runs dev/bench/pytorch_eager.py as the second process beside each model.
+// Each model lives in a process of its own (so that its peak memory is its own), waits until told to run a sample, and
+// answers with the time. Samples of the models of one size alternate, A B A B; with --pytorch, PYTHON (an interpreter
+// that has torch) runs dev/bench/pytorch_eager.py as the second process beside each model.
 //
-// Two virtual CPUs may share one core for a while, which nothing but speed betrays. So a short loop of fused multiply-adds is
-// timed before and after every sample, and a sample counts only if both reach 90 % of the best such probe of the whole run.
+// Two virtual CPUs may share one core for a while, which nothing but speed betrays. So a short loop of fused
+// multiply-adds is timed before and after every sample, and a sample counts only if both reach 90 % of the best such
+// probe of the whole run. Sampling goes on until enough count, or four times as many have been taken.
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -57,7 +58,7 @@ double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// ---------------------------------------------------------------------------------------------------------- one model's process
+// ------------------------------------------------------------------------------------------------- one model's process
 
 int64_t peak_resident_bytes() {
     std::ifstream status("/proc/self/status");
@@ -73,7 +74,8 @@ json op_times(const Context& ctx) {
     return list;
 }
 
-// Answers on standard output, one JSON object per line read: "sample" -> seconds of one training step; "end" -> memory, op times.
+// Answers on standard output, one JSON object per line read: "sample" -> seconds of one training step; "end" -> memory,
+// op times.
 int work(const Options& o) {
     const ModelConfig config = model_config(o.worker);
     TrainConfig train;
@@ -102,8 +104,12 @@ int work(const Options& o) {
     };
     one_step();  // pages are touched and primitives made
     ctx.times.clear();
-    std::cout << json{{"tokens", N}, {"parameters", model.table.count()}, {"flops", plan.step_flops}, {"planned_bytes", plan.total()},
-                      {"arena_bytes", arena.bytes() + model.buffers.bytes() + plan.workspace_bytes}} << std::endl;
+    std::cout << json{{"tokens", N},
+                      {"parameters", model.table.count()},
+                      {"flops", plan.step_flops},
+                      {"planned_bytes", plan.total()},
+                      {"arena_bytes", arena.bytes() + model.buffers.bytes() + plan.workspace_bytes}}
+              << std::endl;
     for (std::string line; std::getline(std::cin, line) && line == "sample";) {
         const double start = seconds_now();
         one_step();
@@ -159,6 +165,14 @@ struct Worker {
         failed = true;
         return json::object();
     }
+    // Seconds of the samples that count, sorted.
+    std::vector<double> good_samples(double best_probe) const {
+        std::vector<double> seconds;
+        for (const Sample& s : samples)
+            if (s.probe >= 0.9 * best_probe) seconds.push_back(s.seconds);
+        std::sort(seconds.begin(), seconds.end());
+        return seconds;
+    }
     json ask(const char* word) {
         if (failed) return json::object();
         std::fprintf(to, "%s\n", word);
@@ -167,7 +181,7 @@ struct Worker {
     }
 };
 
-// ------------------------------------------------------------------------------------------------------------------ the table
+// ----------------------------------------------------------------------------------------------------------- the table
 
 struct Result {
     std::string name;
@@ -176,15 +190,12 @@ struct Result {
     json ready, end;
 };
 
-// Median over the samples whose probe is at least 90 % of the best.
+// The median of the samples that count.
 Result summarise(const Worker& w, double best_probe, int64_t flops) {
     Result r{w.name, 0, 0, 0, 0, 0, w.samples.size(), w.ready, w.end};
-    std::vector<double> seconds;
-    for (const Worker::Sample& s : w.samples)
-        if (s.probe >= 0.9 * best_probe) seconds.push_back(s.seconds);
+    const std::vector<double> seconds = w.good_samples(best_probe);
     r.kept = seconds.size();
     if (seconds.empty()) return r;
-    std::sort(seconds.begin(), seconds.end());
     const double tokens = w.ready.at("tokens"), median = seconds[seconds.size() / 2];
     r.tokens_per_second = tokens / median, r.low = tokens / seconds.back(), r.high = tokens / seconds.front();
     r.flops_per_second = double(flops) / median;
@@ -196,29 +207,39 @@ void print_profile(const Result& r) {
     std::vector<json> ops = r.end.at("ops");
     std::sort(ops.begin(), ops.end(), [](const json& a, const json& b) { return a.at("seconds") > b.at("seconds"); });
     for (const json& op : ops) total += op.at("seconds").get<double>();
-    std::printf("\n%s: time of ops per step\n  %-24s %8s %10s %7s %9s\n", r.name.c_str(), "op", "calls", "ms", "share", "GFLOP/s");
+    std::printf("\n%s: time of ops per step\n  %-24s %8s %10s %7s %9s\n", r.name.c_str(), "op", "calls", "ms", "share",
+                "GFLOP/s");
     for (const json& op : ops) {
         const double seconds = op.at("seconds"), steps = double(r.all);
-        std::printf("  %-24s %8.0f %10.2f %6.1f%% %9.1f\n", op.at("op").get<std::string>().c_str(), op.at("calls").get<double>() / steps,
-                    seconds / steps * 1e3, 100 * seconds / total, op.at("flops").get<double>() / seconds * 1e-9);
+        std::printf("  %-24s %8.0f %10.2f %6.1f%% %9.1f\n", op.at("op").get<std::string>().c_str(),
+                    op.at("calls").get<double>() / steps, seconds / steps * 1e3, 100 * seconds / total,
+                    op.at("flops").get<double>() / seconds * 1e-9);
     }
 }
 
 void print_table(const std::vector<Result>& results, double peak) {
     auto gb = [](const json& j, const char* key) { return j.value(key, 0.0) * 1e-9; };
-    std::printf("\n%-24s %9s %17s %7s %8s %6s %9s %9s %9s\n", "", "tokens/s", "(slow - fast)", "samples", "GFLOP/s", "peak", "plan GB",
-                "arena GB", "VmHWM GB");
+    std::printf("\n%-24s %9s %17s %7s %8s %6s %9s %9s %9s\n", "", "tokens/s", "(slow - fast)", "samples", "GFLOP/s",
+                "peak", "plan GB", "arena GB", "VmHWM GB");
     for (const Result& r : results)
-        std::printf("%-24s %9.0f %8.0f -%7.0f %3zu of%2zu %8.1f %5.1f%% %9.3f %9.3f %9.3f\n", r.name.c_str(), r.tokens_per_second, r.low, r.high,
-                    r.kept, r.all, r.flops_per_second * 1e-9, 100 * r.flops_per_second / peak, gb(r.ready, "planned_bytes"),
-                    gb(r.ready, "arena_bytes"), gb(r.end, "resident_bytes"));
+        std::printf("%-24s %9.0f %8.0f -%7.0f %3zu of%2zu %8.1f %5.1f%% %9.3f %9.3f %9.3f\n", r.name.c_str(),
+                    r.tokens_per_second, r.low, r.high, r.kept, r.all, r.flops_per_second * 1e-9,
+                    100 * r.flops_per_second / peak, gb(r.ready, "planned_bytes"), gb(r.ready, "arena_bytes"),
+                    gb(r.end, "resident_bytes"));
     std::printf("peak measured in this run: %.0f GFLOP/s\n", peak * 1e-9);
 }
 
 json to_json(const Result& r, double peak) {
-    return {{"name", r.name}, {"tokens_per_second", r.tokens_per_second}, {"slowest", r.low}, {"fastest", r.high}, {"samples", r.all},
-            {"kept", r.kept}, {"flops_per_second", r.flops_per_second}, {"share_of_peak", r.flops_per_second / peak},
-            {"ready", r.ready}, {"end", r.end}};
+    return {{"name", r.name},
+            {"tokens_per_second", r.tokens_per_second},
+            {"slowest", r.low},
+            {"fastest", r.high},
+            {"samples", r.all},
+            {"kept", r.kept},
+            {"flops_per_second", r.flops_per_second},
+            {"share_of_peak", r.flops_per_second / peak},
+            {"ready", r.ready},
+            {"end", r.end}};
 }
 
 // Models that are measured together: all of one size, or (with PyTorch, which needs the memory) one.
@@ -236,7 +257,8 @@ int coordinate(const Options& o) {
     Context ctx({.threads = o.threads});
     const std::string self = std::filesystem::read_symlink("/proc/self/exe");
     std::printf("%s, batch %lld\n", backend_description(ctx).c_str(), static_cast<long long>(o.batch));
-    const std::vector<std::string> common = {"--batch", std::to_string(o.batch), "--threads", std::to_string(ctx.threads)};
+    const std::vector<std::string> common = {"--batch", std::to_string(o.batch), "--threads",
+                                             std::to_string(ctx.threads)};
     double best_probe = 0;
     std::vector<std::unique_ptr<Worker>> all;
     auto probe = [&] {
@@ -256,7 +278,12 @@ int coordinate(const Options& o) {
             start(model, {self});
             if (!o.pytorch.empty()) start(model + " PyTorch", {o.pytorch, "dev/bench/pytorch_eager.py"});
         }
-        for (int64_t i = 0; i < o.samples; i++) {
+        auto enough = [&] {
+            return std::all_of(all.begin() + int64_t(first), all.end(), [&](const auto& w) {
+                return w->failed || int64_t(w->good_samples(best_probe).size()) >= o.samples;
+            });
+        };
+        for (int64_t i = 0; i < 4 * o.samples && !enough(); i++) {
             for (size_t w = first; w < all.size(); w++) {
                 const double before = probe();
                 const json answer = all[w]->ask("sample");
@@ -289,11 +316,16 @@ int main(int argc, char** argv) {
     CLI::App app{"Speed and memory of training steps."};
     app.add_option("--models", o.models, "which")->delimiter(',')->check(
         CLI::IsMember({"tiny_dense", "tiny_mot", "medium_dense", "medium_mot"}));
-    app.add_option("--samples", o.samples, "timed steps of each")->check(CLI::Range(1, 1000))->capture_default_str();
-    app.add_option("--batch", o.batch, "sequences in a step; MoT needs a multiple of 32")->check(CLI::Range(1, 4096))->capture_default_str();
+    app.add_option("--samples", o.samples, "timed steps of each that must count")
+        ->check(CLI::Range(1, 1000))
+        ->capture_default_str();
+    app.add_option("--batch", o.batch, "sequences in a step; MoT needs a multiple of 32")
+        ->check(CLI::Range(1, 4096))
+        ->capture_default_str();
     app.add_option("--threads", o.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
     app.add_flag("--profile", o.profile, "a table of op times for each model");
-    app.add_option("--pytorch", o.pytorch, "a Python interpreter with torch: measures dev/bench/pytorch_eager.py in turn");
+    app.add_option("--pytorch", o.pytorch,
+                   "a Python interpreter with torch: measures dev/bench/pytorch_eager.py in turn");
     app.add_option("--json", o.json_file, "also write the results here");
     app.add_option("--worker", o.worker, "run as the process of one model")->group("");
     try {

@@ -4,7 +4,8 @@ Run it through bench_train, which alternates its samples with ours:
     apt install python3-torch        (or pip install torch in a virtual environment)
     OPENBLAS_CORETYPE=SkylakeX build/cpu/bench/bench_train --pytorch python3
 Debian's torch uses OpenBLAS, which in some environments falls back to a kernel that is several times slower than the
-machine's; OPENBLAS_CORETYPE names the right one (SkylakeX for AVX-512, Haswell for AVX2). Without it the comparison is unfair.
+machine's; OPENBLAS_CORETYPE names the right one (SkylakeX for AVX-512, Haswell for AVX2). Without it the
+comparison is unfair.
 """
 import argparse
 import json
@@ -23,6 +24,9 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(args.th
 import torch  # noqa: E402  after the number of threads is set
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
+
+
+TINY, MEDIUM = (128, 4, 4, 4096, 128), (512, 8, 8, 50257, 256)  # d_model, layers, heads, vocabulary, context
 
 
 class Norm(nn.Module):
@@ -89,7 +93,7 @@ class MixtureOfTokens(nn.Module):
 class Model(nn.Module):
     def __init__(self, name):
         super().__init__()
-        d, layers, heads, vocab, context = (128, 4, 4, 4096, 128) if name.startswith("tiny") else (512, 8, 8, 50257, 256)
+        d, layers, heads, vocab, context = TINY if name.startswith("tiny") else MEDIUM
         self.context, self.vocab = context, vocab
         self.token = nn.Embedding(vocab, d)
         self.position = nn.Parameter(torch.randn(context, d) * 0.1)
@@ -97,7 +101,8 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList()
         for i in range(layers):
             mot = name.endswith("mot") and i >= layers // 2
-            self.blocks += [Attention(d, heads, context), MixtureOfTokens(d, 4 * d, 32, 32) if mot else FeedForward(d, 4 * d)]
+            wide = MixtureOfTokens(d, 4 * d, 32, 32) if mot else FeedForward(d, 4 * d)
+            self.blocks += [Attention(d, heads, context), wide]
         self.norms = nn.ModuleList(Norm(d) for _ in range(2 * layers))
         self.final_norm = Norm(d)
 

@@ -34,7 +34,7 @@ struct Tensors {
     }
     std::vector<char> expected(size_t i, double seed) const {
         const Tensor& t = list[i].tensor;
-        return encode(t.dtype, random_vector(t.numel(), uint64_t(seed * 1000) + i, 1000));
+        return encode(t.dtype, random_vector(t.numel(), uint64_t(int64_t(seed * 1000)) + i, 1000));
     }
     // True if all hold what set(i, seed) puts there.
     bool holds(double seed) const {
@@ -93,7 +93,8 @@ struct CheckpointTest : testing::Test {
 
     std::vector<std::string> listing() const {  // of the run directory, sorted
         std::vector<std::string> names;
-        for (const auto& entry : std::filesystem::directory_iterator(directory)) names.push_back(entry.path().filename().string());
+        for (const auto& entry : std::filesystem::directory_iterator(directory))
+            names.push_back(entry.path().filename().string());
         std::sort(names.begin(), names.end());
         return names;
     }

@@ -17,8 +17,8 @@ namespace llmc::test {
 
 using Vector = std::vector<double>;
 
-// ---------------------------------------------------------------------------------------------------------- random numbers
-// n numbers in [-scale, scale), the same on every machine for the same seed (splitmix64).
+// ---------------------------------------------------------------------------------------------------------- random
+// numbers n numbers in [-scale, scale), the same on every machine for the same seed (splitmix64).
 inline Vector random_vector(int64_t n, uint64_t seed, double scale = 1.0) {
     Vector v(static_cast<size_t>(n));
     uint64_t state = seed * 0x9e3779b97f4a7c15u + 0x853c49e6748fea9bu;
@@ -39,8 +39,8 @@ inline Vector random_integers(int64_t n, int64_t low, int64_t high, uint64_t see
     return v;
 }
 
-// ------------------------------------------------------------------------------------------------------- host <-> device
-// Elements of `dtype` as bytes, and back.
+// ------------------------------------------------------------------------------------------------------- host <->
+// device Elements of `dtype` as bytes, and back.
 inline std::vector<char> encode(DType dtype, const Vector& v) {
     std::vector<char> bytes(v.size() * static_cast<size_t>(size_of(dtype)));
     auto put = [&](auto zero) {
@@ -125,9 +125,9 @@ inline const std::vector<DType> all_act = {DType::f32, DType::bf16, DType::f64};
 // Type of statistics and of gradients of parameters beside activations of this type.
 inline DType statistics_dtype(DType act) { return act == DType::f64 ? DType::f64 : DType::f32; }
 
-// ----------------------------------------------------------------------------------------------------- errors, tolerances
-// max |got - want| / max |want| (the denominator is 1 if want is all zero). Infinite if sizes differ or exactly one of a pair is
-// NaN; equal infinities and two NaNs agree.
+// ----------------------------------------------------------------------------------------------------- errors,
+// tolerances max |got - want| / max |want| (the denominator is 1 if want is all zero). Infinite if sizes differ or
+// exactly one of a pair is NaN; equal infinities and two NaNs agree.
 inline double relative_error(const Vector& got, const Vector& want) {
     if (got.size() != want.size()) return std::numeric_limits<double>::infinity();
     double error = 0, size = 0;
@@ -149,9 +149,10 @@ inline double roundoff(DType dtype) {
     return dtype == DType::f64 ? 0x1p-53 : dtype == DType::bf16 ? 0x1p-9 : 0x1p-24;
 }
 
-// For relative_error of a result stored as `dtype` that sums `reduction_length` products of mixed sign. Summed one after another,
-// the partial sums walk like sqrt(k) and so do their rounding errors: sqrt(length) roundoffs of the arithmetic type relative to
-// the result, times 8 for the maximum over many elements; plus storing the result (twice the roundoff).
+// For relative_error of a result stored as `dtype` that sums `reduction_length` products of mixed sign. Summed one
+// after another, the partial sums walk like sqrt(k) and so do their rounding errors: sqrt(length) roundoffs of the
+// arithmetic type relative to the result, times 8 for the maximum over many elements; plus storing the result (twice
+// the roundoff).
 inline double tolerance(DType dtype, int64_t reduction_length = 1) {
     double arithmetic = dtype == DType::f64 ? 0x1p-53 : 0x1p-24;
     return 8 * arithmetic * (1 + std::sqrt(double(std::max<int64_t>(reduction_length, 1)))) + 2 * roundoff(dtype);
@@ -171,8 +172,8 @@ inline testing::AssertionResult close(const Vector& got, const Vector& want, dou
         if (!std::isfinite(e)) e = std::numeric_limits<double>::infinity();
         if (e > most) most = e, worst = i;
     }
-    return testing::AssertionFailure() << "relative error " << error << " > " << tol << ", worst at element " << worst << ": got "
-                                       << got[worst] << ", expected " << want[worst];
+    return testing::AssertionFailure() << "relative error " << error << " > " << tol << ", worst at element " << worst
+                                       << ": got " << got[worst] << ", expected " << want[worst];
 }
 
 // True if f() throws a RunError whose message contains `part` (the name of the wrong tensor).
@@ -186,9 +187,9 @@ inline testing::AssertionResult refuses(const std::function<void()>& f, const st
     return testing::AssertionFailure() << "nothing was refused";
 }
 
-// ---------------------------------------------------------------------------------------------------------------- oracles
-// Gradient of a scalar function by central differences, element by element. With f in float64 and smooth, the error is about
-// 1e-9 of the gradient's scale: compare with tolerance 1e-6.
+// ----------------------------------------------------------------------------------------------------------------
+// oracles Gradient of a scalar function by central differences, element by element. With f in float64 and smooth, the
+// error is about 1e-9 of the gradient's scale: compare with tolerance 1e-6.
 inline Vector numeric_gradient(const std::function<double(const Vector&)>& f, Vector x, double step = 1e-5) {
     Vector gradient(x.size());
     for (size_t i = 0; i < x.size(); i++) {
@@ -211,7 +212,8 @@ inline double dot(const Vector& a, const Vector& b) {
 }
 
 // op(a) op(b), row-major, [m,k] x [k,n]; a transposed operand is stored the other way round.
-inline Vector matmul_oracle(const Vector& a, const Vector& b, int64_t m, int64_t n, int64_t k, bool transpose_a, bool transpose_b) {
+inline Vector matmul_oracle(const Vector& a, const Vector& b, int64_t m, int64_t n, int64_t k, bool transpose_a,
+                            bool transpose_b) {
     Vector c(static_cast<size_t>(m * n));
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {

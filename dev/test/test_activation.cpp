@@ -28,8 +28,10 @@ Vector map(const Vector& x, F f) {
     return y;
 }
 
-// Elementwise error of a few roundoffs of the value itself, except that gelu's 1 - tanh form in the oracle limits it to 1e-16.
-void expect_each_close(const Vector& got, const Vector& want, const Vector& x, double relative, double absolute, const char* what) {
+// Elementwise error of a few roundoffs of the value itself, except that gelu's 1 - tanh form in the oracle limits it to
+// 1e-16.
+void expect_each_close(const Vector& got, const Vector& want, const Vector& x, double relative, double absolute,
+                       const char* what) {
     ASSERT_EQ(got.size(), want.size());
     for (size_t i = 0; i < got.size(); i++)
         ASSERT_NEAR(got[i], want[i], relative * std::abs(want[i]) + absolute) << what << " at x = " << x[i];
@@ -40,7 +42,8 @@ TEST(Activation, ForwardMatchesTheFormula) {
         for (DType type : all_act)
             for (int64_t n : {0, 1, 3, 17, 33, 65, 5000}) {  // 5000: the threaded path
                 Device device;
-                Tensor x = device.tensor(type, {n}, random_vector(n, 1, 8.0), "x"), out = device.tensor(type, {n}, "out");
+                Tensor x = device.tensor(type, {n}, random_vector(n, 1, 8.0), "x"),
+                       out = device.tensor(type, {n}, "out");
                 activation_forward(out, x, kind, device.ctx);
                 Vector vx = device.read(x), want = map(vx, [&](double v) { return oracle(kind, v); });
                 // -x^2 / 2 and the like round before they are exponentiated: 2^-24 times up to 32 in the exponent.
@@ -57,7 +60,8 @@ TEST(Activation, BackwardMatchesFiniteDifferences) {
                 Vector values = random_vector(n, 2, 6.0);
                 for (double& v : values)
                     if (std::abs(v) < 1e-3) v = 0.5;  // not across relu's corner
-                Tensor x = device.tensor(type, {n}, values, "x"), dout = device.tensor(type, {n}, random_vector(n, 3), "dout");
+                Tensor x = device.tensor(type, {n}, values, "x"),
+                       dout = device.tensor(type, {n}, random_vector(n, 3), "dout");
                 Tensor dx = device.tensor(type, {n}, "dx");
                 activation_backward(dx, dout, x, kind, device.ctx);
                 Vector vx = device.read(x), vd = device.read(dout), want(vx.size());
@@ -88,7 +92,8 @@ TEST(Activation, GatedMatchesFormulaAndFiniteDifferences) {
             Tensor up = device.tensor(type, {5, 13}, random_vector(n, 2), "up");
             Tensor dout = device.tensor(type, {5, 13}, random_vector(n, 3), "dout");
             Tensor out = device.tensor(type, {5, 13}, "out"), dgate = device.tensor(type, {5, 13}, "dgate");
-            Vector vg = device.read(gate), vu = device.read(up), vd = device.read(dout), want(vg.size()), want_dgate(vg.size()), want_dup(vg.size());
+            Vector vg = device.read(gate), vu = device.read(up), vd = device.read(dout), want(vg.size()),
+                   want_dgate(vg.size()), want_dup(vg.size());
             for (size_t i = 0; i < vg.size(); i++) {
                 want[i] = oracle(kind, vg[i]) * vu[i];
                 want_dgate[i] = vd[i] * vu[i] * slope_oracle(kind, vg[i]);
@@ -103,11 +108,13 @@ TEST(Activation, GatedMatchesFormulaAndFiniteDifferences) {
 }
 
 TEST(Activation, ExtremeInputs) {
-    const double nan_value = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+    const double nan_value = std::numeric_limits<double>::quiet_NaN(),
+                 infinity = std::numeric_limits<double>::infinity();
     for (Activation kind : kinds)
         for (DType type : all_act) {
             Device device;
-            Tensor x = device.tensor(type, {5}, {nan_value, infinity, 1e30, -1e30, -50}, "x"), out = device.tensor(type, {5}, "out");
+            Tensor x = device.tensor(type, {5}, {nan_value, infinity, 1e30, -1e30, -50}, "x"),
+                   out = device.tensor(type, {5}, "out");
             Tensor dout = device.tensor(type, {5}, {1, 1, 1, 1, 1}, "dout"), dx = device.tensor(type, {5}, "dx");
             activation_forward(out, x, kind, device.ctx);
             activation_backward(dx, dout, x, kind, device.ctx);

@@ -30,7 +30,9 @@ std::string complaint(Body&& body) {
     return "";
 }
 
-#define EXPECT_CONTAINS(text, words) EXPECT_NE((text).find(words), std::string::npos) << (text)
+void expect_contains(const std::string& text, const std::string& words) {
+    EXPECT_NE(text.find(words), std::string::npos) << text;
+}
 
 }  // namespace
 
@@ -105,10 +107,10 @@ TEST_F(CheckpointTest, HalfWrittenDirectoriesAreNeverTaken) {
     TestRun run(directory, ctx);
     EXPECT_FALSE(find_latest(directory));
     EXPECT_FALSE(find_latest(directory + "/absent"));
-    EXPECT_CONTAINS(complaint([&] { open_checkpoint(directory); }), "no complete checkpoint in " + directory);
-    EXPECT_CONTAINS(complaint([&] { open_checkpoint(directory + "/absent"); }), "there is no checkpoint " + directory);
+    expect_contains(complaint([&] { open_checkpoint(directory); }), "no complete checkpoint in " + directory);
+    expect_contains(complaint([&] { open_checkpoint(directory + "/absent"); }), "there is no checkpoint " + directory);
     write(directory + "/file", "");
-    EXPECT_CONTAINS(complaint([&] { open_checkpoint(directory + "/file"); }), "give a run's directory");
+    expect_contains(complaint([&] { open_checkpoint(directory + "/file"); }), "give a run's directory");
 
     run.save(1);
     run.save(2);
@@ -118,14 +120,14 @@ TEST_F(CheckpointTest, HalfWrittenDirectoriesAreNeverTaken) {
     fs::create_directory(directory + "/step-00000009");  // not ours, empty
     write(directory + "/latest.tmp.123", "st");
     EXPECT_EQ(run.load(directory), 1);
-    EXPECT_CONTAINS(complaint([&] { run.load(directory + "/step-00000009"); }), "it has no state.json");
+    expect_contains(complaint([&] { run.load(directory + "/step-00000009"); }), "it has no state.json");
     run.save(3);
     EXPECT_EQ(listing(), (Names{"file", "latest", "step-00000001", "step-00000003", "step-00000009"}));
 
     // Killed between the two renames that replace step 3.
     fs::rename(directory + "/step-00000003", directory + "/step-00000003.replaced");
     EXPECT_EQ(run.load(directory), 3);
-    EXPECT_CONTAINS(find_latest(directory)->note, "using step-00000003.replaced instead");
+    expect_contains(find_latest(directory)->note, "using step-00000003.replaced instead");
     run.save(3);
     EXPECT_EQ(run.load(directory), 3);
     EXPECT_FALSE(path_exists(directory + "/step-00000003.replaced"));
@@ -137,18 +139,18 @@ TEST_F(CheckpointTest, ADamagedLatestFallsBack) {
     for (const char* text : {"", "step-", "step-00000099\n", "../step-00000003\n", "step-3\n", "\xff\xfe\n"}) {
         write(directory + "/latest", text);
         EXPECT_EQ(run.load(directory), 3);
-        EXPECT_CONTAINS(find_latest(directory)->note, "using step-00000003 instead");
+        expect_contains(find_latest(directory)->note, "using step-00000003 instead");
     }
     fs::remove(directory + "/latest");
     EXPECT_EQ(run.load(directory), 3);
     write(directory + "/latest", "step-00000003\n");
     fs::resize_file(directory + "/step-00000003/optimizer.safetensors", 100);
     EXPECT_EQ(run.load(directory), 2);
-    EXPECT_CONTAINS(find_latest(directory)->note, "step-00000003/optimizer.safetensors has 100 bytes instead of");
+    expect_contains(find_latest(directory)->note, "step-00000003/optimizer.safetensors has 100 bytes instead of");
     fs::remove(directory + "/step-00000002/model.safetensors");
     EXPECT_EQ(run.load(directory), 1);
     write(directory + "/step-00000001/state.json", "{");
-    EXPECT_CONTAINS(complaint([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
+    expect_contains(complaint([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
 }
 
 TEST_F(CheckpointTest, EveryFlippedByteOfStateIsNoticed) {
@@ -160,12 +162,12 @@ TEST_F(CheckpointTest, EveryFlippedByteOfStateIsNoticed) {
         write(path, bad);
         std::string text = complaint([&] { open_checkpoint(directory + "/step-00000001"); });
         if (json::parse(bad, nullptr, false) == json::parse(good)) continue;  // white space
-        EXPECT_CONTAINS(text, path);
+        expect_contains(text, path);
     }
     json other = json::parse(good);
     other["format_version"] = 2;
     write(path, other.dump());
-    EXPECT_CONTAINS(complaint([&] { run.load(directory); }), "has format 2, this program reads 1");
+    expect_contains(complaint([&] { run.load(directory); }), "has format 2, this program reads 1");
 }
 
 TEST_F(CheckpointTest, AFlippedByteNamesTheTensor) {
@@ -181,8 +183,8 @@ TEST_F(CheckpointTest, AFlippedByteNamesTheTensor) {
                 bad[size_t(entry.offset + at)] ^= 0x10;
                 write(path, bad);
                 std::string text = complaint([&] { run.load(step); });
-                EXPECT_CONTAINS(text, "tensor " + entry.name + " is damaged");
-                EXPECT_CONTAINS(text, path);
+                expect_contains(text, "tensor " + entry.name + " is damaged");
+                expect_contains(text, path);
             }
         }
         // In the header: whatever the byte says, the load fails or its result is right.
@@ -208,16 +210,16 @@ TEST_F(CheckpointTest, OtherModelsAreRefusedByName) {
     };
     std::vector<NamedTensor> list = run.model.list;
     list.pop_back();
-    EXPECT_CONTAINS(say(list), path + " has a tensor empty that this model does not have");
+    expect_contains(say(list), path + " has a tensor empty that this model does not have");
     list = run.model.list;
     list.push_back({"blocks.9.up.weight", list[0].tensor});
-    EXPECT_CONTAINS(say(list), path + " has no tensor blocks.9.up.weight, which this model needs");
+    expect_contains(say(list), path + " has no tensor blocks.9.up.weight, which this model needs");
     list = run.model.list;
     list[0].tensor.shape = list[0].tensor.stride = {5, 3};
-    EXPECT_CONTAINS(say(list), "tensor blocks.0.qkv.weight has shape [3, 5], this model needs [5, 3]");
+    expect_contains(say(list), "tensor blocks.0.qkv.weight has shape [3, 5], this model needs [5, 3]");
     list = run.model.list;
     list[1].tensor.dtype = DType::f32;
-    EXPECT_CONTAINS(say(list), "tensor head.weight is BF16, this run needs F32: run with the --precision");
+    expect_contains(say(list), "tensor head.weight is BF16, this run needs F32: run with the --precision");
     EXPECT_EQ(say(run.model.list), "");
 }
 

@@ -101,8 +101,8 @@ TEST_F(CheckpointTest, FullDiskLeavesTheOldCheckpoint) {
     EXPECT_EQ(code, 0);
 }
 
-// Killed before every single system call of a save, once of a new step and once of a step that is replaced, with only one
-// checkpoint kept.
+// Killed before every single system call of a save, once of a new step and once of a step that is replaced, with only
+// one checkpoint kept.
 TEST_F(CheckpointTest, AKillAtEveryMomentLeavesALoadableCheckpoint) {
     TestRun run(directory, ctx);
     for (int64_t step : {1, 2}) {

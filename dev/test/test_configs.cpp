@@ -1,5 +1,5 @@
-// Every file in configs/: parsed by the flags of train_mot, made into a model (counted, not allocated), and compared with what
-// the paper and the file's own first lines say.
+// Every file in configs/: parsed by the flags of train_mot, made into a model (counted, not allocated), and compared
+// with what the paper and the file's own first lines say.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -79,12 +79,13 @@ TEST(Configs, EveryFileIsAModelOfTheStatedSize) {
     }
 }
 
-// Totals of the published configurations (facts of the reference, FFN biases not counted), in millions as printed there.
+// Totals of the published configurations (facts of the reference, FFN biases not counted), in millions as printed
+// there.
 TEST(Configs, TotalsOfThePaper) {
     const std::map<std::string, double> published = {
-        {"dense_medium", 76.8},      {"mot_medium_8E", 135.5},    {"mot_medium_32E", 336.9}, {"mot_medium_32E_8", 337.3},
-        {"mot_medium_32E_16", 337.9}, {"mot_medium_128E", 1142},  {"mot_base_32E", 1040},    {"mot_base_64E_16", 1955},
-        {"dense_base", 162.4},       {"mot_mini", 94.5}};
+        {"dense_medium", 76.8},       {"mot_medium_8E", 135.5},  {"mot_medium_32E", 336.9}, {"mot_medium_32E_8", 337.3},
+        {"mot_medium_32E_16", 337.9}, {"mot_medium_128E", 1142}, {"mot_base_32E", 1040},    {"mot_base_64E_16", 1955},
+        {"dense_base", 162.4},        {"mot_mini", 94.5}};
     for (const auto& [name, millions] : published) {
         const Count n = count(parse(name).model);
         const double tolerance = millions < 1000 ? 0.05 : 0.5;  // half of the last printed digit
@@ -94,9 +95,9 @@ TEST(Configs, TotalsOfThePaper) {
 
 TEST(Configs, RecipeOfThePaper) {
     const std::map<std::string, double> rates = {
-        {"dense_mini", 4e-3},       {"mot_mini", 2e-3},          {"dense_medium", 1e-3},      {"dense_base", 4e-4},
-        {"mot_medium_8E", 7e-4},    {"mot_medium_32E", 7e-4},    {"mot_medium_32E_8", 7e-4},  {"mot_medium_32E_16", 7e-4},
-        {"mot_medium_32E_32", 7e-4}, {"mot_medium_128E", 7e-4},  {"mot_base_32E", 2e-4},      {"mot_base_32E_8", 2e-4},
+        {"dense_mini", 4e-3},        {"mot_mini", 2e-3},        {"dense_medium", 1e-3},     {"dense_base", 4e-4},
+        {"mot_medium_8E", 7e-4},     {"mot_medium_32E", 7e-4},  {"mot_medium_32E_8", 7e-4}, {"mot_medium_32E_16", 7e-4},
+        {"mot_medium_32E_32", 7e-4}, {"mot_medium_128E", 7e-4}, {"mot_base_32E", 2e-4},     {"mot_base_32E_8", 2e-4},
         {"mot_base_64E_16", 2e-4}};
     for (const auto& [name, lr] : rates) {
         SCOPED_TRACE(name);

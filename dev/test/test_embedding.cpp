@@ -6,8 +6,11 @@ namespace {
 
 using namespace test;
 
-struct Case { int64_t B, T, V, C, context; };
-const std::vector<Case> cases = {{3, 5, 7, 16, 5}, {2, 7, 300, 17, 12}, {1, 1, 2, 1, 1}, {12, 33, 5, 40, 33}, {0, 4, 9, 16, 4}};
+struct Case {
+    int64_t B, T, V, C, context;
+};
+const std::vector<Case> cases = {
+    {3, 5, 7, 16, 5}, {2, 7, 300, 17, 12}, {1, 1, 2, 1, 1}, {12, 33, 5, 40, 33}, {0, 4, 9, 16, 4}};
 
 struct Gradients {
     Vector token, position;
@@ -35,7 +38,8 @@ TEST(Embedding, ForwardAddsTokenAndPositionRows) {
         for (const Case& k : cases)
             for (int64_t first : {int64_t(0), k.context - k.T}) {
                 Vector tokens = random_integers(k.B * k.T, 0, k.V, 1);
-                Vector tt = rounded(act, random_vector(k.V * k.C, 2)), pt = rounded(act, random_vector(k.context * k.C, 3));
+                Vector tt = rounded(act, random_vector(k.V * k.C, 2)),
+                       pt = rounded(act, random_vector(k.context * k.C, 3));
                 Vector only_token(size_t(k.B * k.T * k.C)), both = only_token;
                 for (int64_t n = 0; n < k.B * k.T; n++)
                     for (int64_t c = 0; c < k.C; c++) {
@@ -44,8 +48,10 @@ TEST(Embedding, ForwardAddsTokenAndPositionRows) {
                         both[size_t(n * k.C + c)] = row + pt[size_t((first + n % k.T) * k.C + c)];
                     }
                 Device d;
-                Tensor ids = d.tensor(DType::i32, {k.B, k.T}, tokens, "ids"), table = d.tensor(act, {k.V, k.C}, tt, "table");
-                Tensor positions = d.tensor(act, {k.context, k.C}, pt, "positions"), out = d.tensor(act, {k.B, k.T, k.C}, "out");
+                Tensor ids = d.tensor(DType::i32, {k.B, k.T}, tokens, "ids"),
+                       table = d.tensor(act, {k.V, k.C}, tt, "table");
+                Tensor positions = d.tensor(act, {k.context, k.C}, pt, "positions"),
+                       out = d.tensor(act, {k.B, k.T, k.C}, "out");
                 embedding_forward(out, ids, table, positions, first, d.ctx);
                 EXPECT_EQ(d.read(out), rounded(act, both));
                 embedding_forward(out, ids, table, {}, first, d.ctx);
@@ -58,15 +64,19 @@ TEST(Embedding, BackwardSumsRowsOfEqualTokensAndPositions) {
         for (const Case& k : cases)
             for (bool accumulate : {false, true}) {
                 SCOPED_TRACE(str(name_of(act), " B", k.B, " T", k.T, " V", k.V, accumulate ? " accumulate" : ""));
-                Vector tokens = random_integers(k.B * k.T, 0, k.V, 4), dout = rounded(act, random_vector(k.B * k.T * k.C, 5));
+                Vector tokens = random_integers(k.B * k.T, 0, k.V, 4),
+                       dout = rounded(act, random_vector(k.B * k.T * k.C, 5));
                 Gradients want = oracle(k, tokens, dout);
                 Vector token_before = random_vector(k.V * k.C, 6), position_before = random_vector(k.context * k.C, 7);
                 DType f = statistics_dtype(act);
                 Device d;
-                Tensor ids = d.tensor(DType::i32, {k.B, k.T}, tokens, "ids"), dy = d.tensor(act, {k.B, k.T, k.C}, dout, "dout");
-                Tensor dtoken = d.tensor(f, {k.V, k.C}, "dtoken"), dposition = d.tensor(f, {k.context, k.C}, "dposition");
+                Tensor ids = d.tensor(DType::i32, {k.B, k.T}, tokens, "ids"),
+                       dy = d.tensor(act, {k.B, k.T, k.C}, dout, "dout");
+                Tensor dtoken = d.tensor(f, {k.V, k.C}, "dtoken"),
+                       dposition = d.tensor(f, {k.context, k.C}, "dposition");
                 if (accumulate) {
-                    want.token = sum_of(want.token, token_before), want.position = sum_of(want.position, position_before);
+                    want.token = sum_of(want.token, token_before),
+                    want.position = sum_of(want.position, position_before);
                     d.write(dtoken, token_before), d.write(dposition, position_before);
                 }
                 embedding_backward(dtoken, dposition, dy, ids, accumulate, accumulate, d.ctx);
@@ -86,7 +96,8 @@ TEST(Embedding, BackwardMatchesFiniteDifferences) {
         return sum;
     };
     Device d;
-    Tensor ids = d.tensor(DType::i32, {k.B, k.T}, tokens, "ids"), dy = d.tensor(DType::f64, {k.B, k.T, k.C}, dout, "dout");
+    Tensor ids = d.tensor(DType::i32, {k.B, k.T}, tokens, "ids"),
+           dy = d.tensor(DType::f64, {k.B, k.T, k.C}, dout, "dout");
     Tensor dtable = d.tensor(DType::f64, {k.V, k.C}, "dtable");
     embedding_backward(dtable, {}, dy, ids, false, false, d.ctx);
     EXPECT_TRUE(close(d.read(dtable), numeric_gradient(f, table), 1e-8));
@@ -98,8 +109,10 @@ TEST(Embedding, BackwardDoesNotDependOnThreads) {
     for (int threads : {1, 2}) {
         ContextOptions options;
         options.threads = threads;
+        options.guard = true;  // and nothing is touched outside an op
         Device d(options);
-        Tensor dtable = d.tensor(DType::f32, {200, 17}, "dtable"), dposition = d.tensor(DType::f32, {40, 17}, "dposition");
+        Tensor dtable = d.tensor(DType::f32, {200, 17}, "dtable"),
+               dposition = d.tensor(DType::f32, {40, 17}, "dposition");
         embedding_backward(dtable, dposition, d.tensor(DType::f32, {30, 40, 17}, dout, "dout"),
                            d.tensor(DType::i32, {30, 40}, tokens, "ids"), false, false, d.ctx);
         results[threads - 1] = d.read(dtable);
@@ -112,7 +125,8 @@ TEST(Embedding, BackwardDoesNotDependOnThreads) {
 TEST(Embedding, WrongTensorsAndTokensAreNamed) {
     Device d;
     Tensor out = d.tensor(DType::f32, {2, 3, 4}, "out"), table = d.tensor(DType::f32, {5, 4}, Vector(20, 0.0), "table");
-    Tensor ids = d.tensor(DType::i32, {2, 3}, {0, 1, 2, 3, 4, 5}, "ids"), negative = d.tensor(DType::i32, {2, 3}, Vector(6, -1), "negative");
+    Tensor ids = d.tensor(DType::i32, {2, 3}, {0, 1, 2, 3, 4, 5}, "ids"),
+           negative = d.tensor(DType::i32, {2, 3}, Vector(6, -1), "negative");
     Tensor narrow = d.tensor(DType::f32, {5, 3}, "narrow"), flat = d.tensor(DType::i32, {6}, "flat");
     Tensor two = d.tensor(DType::f32, {2, 4}, "two"), dtable = d.tensor(DType::f32, {5, 4}, "dtable");
     EXPECT_TRUE(refuses([&] { embedding_forward(out, ids, table, {}, 0, d.ctx); }, "element 5 is 5"));

@@ -40,7 +40,9 @@ struct Head {
         dx = device.tensor(type, {s.rows, s.model}, "dx");
         dweight = device.tensor(statistics_dtype(type), {s.vocabulary, s.model}, "dweight");
     }
-    void run(double dloss, bool accumulate) { head_loss(losses, dx, dweight, x, weight, targets, dloss, accumulate, device.ctx); }
+    void run(double dloss, bool accumulate) {
+        head_loss(losses, dx, dweight, x, weight, targets, dloss, accumulate, device.ctx);
+    }
 };
 
 TEST(Head, LossesAndGradients) {
@@ -54,13 +56,17 @@ TEST(Head, LossesAndGradients) {
                     head.device.write(head.dweight, start);
                 }
                 head.run(0.25, accumulate);
-                HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight), head.device.read(head.targets), s, 0.25);
+                HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight),
+                                         head.device.read(head.targets), s, 0.25);
                 for (size_t i = 0; i < start.size(); i++) want.dweight[i] += start[i];
                 // Gradients see dlogits rounded to the activation type.
                 double stored = 4 * roundoff(type);
-                EXPECT_TRUE(close(head.device.read(head.losses), want.losses, tolerance(statistics_dtype(type), s.vocabulary)));
-                EXPECT_TRUE(close(head.device.read(head.dx), want.dx, tolerance(type, s.vocabulary) + stored)) << name_of(type);
-                EXPECT_TRUE(close(head.device.read(head.dweight), want.dweight, tolerance(statistics_dtype(type), s.rows) + stored))
+                EXPECT_TRUE(
+                    close(head.device.read(head.losses), want.losses, tolerance(statistics_dtype(type), s.vocabulary)));
+                EXPECT_TRUE(close(head.device.read(head.dx), want.dx, tolerance(type, s.vocabulary) + stored))
+                    << name_of(type);
+                EXPECT_TRUE(close(head.device.read(head.dweight), want.dweight,
+                                  tolerance(statistics_dtype(type), s.rows) + stored))
                     << name_of(type) << " rows " << s.rows;
             }
 }
@@ -71,11 +77,13 @@ TEST(Head, SeveralChunks) {
         Sizes s{8200, 7, 33};
         Head head(type, s);
         head.run(0.001, false);
-        HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight), head.device.read(head.targets), s, 0.001);
+        HeadResult want =
+            oracle(head.device.read(head.x), head.device.read(head.weight), head.device.read(head.targets), s, 0.001);
         EXPECT_LT(head.device.ctx.workspace_needed, s.rows * 64 * (type == DType::bf16 ? 6 : 4));
         EXPECT_TRUE(close(head.device.read(head.losses), want.losses, tolerance(DType::f32, s.vocabulary)));
         EXPECT_TRUE(close(head.device.read(head.dx), want.dx, tolerance(type, s.vocabulary) + 4 * roundoff(type)));
-        EXPECT_TRUE(close(head.device.read(head.dweight), want.dweight, tolerance(DType::f32, s.rows) + 4 * roundoff(type)));
+        EXPECT_TRUE(
+            close(head.device.read(head.dweight), want.dweight, tolerance(DType::f32, s.rows) + 4 * roundoff(type)));
     }
 }
 
@@ -122,7 +130,8 @@ TEST(Head, LargeLogitsAndNotANumber) {
         Head head(type, {3, 7, 33}, 3000.0);
         head.device.write(head.targets, {1, 5, 32});
         head.run(1.0, false);
-        HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight), head.device.read(head.targets), head.s, 1.0);
+        HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight),
+                                 head.device.read(head.targets), head.s, 1.0);
         EXPECT_TRUE(close(head.device.read(head.losses), want.losses, tolerance(statistics_dtype(type), 33)));
         Vector x = head.device.read(head.x);
         x[7] = nan_value;
@@ -159,8 +168,10 @@ TEST(Head, CountsAndRefuses) {
     Tensor wrong = head.device.tensor(DType::f32, {17, 8}, "wrong"), few = head.device.tensor(DType::i32, {2}, "few");
     EXPECT_TRUE(refuses([&] { head_loss(head.losses, {}, {}, head.x, wrong, head.targets, 1, false, ctx); }, "wrong"));
     EXPECT_TRUE(refuses([&] { head_loss(head.losses, {}, {}, head.x, head.weight, few, 1, false, ctx); }, "few"));
-    EXPECT_TRUE(refuses([&] { head_loss(head.losses, wrong, {}, head.x, head.weight, head.targets, 1, false, ctx); }, "wrong"));
-    EXPECT_TRUE(refuses([&] { head_loss(head.losses, {}, wrong, head.x, head.weight, head.targets, 1, false, ctx); }, "wrong"));
+    EXPECT_TRUE(
+        refuses([&] { head_loss(head.losses, wrong, {}, head.x, head.weight, head.targets, 1, false, ctx); }, "wrong"));
+    EXPECT_TRUE(
+        refuses([&] { head_loss(head.losses, {}, wrong, head.x, head.weight, head.targets, 1, false, ctx); }, "wrong"));
 }
 
 }  // namespace

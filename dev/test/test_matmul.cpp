@@ -13,7 +13,8 @@ Shape stored(int64_t rows, int64_t columns, bool transposed) {
 }
 
 // out = op(a) op(b), checked; accumulating on top of `start` if asked.
-void check_product(Device& device, DType in, DType out_type, int64_t m, int64_t n, int64_t k, bool ta, bool tb, bool accumulate) {
+void check_product(Device& device, DType in, DType out_type, int64_t m, int64_t n, int64_t k, bool ta, bool tb,
+                   bool accumulate) {
     Tensor a = device.tensor(in, stored(m, k, ta), random_vector(m * k, 1), "a");
     Tensor b = device.tensor(in, stored(k, n, tb), random_vector(k * n, 2), "b");
     Vector start = rounded(out_type, random_vector(m * n, 3));
@@ -29,10 +30,14 @@ void check_product(Device& device, DType in, DType out_type, int64_t m, int64_t 
 
 TEST(Matmul, OddSizesAllTypesTransposesAndAccumulation) {
     const int64_t sizes[] = {1, 3, 7, 17, 33, 65};
-    for (auto [in, out] : {std::pair{DType::f32, DType::f32}, {DType::bf16, DType::f32}, {DType::bf16, DType::bf16}, {DType::f64, DType::f64}})
+    for (auto [in, out] : {std::pair{DType::f32, DType::f32},
+                           {DType::bf16, DType::f32},
+                           {DType::bf16, DType::bf16},
+                           {DType::f64, DType::f64}})
         for (int i = 0; i < 36; i++) {
             Device device;
-            check_product(device, in, out, sizes[i % 6], sizes[(i + i / 6) % 6], sizes[(i * 5 + 2) % 6], i & 1, i & 2, i & 4);
+            check_product(device, in, out, sizes[i % 6], sizes[(i + i / 6) % 6], sizes[(i * 5 + 2) % 6], i & 1, i & 2,
+                          i & 4);
         }
 }
 
@@ -58,7 +63,8 @@ TEST(Matmul, LeadingAxesAreRows) {
     Vector vx = device.read(x), vw = device.read(weight), vd = device.read(dout);
     EXPECT_TRUE(close(device.read(out), matmul_oracle(vx, vw, B * T, O, C, false, true), tolerance(DType::f32, C)));
     EXPECT_TRUE(close(device.read(dx), matmul_oracle(vd, vw, B * T, C, O, false, false), tolerance(DType::f32, O)));
-    EXPECT_TRUE(close(device.read(dweight), matmul_oracle(vd, vx, O, C, B * T, true, false), tolerance(DType::f32, B * T)));
+    EXPECT_TRUE(
+        close(device.read(dweight), matmul_oracle(vd, vx, O, C, B * T, true, false), tolerance(DType::f32, B * T)));
 }
 
 TEST(Matmul, Batched) {
@@ -73,7 +79,9 @@ TEST(Matmul, Batched) {
             matmul(out, a, b, {.transpose_a = ta, .transpose_b = tb}, device.ctx);
             Vector got = device.read(out), va = device.read(a), vb = device.read(b);
             for (int64_t e = 0; e < E; e++) {
-                auto part = [e](const Vector& v, int64_t size) { return Vector(v.begin() + e * size, v.begin() + (e + 1) * size); };
+                auto part = [e](const Vector& v, int64_t size) {
+                    return Vector(v.begin() + e * size, v.begin() + (e + 1) * size);
+                };
                 Vector want = matmul_oracle(part(va, m * k), part(vb, k * n), m, n, k, ta, tb);
                 EXPECT_TRUE(close(part(got, m * n), want, tolerance(type, k))) << name_of(type) << " expert " << e;
             }
@@ -123,8 +131,11 @@ TEST(Matmul, BiasAndRelu) {
             Tensor b = device.tensor(type, {n, k}, random_vector(n * k, 2), "b");
             Tensor bias = device.tensor(type, {n}, random_vector(n, 3), "bias");
             Tensor out = device.tensor(type, {m, n}, "out");
-            matmul(out, a, b, {.transpose_b = true, .bias = bias, .activation = relu ? Activation::relu : Activation::none}, device.ctx);
-            Vector want = matmul_oracle(device.read(a), device.read(b), m, n, k, false, true), added = device.read(bias);
+            matmul(out, a, b,
+                   {.transpose_b = true, .bias = bias, .activation = relu ? Activation::relu : Activation::none},
+                   device.ctx);
+            Vector want = matmul_oracle(device.read(a), device.read(b), m, n, k, false, true),
+                   added = device.read(bias);
             for (size_t i = 0; i < want.size(); i++) {
                 want[i] += added[i % size_t(n)];
                 if (relu) want[i] = std::max(0.0, want[i]);
@@ -142,7 +153,8 @@ TEST(Matmul, NotANumberAndInfinityPassThrough) {
             va[5] = nan_value;        // row 0
             va[33 * 2 + 1] = infinity;  // row 2
             Tensor a = device.tensor(type, {17, 33}, va, "a");
-            Tensor b = device.tensor(type, {33, 9}, Vector(33 * 9, 0.5), "b"), out = device.tensor(type, {17, 9}, "out");
+            Tensor b = device.tensor(type, {33, 9}, Vector(33 * 9, 0.5), "b"),
+                   out = device.tensor(type, {17, 9}, "out");
             matmul(out, a, b, {.activation = relu ? Activation::relu : Activation::none}, device.ctx);
             Vector got = device.read(out);
             for (size_t j = 0; j < 9; j++) {
@@ -181,7 +193,8 @@ TEST(Matmul, NamesTheWrongTensor) {
     EXPECT_TRUE(refuses([&] { matmul(b, a, good, {}, ctx); }, "weight_b [5, 6] cannot hold"));
     EXPECT_TRUE(refuses([&] { matmul(out, a, good, {.bias = bias}, ctx); }, "bias has shape [5]"));
     EXPECT_TRUE(refuses([&] { matmul(out, a, good, {.activation = Activation::gelu}, ctx); }, "relu"));
-    EXPECT_TRUE(refuses([&] { matmul(out, a, good, {.accumulate = true, .activation = Activation::relu}, ctx); }, "accumulate"));
+    EXPECT_TRUE(refuses([&] { matmul(out, a, good, {.accumulate = true, .activation = Activation::relu}, ctx); },
+                        "accumulate"));
     Tensor wrong = device.tensor(DType::f32, {7}, "wrong");
     EXPECT_TRUE(refuses([&] { bias_backward(wrong, out, false, ctx); }, "wrong has shape [7]"));
 }
@@ -199,15 +212,16 @@ TEST(Matmul, SameThreadsSameBits) {
     for (Vector& result : results) {
         Device device;
         Tensor a = device.tensor(DType::f32, {1000, 65}, random_vector(65000, 1), "a");
-        Tensor b = device.tensor(DType::f32, {1000, 33}, random_vector(33000, 2), "b"), out = device.tensor(DType::f32, {65, 33}, "out");
+        Tensor b = device.tensor(DType::f32, {1000, 33}, random_vector(33000, 2), "b"),
+               out = device.tensor(DType::f32, {65, 33}, "out");
         matmul(out, a, b, {.transpose_a = true}, device.ctx);
         result = device.read(out);
     }
     EXPECT_EQ(results[0], results[1]);
 }
 
-// Forward, input gradient and weight gradient of layers as they are trained, and odd ones: none may fall to the library's slow
-// reference code.
+// Forward, input gradient and weight gradient of layers as they are trained, and odd ones: none may fall to the
+// library's slow reference code.
 TEST(Matmul, NoReferenceImplementation) {
     Device device;
     GemmLibrary* library = device.ctx.backend->gemm;
@@ -241,11 +255,13 @@ TEST(BiasBackward, ColumnSums) {
                 DType sum_type = statistics_dtype(type);
                 Tensor dout = device.tensor(type, {rows, n}, random_vector(rows * n, 1), "dout");
                 Vector want = accumulate ? random_vector(n, 2) : Vector(size_t(n), 0.0);
-                Tensor dbias = accumulate ? device.tensor(sum_type, {n}, want, "dbias") : device.tensor(sum_type, {n}, "dbias");
+                Tensor dbias =
+                    accumulate ? device.tensor(sum_type, {n}, want, "dbias") : device.tensor(sum_type, {n}, "dbias");
                 bias_backward(dbias, dout, accumulate, device.ctx);
                 Vector v = device.read(dout);
                 for (size_t i = 0; i < v.size(); i++) want[i % size_t(n)] += v[i];
-                EXPECT_TRUE(close(device.read(dbias), want, tolerance(sum_type, rows))) << name_of(type) << " rows " << rows;
+                EXPECT_TRUE(close(device.read(dbias), want, tolerance(sum_type, rows)))
+                    << name_of(type) << " rows " << rows;
             }
 }
 

@@ -23,13 +23,16 @@ struct NormOracle {
             for (int64_t c = 0; c < columns; c++) var += (x[at(c)] - m) * (x[at(c)] - m) / double(columns);
             mean[size_t(n)] = m, rstd[size_t(n)] = 1 / std::sqrt(var + eps);
             for (int64_t c = 0; c < columns; c++)
-                out[at(c)] = (x[at(c)] - m) / std::sqrt(var + eps) * weight[size_t(c)] + (bias.empty() ? 0 : bias[size_t(c)]);
+                out[at(c)] =
+                    (x[at(c)] - m) / std::sqrt(var + eps) * weight[size_t(c)] + (bias.empty() ? 0 : bias[size_t(c)]);
         }
         return out;
     }
 };
 
-struct Case { int64_t B, T, C; };
+struct Case {
+    int64_t B, T, C;
+};
 const std::vector<Case> cases = {{2, 5, 1}, {3, 7, 16}, {1, 1, 17}, {5, 29, 40}, {4, 33, 130}, {0, 3, 16}};
 constexpr double eps = 1e-5;
 
@@ -52,7 +55,8 @@ TEST(Norm, ForwardMatchesPlainLoops) {
                 for (bool with_bias : {true, false}) {
                     SCOPED_TRACE(str(name_of(act), " C", k.C, kind == Norm::layernorm ? " layernorm" : " rmsnorm"));
                     Vector x = rounded(act, shifted(random_vector(k.B * k.T * k.C, 1, 2.0), 0.5));
-                    Vector w = rounded(act, random_vector(k.C, 2)), b = rounded(act, random_vector(with_bias ? k.C : 0, 3));
+                    Vector w = rounded(act, random_vector(k.C, 2)),
+                           b = rounded(act, random_vector(with_bias ? k.C : 0, 3));
                     NormOracle oracle{k.B * k.T, k.C, kind, eps, {}, {}};
                     Vector want = oracle(x, w, b);
 
@@ -105,8 +109,8 @@ TEST(Norm, ResidualAddsThenNormalizesTheStoredSum) {
                 Tensor sum = in_place ? tx : d.tensor(act, tx.shape, "sum");
                 Tensor mean = d.tensor(f, {k.B, k.T}, "mean"), rstd = d.tensor(f, {k.B, k.T}, "rstd");
                 residual_norm_forward(sum, out, mean, rstd, tx, d.tensor(act, tx.shape, branch, "branch"),
-                                      d.tensor(act, {k.C}, w, "weight"), d.tensor(act, {k.C}, b, "bias"), Norm::layernorm, eps,
-                                      d.ctx);
+                                      d.tensor(act, {k.C}, w, "weight"), d.tensor(act, {k.C}, b, "bias"),
+                                      Norm::layernorm, eps, d.ctx);
                 EXPECT_EQ(d.read(sum), stored);
                 double tol = tolerance(act, k.C) + 4 * roundoff(f) / std::sqrt(eps) * (k.C == 1 ? 1 : 0);
                 EXPECT_TRUE(close(d.read(out), want, tol));
@@ -126,8 +130,10 @@ Backward run_backward(Device& d, DType act, Shape shape, Norm kind, const Vector
     DType f = statistics_dtype(act);
     Shape leading = {shape[0], shape[1]};
     int64_t C = shape[2];
-    Tensor tx = d.tensor(act, shape, x, "x"), out = d.tensor(act, shape, "out"), weight = d.tensor(act, {C}, w, "weight");
-    Tensor mean = kind == Norm::layernorm ? d.tensor(f, leading, "mean") : Tensor(), rstd = d.tensor(f, leading, "rstd");
+    Tensor tx = d.tensor(act, shape, x, "x"), out = d.tensor(act, shape, "out"),
+           weight = d.tensor(act, {C}, w, "weight");
+    Tensor mean = kind == Norm::layernorm ? d.tensor(f, leading, "mean") : Tensor(),
+           rstd = d.tensor(f, leading, "rstd");
     Tensor bias = b.empty() ? Tensor() : d.tensor(act, {C}, b, "bias");
     norm_forward(out, mean, rstd, tx, weight, bias, kind, eps, d.ctx);
     Tensor dx = d.tensor(act, shape, "dx"), dweight = d.tensor(f, {C}, "dweight");
@@ -136,8 +142,8 @@ Backward run_backward(Device& d, DType act, Shape shape, Norm kind, const Vector
         d.write(dx, dout), d.write(dweight, w);
         if (dbias) d.write(dbias, b);
     }
-    norm_backward(dx, dweight, dbias, d.tensor(act, shape, dout, "dout"), tx, mean, rstd, weight, kind, accumulate, accumulate,
-                  d.ctx);
+    norm_backward(dx, dweight, dbias, d.tensor(act, shape, dout, "dout"), tx, mean, rstd, weight, kind, accumulate,
+                  accumulate, d.ctx);
     return {d.read(dx), d.read(dweight), dbias ? d.read(dbias) : Vector()};
 }
 
@@ -189,6 +195,7 @@ TEST(Norm, BackwardDoesNotDependOnThreads) {
     Vector x = random_vector(4 * 37 * 40, 17), dout = random_vector(4 * 37 * 40, 18), w = random_vector(40, 19), b = w;
     ContextOptions one, two;
     one.threads = 1, two.threads = 2;
+    two.guard = true;  // and nothing is touched outside an op
     Device d1(one), d2(two);
     Backward a = run_backward(d1, DType::f32, {4, 37, 40}, Norm::layernorm, x, w, b, dout, false);
     Backward c = run_backward(d2, DType::f32, {4, 37, 40}, Norm::layernorm, x, w, b, dout, false);
@@ -225,12 +232,14 @@ TEST(Norm, WrongTensorsAreNamed) {
     EXPECT_TRUE(refuses(forward(out, mean, short_rstd, weight, weight), "short_rstd"));
     EXPECT_TRUE(refuses(forward(out, mean, rstd, short_weight, weight), "short_weight"));
     EXPECT_TRUE(refuses(forward(out, mean, rstd, weight, short_weight), "short_weight"));
-    EXPECT_TRUE(refuses([&] { residual_norm_forward(x, out, mean, rstd, x, {}, weight, {}, Norm::layernorm, eps, d.ctx); },
-                        "branch"));
-    EXPECT_TRUE(refuses([&] { residual_norm_forward(wide, out, mean, rstd, x, out, weight, {}, Norm::layernorm, eps, d.ctx); },
-                        "wide"));
-    EXPECT_TRUE(refuses([&] { norm_backward(out, short_weight, {}, out, x, mean, rstd, weight, Norm::layernorm, false, false, d.ctx); },
-                        "short_weight"));
+    EXPECT_TRUE(refuses(
+        [&] { residual_norm_forward(x, out, mean, rstd, x, {}, weight, {}, Norm::layernorm, eps, d.ctx); }, "branch"));
+    EXPECT_TRUE(
+        refuses([&] { residual_norm_forward(wide, out, mean, rstd, x, out, weight, {}, Norm::layernorm, eps, d.ctx); },
+                "wide"));
+    EXPECT_TRUE(refuses(
+        [&] { norm_backward(out, short_weight, {}, out, x, mean, rstd, weight, Norm::layernorm, false, false, d.ctx); },
+        "short_weight"));
     EXPECT_TRUE(refuses([&] { add(out, x, wide, d.ctx); }, "wide"));
 }
 

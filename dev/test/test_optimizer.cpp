@@ -51,7 +51,8 @@ TEST(Optimizer, FiveStepsMatchPlainAdamW) {
         Device d;
         Vector start = rounded(dtype, random_vector(n, 1));
         PlainAdamW want{start, Vector(size_t(n)), Vector(size_t(n)), 0};
-        Tensor p = d.tensor(dtype, {n}, start, "p"), m = d.tensor(dtype, {n}, want.m, "m"), v = d.tensor(dtype, {n}, want.v, "v");
+        Tensor p = d.tensor(dtype, {n}, start, "p"), m = d.tensor(dtype, {n}, want.m, "m"),
+               v = d.tensor(dtype, {n}, want.v, "v");
         Tensor grad = d.tensor(dtype, {n}, "grad"), half = d.tensor(DType::bf16, {n}, "half"), step = make_step(d);
         for (int s = 0; s < 5; s++) {
             double lr = 0.01 * (s + 1), size = s == 1 ? 1e-4 : 1e-2;  // step 1 is too small to be clipped
@@ -77,9 +78,11 @@ TEST(Optimizer, FiveStepsMatchPlainAdamW) {
             EXPECT_NEAR(state.grad_norm, std::sqrt(dot(g, g)), 1e-12);
             EXPECT_EQ(state.grad_scale < 1, s != 1);
             // Updates are about lr; each step rounds p once and its update to a few roundoffs.
-            EXPECT_TRUE(close(d.read(p), want.p, double(4 * (s + 1)) * roundoff(dtype)));
-            EXPECT_TRUE(close(d.read(m), want.m, double(4 * (s + 1)) * roundoff(dtype)));
-            EXPECT_TRUE(close(d.read(v), want.v, double(8 * (s + 1)) * roundoff(dtype)));
+            // The norm, and with it m, has the error of a sum of 16384 squares: about sqrt(16384) / 2 roundoffs of f64.
+            double tol = double(4 * (s + 1)) * roundoff(dtype) + 64 * roundoff(DType::f64);
+            EXPECT_TRUE(close(d.read(p), want.p, tol));
+            EXPECT_TRUE(close(d.read(m), want.m, tol));
+            EXPECT_TRUE(close(d.read(v), want.v, 2 * tol));
             EXPECT_EQ(d.read(half), rounded(DType::bf16, d.read(p)));
         }
     }
@@ -90,7 +93,8 @@ TEST(Optimizer, FiveStepsMatchPlainAdamW) {
 TEST(Optimizer, OneElementByHand) {
     Device d;
     Tensor p = d.tensor(DType::f64, {2}, {2.0, 2.0}, "p"), m = d.tensor(DType::f64, {2}, {0.0, 0.0}, "m");
-    Tensor v = d.tensor(DType::f64, {2}, {0.0, 0.0}, "v"), grad = d.tensor(DType::f64, {2}, {0.3, 0.4}, "grad"), step = make_step(d);
+    Tensor v = d.tensor(DType::f64, {2}, {0.0, 0.0}, "v"), grad = d.tensor(DType::f64, {2}, {0.3, 0.4}, "grad"),
+           step = make_step(d);
     AdamW options{.beta1 = 0.9, .beta2 = 0.999, .eps = 0.1, .weight_decay = 0.5};
     step_begin(step, 0.25, d.ctx);
     grad_norm_accumulate(step, grad, d.ctx);
@@ -112,7 +116,8 @@ TEST(Optimizer, Bf16ParametersRoundToNearest) {
     for (DType dtype : {DType::f32, DType::bf16}) {
         Device d;
         Tensor p = d.tensor(dtype, {n}, start, "p"), grad = d.tensor(DType::f32, {n}, g, "grad"), step = make_step(d);
-        Tensor m = d.tensor(DType::f32, {n}, Vector(size_t(n)), "m"), v = d.tensor(DType::f32, {n}, Vector(size_t(n)), "v");
+        Tensor m = d.tensor(DType::f32, {n}, Vector(size_t(n)), "m"),
+               v = d.tensor(DType::f32, {n}, Vector(size_t(n)), "v");
         step_begin(step, 0.01, d.ctx);
         grad_norm_accumulate(step, grad, d.ctx);
         step_decide(step, 1.0, options.beta1, options.beta2, d.ctx);
@@ -127,14 +132,18 @@ TEST(Optimizer, LossesAreSummedOverTargets) {
     for (DType dtype : {DType::f32, DType::f64}) {
         Device d;
         Tensor step = make_step(d);
-        Vector losses = rounded(dtype, random_vector(33 * 1000, 4, 5.0)), targets = random_integers(33 * 1000, -1, 3, 5);
+        Vector losses = rounded(dtype, random_vector(33 * 1000, 4, 5.0)),
+               targets = random_integers(33 * 1000, -1, 3, 5);
         double sum = 0;
         int64_t count = 0;
         for (size_t i = 0; i < losses.size(); i++) {
-            if (targets[i] < 0) losses[i] = 0;
-            else sum += losses[i], count++;
+            if (targets[i] < 0)
+                losses[i] = 0;
+            else
+                sum += losses[i], count++;
         }
-        Tensor l = d.tensor(dtype, {33, 1000}, losses, "losses"), t = d.tensor(DType::i32, {33, 1000}, targets, "targets");
+        Tensor l = d.tensor(dtype, {33, 1000}, losses, "losses"),
+               t = d.tensor(DType::i32, {33, 1000}, targets, "targets");
         step_begin(step, 0.1, d.ctx);
         loss_accumulate(step, l, t, d.ctx);
         loss_accumulate(step, l, t, d.ctx);
@@ -150,7 +159,8 @@ TEST(Optimizer, LossesAreSummedOverTargets) {
 TEST(Optimizer, NotFiniteSkipsAndCounts) {
     Device d;
     Tensor step = make_step(d), targets = d.tensor(DType::i32, {1}, {0}, "targets");
-    Tensor nan_loss = d.tensor(DType::f32, {1}, {std::nan("")}, "nan_loss"), loss = d.tensor(DType::f32, {1}, {1.0}, "loss");
+    Tensor nan_loss = d.tensor(DType::f32, {1}, {std::nan("")}, "nan_loss"),
+           loss = d.tensor(DType::f32, {1}, {1.0}, "loss");
     Tensor huge = d.tensor(DType::f64, {1}, {1e200}, "huge"), fine = d.tensor(DType::f64, {1}, {1.0}, "fine");
     auto run = [&](Tensor l, Tensor g) {
         step_begin(step, 0.1, d.ctx);
@@ -181,6 +191,7 @@ TEST(Optimizer, SumsDoNotDependOnThreads) {
     for (int threads : {1, 2}) {
         ContextOptions options;
         options.threads = threads;
+        options.guard = true;  // and nothing is touched outside an op
         Device d(options);
         Tensor step = make_step(d);
         grad_norm_accumulate(step, d.tensor(DType::f32, {100003}, g, "grad"), d.ctx);

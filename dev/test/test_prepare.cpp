@@ -13,6 +13,7 @@
 #include "llmc/data/documents.h"
 #include "llmc/data/output_directory.h"
 #include "llmc/data/prepare.h"
+#include "llmc/data/pretokenize.h"
 #include "llmc/data/tokenizer.h"
 
 using namespace llmc;
@@ -110,8 +111,11 @@ TEST(Documents, LongTextIsCutWithoutChangingTokens) {
     std::mt19937 random(1);
     Tokenizer gpt2 = Tokenizer::load(gpt2_rank_file());
     std::string text = random_words(random, 50000);
-    for (int i = 0; i < 600000; i++) text += "ab "[i % 3];  // one line, nearly as long as the parts the reader makes
-    text += std::string(600000, 'x');                       // where no part can end
+    // One line much longer than the parts the reader makes, mostly runs of white space, inside which no part may end.
+    std::string run = "ab";
+    for (int i = 0; i < 10; i++) run += "\u3000 ";
+    for (int i = 0; i < 120000; i++) text += run;
+    text += std::string(300000, 'x');
     for (int i = 0; i < 60000; i++) text += "\u00a0\u3000 y"[random() % 7];  // also broken characters
     text += " the end";
     write_file_atomic(dir / "a.txt", text);
@@ -120,12 +124,14 @@ TEST(Documents, LongTextIsCutWithoutChangingTokens) {
     std::string joined;
     std::vector<uint16_t> ids;
     Encoder encoder(gpt2);
-    int pieces = 0;
+    size_t pieces = 0, pretoken = 0;  // pretoken: where the whole text's first pre-token not yet joined begins
     for (; reader.next(piece); pieces++) {
         joined += piece.text;
         encoder.encode(piece.text, ids);
+        while (pretoken < joined.size()) pretoken = pretoken_end(text, pretoken);
+        EXPECT_EQ(pretoken, joined.size()) << "part " << pieces << " ends inside a pre-token";
     }
-    EXPECT_GE(pieces, 2);
+    EXPECT_GE(pieces, 3u);
     EXPECT_TRUE(joined == text);
     EXPECT_TRUE(ids == gpt2.encode(text));
 }

@@ -1,94 +1,20 @@
-// The program train_gpt: on the same dense model and data it computes what train_mot computes, its checkpoints are train_mot's,
-// and it ends with the promised exit codes. Runs the programs that were built beside this test.
-#include <fcntl.h>
-#include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <filesystem>
-#include <nlohmann/json.hpp>
-#include <sstream>
-#include <thread>
-
-#include "dev/test/temp_dir.h"
-#include "llmc/base/errors.h"
-#include "llmc/base/files.h"
-#include "llmc/base/rng.h"
-#include "llmc/base/safetensors.h"
-#include "llmc/data/bpe_train.h"
-#include "llmc/data/shards.h"
+// The program train_gpt: on the same dense model and data it computes what train_mot computes, its checkpoints are
+// train_mot's, and it ends with the promised exit codes. Runs the programs that were built beside this test.
+#include "dev/test/program_test.h"
 
 using namespace llmc;
-using nlohmann::json;
+using namespace llmc::test;
 
 namespace {
 
-// build/cpu/train_gpt for build/cpu/test/test_train_gpt.
-std::string program(const std::string& name) {
-    return std::filesystem::read_symlink("/proc/self/exe").parent_path().parent_path() / name;
-}
-
-struct Process {
-    pid_t id;
-    Process(std::vector<std::string> words, const std::string& output) {
-        id = ::fork();
-        if (id != 0) return;
-        int fd = ::open(output.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600);
-        ::dup2(fd, 1);
-        ::dup2(fd, 2);
-        std::vector<char*> arguments;
-        for (std::string& word : words) arguments.push_back(word.data());
-        arguments.push_back(nullptr);
-        ::execv(arguments[0], arguments.data());
-        ::_exit(127);
-    }
-    int wait() const {  // the exit code
-        int status = 0;
-        ::waitpid(id, &status, 0);
-        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    }
-};
-
-class TrainGpt : public testing::Test {
+class TrainGpt : public ProgramTest {
   protected:
-    TempDir dir;
-    const std::string output = dir / "output.txt", data = dir / "data";
-
-    void SetUp() override {
-        for (const char* name : {"train_gpt", "train_mot"})
-            if (!path_exists(program(name))) GTEST_SKIP() << "the program " << program(name) << " is not built";
-        // Random bytes with a little structure: every second token is the one before plus one.
-        std::vector<uint16_t> tokens(6000);
-        RandomStream random(1, "test tokens");
-        for (size_t i = 0; i < tokens.size(); i++)
-            tokens[i] = uint16_t(i % 2 ? (tokens[i - 1] + 1) % 257 : random.bits(i) % 257);
-        make_directories(data);
-        ShardWriter train(data, "train", 3000), val(data, "val", 3000);
-        train.write(std::span(tokens).first(5000));
-        val.write(std::span(tokens).subspan(5000));
-        write_dataset_json(data, BpeTrainer().train(257), 257, {1, 5000, 5000, train.finish()}, {1, 1000, 1000, val.finish()});
-    }
-
-    int run(std::vector<std::string> words) {
-        words[0] = program(words[0]);
-        return Process(words, output).wait();
-    }
-    std::string said() const { return read_file(output); }
-
-    std::vector<json> log(const std::string& run_dir, const std::string& key) const {
-        std::vector<json> records;
-        std::istringstream lines(read_file(dir / run_dir + "/log.jsonl"));
-        for (std::string line; std::getline(lines, line);)
-            if (json record = json::parse(line); record.contains(key)) records.push_back(record);
-        return records;
-    }
-
     // What both programs are told alike.
     std::vector<std::string> with_recipe(std::vector<std::string> words) const {
-        for (const char* word : {"--d-model", "24", "--heads", "3", "--context", "16", "--init-scale", "0.3", "--lr", "1e-2", "--steps", "12",
-                                 "--warmup-steps", "4", "--seed", "7", "--log-interval", "1", "--eval-interval", "6", "--eval-batches", "3"})
+        for (const char* word :
+             {"--d-model",      "24",   "--heads",         "3",  "--context",      "16", "--init-scale", "0.3",
+              "--lr",           "1e-2", "--steps",         "12", "--warmup-steps", "4",  "--seed",       "7",
+              "--log-interval", "1",    "--eval-interval", "6",  "--eval-batches", "3"})
             words.push_back(word);
         words.insert(words.end(), {"--data", data});
         return words;
@@ -99,7 +25,10 @@ class TrainGpt : public testing::Test {
 
 TEST_F(TrainGpt, ComputesWhatTrainMotComputes) {
     ASSERT_EQ(run(with_recipe({"train_gpt", "--run-dir", dir / "gpt", "--layers", "2", "--batch", "4"})), 0) << said();
-    ASSERT_EQ(run(with_recipe({"train_mot", "--run-dir", dir / "mot", "--pattern", "2x(attention ffn)", "--micro-batch", "4"})), 0) << said();
+    ASSERT_EQ(run(with_recipe(
+                  {"train_mot", "--run-dir", dir / "mot", "--pattern", "2x(attention ffn)", "--micro-batch", "4"})),
+              0)
+        << said();
 
     const std::vector<json> gpt = log("gpt", "loss"), mot = log("mot", "loss");
     ASSERT_EQ(gpt.size(), 12u);
@@ -122,13 +51,15 @@ TEST_F(TrainGpt, ComputesWhatTrainMotComputes) {
     for (const char* file : {"/step-00000012/model.safetensors", "/step-00000012/optimizer.safetensors"}) {
         const SafetensorsFile a(dir / "gpt" + file), b(dir / "mot" + file);
         ASSERT_EQ(a.tensors().size(), b.tensors().size());
-        for (const SafetensorsEntry& tensor : a.tensors()) EXPECT_EQ(a.read<float>(tensor.name), b.read<float>(tensor.name)) << tensor.name;
+        for (const SafetensorsEntry& tensor : a.tensors())
+            EXPECT_EQ(a.read<float>(tensor.name), b.read<float>(tensor.name)) << tensor.name;
     }
 }
 
 TEST_F(TrainGpt, TrainMotGoesOnFromItsCheckpoint) {
     ASSERT_EQ(run(with_recipe({"train_gpt", "--run-dir", dir / "gpt", "--layers", "2", "--batch", "4"})), 0) << said();
-    ASSERT_EQ(run({"train_mot", "eval", "--checkpoint", dir / "gpt", "--data", data, "--eval-batches", "3"}), 0) << said();
+    ASSERT_EQ(run({"train_mot", "eval", "--checkpoint", dir / "gpt", "--data", data, "--eval-batches", "3"}), 0)
+        << said();
     EXPECT_EQ(run({"train_mot", "--resume", "--run-dir", dir / "gpt", "--data", data, "--steps", "14"}), 0) << said();
     EXPECT_EQ(log("gpt", "loss").back().at("step"), 14);
 }
@@ -148,10 +79,12 @@ TEST_F(TrainGpt, RefusesBadInputWithExitCode2) {
 TEST_F(TrainGpt, SavesAndEndsWith128PlusTheSignal) {
     for (int signal : {SIGINT, SIGTERM}) {
         const std::string run_dir = dir / str("run", signal);
-        Process process({program("train_gpt"), "--data", data, "--run-dir", run_dir, "--steps", "1000000", "--d-model", "16", "--heads", "2",
-                         "--context", "8", "--layers", "1", "--batch", "2"}, output);
+        Process process({program("train_gpt"), "--data", data, "--run-dir", run_dir, "--steps", "1000000", "--d-model",
+                         "16", "--heads", "2", "--context", "8", "--layers", "1", "--batch", "2"},
+                        output);
         const auto start = std::chrono::steady_clock::now();
-        while (!path_exists(run_dir + "/log.jsonl") || read_file(run_dir + "/log.jsonl").find("grad_norm") == std::string::npos) {
+        while (!path_exists(run_dir + "/log.jsonl") ||
+               read_file(run_dir + "/log.jsonl").find("grad_norm") == std::string::npos) {
             if (std::chrono::steady_clock::now() - start > std::chrono::seconds(60)) break;
             std::this_thread::sleep_for(std::chrono::milliseconds(5));
         }

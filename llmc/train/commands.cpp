@@ -81,13 +81,12 @@ int run_eval(const EvalCommand& command) {
                     command.group_fill.c_str(), loss, std::exp(loss));
         return 0;
     }
-    const Plan plan = make_plan(loaded.config, config, false, command.threads);
+    const Plan plan = make_plan(loaded.config, config, false, command.threads, options);
     check_memory(plan, *loaded.ctx);
     loaded.load_parameters();
     loaded.model->check_rows(config.micro_batch, command.group_size);
     reserve_workspace(plan.workspace_bytes, *loaded.ctx);
     Arena arena("activations", *loaded.ctx);
-    // A smaller group makes more rows of mixed tokens than the plan of the trained group size has room for.
     arena.allocate(plan.activation_bytes);
     UnitHooks hooks;
     Step step(*loaded.model, config, arena, hooks, *loaded.ctx);

@@ -28,7 +28,7 @@ std::string row(const std::string& name, const std::string& value, const std::st
 std::string bytes_text(double bytes) { return scaled(bytes, 1024, {" B", " KiB", " MiB", " GiB", " TiB"}); }
 std::string count_text(double count) { return scaled(count, 1000, {"", "k", "M", "G", "T", "P"}); }
 
-Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool training, int threads) {
+Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool training, int threads, const EvalOptions& eval) {
     Context ctx({.threads = threads, .counting = true});
     Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
     model.check_rows(config.micro_batch);
@@ -39,7 +39,7 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
 
     Plan plan;
     int64_t before = ctx.flops;
-    step.evaluate(nullptr, nullptr, {});
+    step.evaluate(nullptr, nullptr, eval);
     plan.forward_flops = ctx.flops - before;
     if (training) {
         before = ctx.flops;

@@ -17,7 +17,7 @@ struct Plan {
 };
 
 // One training step and one evaluation; or (training = false) an evaluation only.
-Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads);
+Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads, const EvalOptions& eval = {});
 
 // InputError "needs ... available ..." if the plan does not fit into the memory the device has free.
 void check_memory(const Plan& plan, Context& ctx);

@@ -158,7 +158,7 @@ struct Run {
             save_checkpoint(options.run_dir, steps_done, model.parameters(), model.optimizer(), j, config.keep, ctx);
             return true;
         } catch (const RunError& error) {
-            std::fprintf(stderr, "warning: the checkpoint of step %lld was not saved: %s\n", static_cast<long long>(steps_done), error.what());
+            std::fprintf(stderr, "warning: %s; training goes on\n", error.what());
             record({{"event", "save failed"}, {"step", steps_done}, {"reason", error.what()}});
             return false;
         }
@@ -269,8 +269,14 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
         Context probe({.threads = options.threads});
         check_memory(plan, probe);
     }
-    make_directories(options.run_dir);
-    if (found) truncate_after_step(options.run_dir + "/log.jsonl", found->step);
+    try {
+        make_directories(options.run_dir);
+        write_file_atomic(options.run_dir + "/.writable", "");
+        std::filesystem::remove(options.run_dir + "/.writable");
+    } catch (const RunError& error) {
+        input_error("--run-dir ", options.run_dir, " cannot be written: ", error.what());
+    }
+    truncate_after_step(options.run_dir + "/log.jsonl", found ? found->step : -1);  // -1: of a run killed before its first checkpoint
     Run run(model, config, options, data, plan, describe_run(model, config, data));
     run.peak_flops = measure_peak_flops(run.model.precision.act, run.ctx);
     std::printf("%s; peak measured now: %.0f GFLOP/s\n", backend_description(run.ctx).c_str(), run.peak_flops * 1e-9);

@@ -22,20 +22,23 @@ struct Relu {  // max(x, 0); NaN stays NaN
     template <class A> static A slope(A x) { return x > A(0) ? A(1) : A(0); }
 };
 
-struct Gelu {  // x sigmoid(2 u) = 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps digits where tanh u = -1
+struct Gelu {  // x sigmoid(2 u) = 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps digits where
+               // tanh u = -1
     static constexpr int64_t flops = 14;
     static constexpr double two_root = 2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi, cubic = 0.044715;
     template <class A> static A value(A x) { return x * fast_sigmoid(A(two_root) * (x + A(cubic) * x * x * x)); }
     template <class A> static A slope(A x) {
         x = clamp(x, A(10));  // f' is 0 or 1 there to all digits, e finite
-        A e = fast_exp(A(-two_root) * (x + A(cubic) * x * x * x)), s = A(1) / (A(1) + e);  // 1 - s = e s without cancellation
+        A e = fast_exp(A(-two_root) * (x + A(cubic) * x * x * x)),
+          s = A(1) / (A(1) + e);  // 1 - s = e s without cancellation
         return s + x * s * (e * s) * A(two_root) * (A(1) + A(3 * cubic) * x * x);
     }
 };
 
 // density(x) = exp(-x^2 / 2), tail(x) = P(Z > |x|) for a standard normal Z.
 inline float normal_tail(float x, float density) {
-    // tail / density is a smooth function of t = 1 / (1 + 0.27 |x|): Chebyshev interpolation on |x| < 13.3, relative error 3e-8.
+    // tail / density is a smooth function of t = 1 / (1 + 0.27 |x|): Chebyshev interpolation on |x| < 13.3, relative
+    // error 3e-8.
     const float t = 1.0f / (1.0f + 0.27f * std::abs(x));
     float p = 0.0289351474f;
     p = p * t - 0.126397222f;
@@ -85,76 +88,85 @@ void dispatch_kind(Activation kind, const char* what, F&& f) {
     }
 }
 
-// out[i] = f(in[i]...): every element on its own, so outputs may alias inputs element by element.
-template <class T, class F, class... In>
-void map_elements(int64_t n, int threads, F f, const Tensor& out, const In&... in) {
-    T* to = ptr<T>(out);
+// Runs f over all elements of equally shaped tensors in blocks that stay in the first-level cache:
+//     f(in, out, count): in[i][j], out[i][j] = element j of the block in tensor i, as float (double for f64).
+// A block is read before it is written, so outputs may alias inputs.
+constexpr int64_t block_size = 256;
+template <class T, size_t inputs, size_t outputs, class F>
+void map_blocks(const Tensor (&out)[outputs], const Tensor (&in)[inputs], int threads, F f) {
     using A = arithmetic_t<T>;
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (n > 4096)
-    for (int64_t i = 0; i < n; i++) to[i] = T(f(A(static_cast<const T*>(in.data)[i])...));
+    const int64_t n = in[0].numel(), blocks = (n + block_size - 1) / block_size;
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > 4096)
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t first = b * block_size, count = std::min(block_size, n - first);
+        alignas(64) A from[inputs][block_size], to[outputs][block_size];
+        for (size_t i = 0; i < inputs; i++) {
+            const T* data = ptr<const T>(in[i]) + first;
+#pragma omp simd
+            for (int64_t j = 0; j < count; j++) from[i][j] = A(data[j]);
+        }
+        f(from, to, count);
+        for (size_t i = 0; i < outputs; i++) {
+            T* data = ptr<T>(out[i]) + first;
+#pragma omp simd
+            for (int64_t j = 0; j < count; j++) put(data[j], to[i][j]);
+        }
+    }
+}
+
+// What all four ops share: checks, the choice of kind and type, the Op. per_element(k) is the cost with kind k.
+template <size_t inputs, size_t outputs, class Cost, class F>
+void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&in)[inputs], Activation kind,
+                 Context& ctx, Cost per_element, F f) {
+    const Tensor& x = in[0];
+    for (const Tensor& t : in) check(t, x.dtype, x.shape, name);
+    for (const Tensor& t : out) check(t, x.dtype, x.shape, name);
+    dispatch_kind(kind, name, [&](auto k) {
+        Op op(ctx, name, per_element(k) * x.numel());
+        if (!op.run) return;
+        dispatch(x.dtype, [&](auto zero) {
+            map_blocks<decltype(zero)>(out, in, ctx.threads,
+                                       [&](auto& from, auto& to, int64_t n) { f(k, from, to, n); });
+        });
+    });
 }
 
 }  // namespace
 
 void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx) {
-    check(x, x.dtype, x.shape, "activation_forward:");
-    check(out, x.dtype, x.shape, "activation_forward:");
-    dispatch_kind(kind, "activation_forward", [&](auto k) {
-        Op op(ctx, "activation_forward", k.flops * x.numel());
-        if (!op.run) return;
-        dispatch(x.dtype, [&](auto zero) {
-            map_elements<decltype(zero)>(x.numel(), ctx.threads, [k](auto v) { return k.value(v); }, out, x);
-        });
-    });
+    elementwise("activation_forward", {out}, {x}, kind, ctx, [](auto k) { return k.flops; },
+                [](auto k, auto& from, auto& to, int64_t n) {
+#pragma omp simd
+                    for (int64_t j = 0; j < n; j++) to[0][j] = k.value(from[0][j]);
+                });
 }
 
 void activation_backward(Tensor dx, Tensor dout, Tensor x, Activation kind, Context& ctx) {
-    check(x, x.dtype, x.shape, "activation_backward:");
-    check(dout, x.dtype, x.shape, "activation_backward:");
-    check(dx, x.dtype, x.shape, "activation_backward:");
-    dispatch_kind(kind, "activation_backward", [&](auto k) {
-        Op op(ctx, "activation_backward", (k.flops + 1) * x.numel());
-        if (!op.run) return;
-        dispatch(x.dtype, [&](auto zero) {
-            map_elements<decltype(zero)>(x.numel(), ctx.threads, [k](auto v, auto d) { return d * k.slope(v); }, dx, x, dout);
-        });
-    });
+    elementwise("activation_backward", {dx}, {x, dout}, kind, ctx, [](auto k) { return k.flops + 1; },
+                [](auto k, auto& from, auto& to, int64_t n) {
+#pragma omp simd
+                    for (int64_t j = 0; j < n; j++) to[0][j] = from[1][j] * k.slope(from[0][j]);
+                });
 }
 
 void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context& ctx) {
-    check(gate, gate.dtype, gate.shape, "gated_forward:");
-    check(up, gate.dtype, gate.shape, "gated_forward:");
-    check(out, gate.dtype, gate.shape, "gated_forward:");
-    dispatch_kind(kind, "gated_forward", [&](auto k) {
-        Op op(ctx, "gated_forward", (k.flops + 1) * gate.numel());
-        if (!op.run) return;
-        dispatch(gate.dtype, [&](auto zero) {
-            map_elements<decltype(zero)>(gate.numel(), ctx.threads, [k](auto g, auto u) { return k.value(g) * u; }, out, gate, up);
-        });
-    });
+    elementwise("gated_forward", {out}, {gate, up}, kind, ctx, [](auto k) { return k.flops + 1; },
+                [](auto k, auto& from, auto& to, int64_t n) {
+#pragma omp simd
+                    for (int64_t j = 0; j < n; j++) to[0][j] = k.value(from[0][j]) * from[1][j];
+                });
 }
 
-// dgate = dout * up * f'(gate), dup = dout * f(gate), both in one pass because dup may overwrite dout.
+// dgate = dout * up * f'(gate), dup = dout * f(gate).
 void gated_backward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up, Activation kind, Context& ctx) {
-    check(gate, gate.dtype, gate.shape, "gated_backward:");
-    for (const Tensor& t : {up, dout, dgate, dup}) check(t, gate.dtype, gate.shape, "gated_backward:");
-    dispatch_kind(kind, "gated_backward", [&](auto k) {
-        Op op(ctx, "gated_backward", (2 * k.flops + 3) * gate.numel());
-        if (!op.run) return;
-        dispatch(gate.dtype, [&](auto zero) {
-            using T = decltype(zero);
-            using A = arithmetic_t<T>;
-            const int64_t n = gate.numel();
-            const T *d = ptr<const T>(dout), *g = ptr<const T>(gate), *u = ptr<const T>(up);
-            T *to_gate = ptr<T>(dgate), *to_up = ptr<T>(dup);
-#pragma omp parallel for simd schedule(static) num_threads(ctx.threads) if (n > 4096)
-            for (int64_t i = 0; i < n; i++) {
-                A dv = d[i], gv = g[i], uv = u[i];
-                to_gate[i] = T(dv * uv * k.slope(gv));
-                to_up[i] = T(dv * k.value(gv));
-            }
-        });
-    });
+    elementwise("gated_backward", {dgate, dup}, {gate, up, dout}, kind, ctx, [](auto k) { return 2 * k.flops + 3; },
+                [](auto k, auto& from, auto& to, int64_t n) {
+#pragma omp simd
+                    for (int64_t j = 0; j < n; j++) {
+                        to[0][j] = from[2][j] * from[1][j] * k.slope(from[0][j]);
+                        to[1][j] = from[2][j] * k.value(from[0][j]);
+                    }
+                });
 }
 
 }  // namespace llmc

@@ -60,8 +60,8 @@ struct Carver {
     }
 };
 
-// dst [count, padded], padded = round_up(size, tile_lanes): row r = row from + r of src times scale. Rows outside [0,
-// available) and columns past size become 0.
+// dst [count, padded], padded = round_up(size, tile_lanes): row r = row from + r of src times scale.
+// Rows outside [0, available) and columns past size become 0.
 template <class T, class F>
 void pack_rows(F* dst, HeadRows<const T> src, int64_t from, int64_t count, int64_t available, int64_t size,
                F scale = 1) {
@@ -149,8 +149,8 @@ template <class F> struct AttendScratch {
 };
 
 // Causal attention of one head: queries at positions first .. first + n - 1 (rows 0 .. n-1 of x.q and out) attend to
-// keys and values 0 .. first + n - 1. lse [n] may be nullptr. A query's result has the same bits whatever first and n
-// are.
+// keys and values at all positions up to their own. lse [n] may be nullptr.
+// A query's result has the same bits whatever first and n are.
 template <class T, class F>
 void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t first, int64_t n, int64_t size,
                  const AttendScratch<F>& w);

@@ -15,8 +15,8 @@ void check_tokens(const Tensor& tokens, int64_t vocabulary) {
 }
 
 template <class T>
-void lookup(T* out, const int32_t* tokens, const T* token_table, const T* position_table, int64_t rows, int64_t positions,
-            int64_t columns, int threads) {
+void lookup(T* out, const int32_t* tokens, const T* token_table, const T* position_table, int64_t rows,
+            int64_t positions, int64_t columns, int threads) {
     using A = arithmetic_t<T>;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++) {
@@ -38,7 +38,8 @@ void add_row(arithmetic_t<T>* sum, const T* row, int64_t columns) {
     for (int64_t c = 0; c < columns; c++) sum[c] += arithmetic_t<T>(row[c]);
 }
 
-// Where the rows of every token lie: token v has rows order[begin[v]] .. order[begin[v+1]-1], ascending (a counting sort).
+// Where the rows of every token lie: token v has rows order[begin[v]] .. order[begin[v+1]-1], ascending (a counting
+// sort).
 void sort_by_token(int64_t* begin, int64_t* order, const int32_t* tokens, int64_t rows, int64_t vocabulary) {
     std::fill_n(begin, vocabulary + 1, 0);
     for (int64_t n = 0; n < rows; n++) begin[tokens[n] + 1]++;
@@ -50,8 +51,8 @@ void sort_by_token(int64_t* begin, int64_t* order, const int32_t* tokens, int64_
 
 // One thread sums all rows of one token, in order: no atomics, and the same result for any number of threads.
 template <class T>
-void token_gradient(arithmetic_t<T>* dtable, const T* dout, const int64_t* begin, const int64_t* order, int64_t vocabulary,
-                    int64_t columns, bool accumulate, int threads) {
+void token_gradient(arithmetic_t<T>* dtable, const T* dout, const int64_t* begin, const int64_t* order,
+                    int64_t vocabulary, int64_t columns, bool accumulate, int threads) {
 #pragma omp parallel for schedule(dynamic, 64) num_threads(threads)
     for (int64_t v = 0; v < vocabulary; v++) {
         arithmetic_t<T>* sum = dtable + v * columns;
@@ -74,8 +75,10 @@ void position_gradient(arithmetic_t<T>* dtable, const T* dout, int64_t context, 
 
 }  // namespace
 
-void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor position_table, int64_t first_position, Context& ctx) {
-    if (tokens.shape.rank != 2) run_error("tokens ", tokens.name, " has shape ", tokens.shape.text(), ", expected [B, T]");
+void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor position_table, int64_t first_position,
+                       Context& ctx) {
+    if (tokens.shape.rank != 2)
+        run_error("tokens ", tokens.name, " has shape ", tokens.shape.text(), ", expected [B, T]");
     int64_t sequences = tokens.shape[0], positions = tokens.shape[1], columns = last_dim(out);
     int64_t vocabulary = token_table.shape[0], context = position_table.shape[0];
     check(tokens, DType::i32, tokens.shape, "tokens");
@@ -84,8 +87,8 @@ void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor pos
     if (position_table) {
         check(position_table, out.dtype, {context, columns}, "position_table");
         if (first_position < 0 || first_position + positions > context)
-            run_error("position_table ", position_table.name, " has ", context, " positions, asked for ", first_position, " .. ",
-                      first_position + positions - 1);
+            run_error("position_table ", position_table.name, " has ", context, " positions, asked for ",
+                      first_position, " .. ", first_position + positions - 1);
     }
     Op op(ctx, "embedding_forward", position_table ? out.numel() : 0);
     if (!op.run) return;
@@ -100,7 +103,8 @@ void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor pos
 
 void embedding_backward(Tensor dtoken_table, Tensor dposition_table, Tensor dout, Tensor tokens, bool accumulate_token,
                         bool accumulate_position, Context& ctx) {
-    if (tokens.shape.rank != 2) run_error("tokens ", tokens.name, " has shape ", tokens.shape.text(), ", expected [B, T]");
+    if (tokens.shape.rank != 2)
+        run_error("tokens ", tokens.name, " has shape ", tokens.shape.text(), ", expected [B, T]");
     int64_t sequences = tokens.shape[0], positions = tokens.shape[1], columns = last_dim(dout);
     int64_t rows = sequences * positions, vocabulary = dtoken_table.shape[0], context = dposition_table.shape[0];
     DType gradient = arithmetic_dtype(dout.dtype);
@@ -110,9 +114,11 @@ void embedding_backward(Tensor dtoken_table, Tensor dposition_table, Tensor dout
     if (dposition_table) {
         check(dposition_table, gradient, {context, columns}, "dposition_table");
         if (positions > context)
-            run_error("dposition_table ", dposition_table.name, " has ", context, " positions, dout ", dout.name, " has ", positions);
+            run_error("dposition_table ", dposition_table.name, " has ", context, " positions, dout ", dout.name,
+                      " has ", positions);
     }
-    Op op(ctx, "embedding_backward", (dposition_table ? 2 : 1) * dout.numel(), (vocabulary + 1 + rows) * int64_t(sizeof(int64_t)));
+    Op op(ctx, "embedding_backward", (dposition_table ? 2 : 1) * dout.numel(),
+          (vocabulary + 1 + rows) * int64_t(sizeof(int64_t)));
     if (!op.run) return;
     check_tokens(tokens, vocabulary);
     int64_t *begin = static_cast<int64_t*>(op.workspace), *order = begin + vocabulary + 1;
@@ -120,10 +126,11 @@ void embedding_backward(Tensor dtoken_table, Tensor dposition_table, Tensor dout
     dispatch(dout.dtype, [&](auto zero) {
         using T = decltype(zero);
         using A = arithmetic_t<T>;
-        token_gradient(ptr<A>(dtoken_table), ptr<T>(dout), begin, order, vocabulary, columns, accumulate_token, ctx.threads);
+        token_gradient(ptr<A>(dtoken_table), ptr<T>(dout), begin, order, vocabulary, columns, accumulate_token,
+                       ctx.threads);
         if (dposition_table)
-            position_gradient(ptr<A>(dposition_table), ptr<T>(dout), context, sequences, positions, columns, accumulate_position,
-                              ctx.threads);
+            position_gradient(ptr<A>(dposition_table), ptr<T>(dout), context, sequences, positions, columns,
+                              accumulate_position, ctx.threads);
     });
 }
 

@@ -1,4 +1,5 @@
-// The one door to a GEMM library. Exactly one of gemm_onednn.cpp, gemm_openblas.cpp, gemm_plain.cpp is compiled and linked.
+// The one door to a GEMM library. Exactly one of gemm_onednn.cpp, gemm_openblas.cpp, gemm_plain.cpp is compiled and
+// linked.
 #pragma once
 #include <compare>
 
@@ -23,15 +24,15 @@ struct GemmLibrary;                      // handles and cached primitives; lives
 GemmLibrary* gemm_create(int threads);
 void gemm_destroy(GemmLibrary*);
 const char* gemm_library();              // name and version, e.g. "oneDNN 2.6.3"
-// in, out: f32, or bf16 where gemm_has_bf16; no size is 0. Its own scratch (a few MB at most) belongs to the library handle, so
-// it is not for calls from several threads at a time.
+// in, out: f32, or bf16 where gemm_has_bf16; no size is 0. Its own scratch (a few MB at most) belongs to the library
+// handle, so it is not for calls from several threads at a time.
 void gemm(GemmLibrary*, const GemmProblem&, const void* a, const void* b, const void* bias, void* c);
 bool gemm_has_bf16(GemmLibrary*);
 // What the library calls its implementation of this problem (oneDNN: impl_info_str); for tests and the bench.
 std::string gemm_implementation(GemmLibrary*, const GemmProblem&);
 
-// What the ops call inside their Op: any float type (f64 by plain loops, bf16 through f32 where the library has none) and any
-// size, 0 included.
+// What the ops call inside their Op: any float type (f64 by plain loops, bf16 through f32 where the library has none)
+// and any size, 0 included.
 void gemm_any(const GemmProblem&, const void* a, const void* b, const void* bias, void* c, Context& ctx);
 
 }  // namespace llmc

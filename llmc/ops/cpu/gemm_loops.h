@@ -1,4 +1,5 @@
-// GEMM by plain loops with register blocking (Goto & van de Geijn 2008): float64 always, float32 where no library is linked.
+// GEMM by plain loops with register blocking (Goto & van de Geijn 2008): float64 always, float32 where no library is
+// linked.
 #pragma once
 #include "llmc/ops/cpu/cpu.h"
 #include "llmc/ops/cpu/gemm.h"
@@ -22,6 +23,7 @@ struct GemmTile {
         const Lane* lanes = reinterpret_cast<const Lane*>(b_strip);
         for (int i = 0; i < strip_rows; i++) c[i][0] = o[2 * i], c[i][1] = o[2 * i + 1];
         for (int64_t p = 0; p < k; p++)
+#pragma GCC unroll 6
             for (int i = 0; i < strip_rows; i++) {
                 T value = a_strip[p * strip_rows + i];
                 c[i][0] += value * lanes[2 * p];
@@ -31,13 +33,20 @@ struct GemmTile {
     }
 };
 
-// Copies count x k elements, element (i, p) at from[i * step_i + p * step_p], into strips of `width` along i, filled up with zeros.
-template <class T>
-void pack_strips(T* to, const T* from, int64_t count, int64_t k, int64_t step_i, int64_t step_p, int64_t width) {
-    for (int64_t first = 0; first < count; first += width)
-        for (int64_t p = 0; p < k; p++)
-            for (int64_t i = first; i < first + width; i++)
-                *to++ = i < count ? from[i * step_i + p * step_p] : T(0);
+// Copies count x k elements, element (i, p) at from[i * step_i + p * step_p], into strips of `width` along i, filled up
+// with zeros.
+template <int64_t width, class T>
+void pack_strips(T* to, const T* from, int64_t count, int64_t k, int64_t step_i, int64_t step_p) {
+    for (int64_t first = 0; first < count; first += width, to += width * k) {
+        const T* strip = from + first * step_i;
+        const int64_t here = std::min(width, count - first);
+        if (here < width) std::fill(to, to + width * k, T(0));
+        if (step_i == 1)
+            for (int64_t p = 0; p < k; p++) std::copy(strip + p * step_p, strip + p * step_p + here, to + p * width);
+        else  // along the other axis, where memory is contiguous
+            for (int64_t i = 0; i < here; i++)
+                for (int64_t p = 0; p < k; p++) to[p * width + i] = strip[i * step_i + p * step_p];
+    }
 }
 
 // Rows [i0, i0+m) and columns [j0, j0+n) of one matrix product.
@@ -45,14 +54,14 @@ template <class T>
 void gemm_loops_block(GemmTile<T>& tile, const GemmProblem& p, const T* a, const T* b, const T* bias, T* c, int64_t i0, int64_t m,
                       int64_t j0, int64_t n) {
     using Tile = GemmTile<T>;
-    const int64_t sr = Tile::strip_rows, sc = Tile::strip_columns;
+    constexpr int64_t sr = Tile::strip_rows, sc = Tile::strip_columns;
     const int64_t a_row = p.transpose_a ? 1 : p.lda, a_k = p.transpose_a ? p.lda : 1;
     const int64_t b_column = p.transpose_b ? p.ldb : 1, b_k = p.transpose_b ? 1 : p.ldb;
     std::fill(tile.acc, tile.acc + Tile::rows * Tile::columns, T(0));
     for (int64_t k0 = 0; k0 < p.k; k0 += Tile::depth) {
         int64_t k = std::min(Tile::depth, p.k - k0);
-        pack_strips(tile.a, a + i0 * a_row + k0 * a_k, m, k, a_row, a_k, sr);
-        pack_strips(tile.b, b + j0 * b_column + k0 * b_k, n, k, b_column, b_k, sc);
+        pack_strips<sr>(tile.a, a + i0 * a_row + k0 * a_k, m, k, a_row, a_k);
+        pack_strips<sc>(tile.b, b + j0 * b_column + k0 * b_k, n, k, b_column, b_k);
         for (int64_t j = 0; j < n; j += sc)
             for (int64_t i = 0; i < m; i += sr)
                 tile.multiply_strips(tile.a + i * k, tile.b + j * k, k, tile.acc + (j * Tile::rows + i * sc));
@@ -70,7 +79,8 @@ void gemm_loops_block(GemmTile<T>& tile, const GemmProblem& p, const T* a, const
 template <class T>
 void gemm_loops(const GemmProblem& p, const T* a, const T* b, const T* bias, T* c, int threads) {
     using Tile = GemmTile<T>;
-    const int64_t row_blocks = (p.m + Tile::rows - 1) / Tile::rows, column_blocks = (p.n + Tile::columns - 1) / Tile::columns;
+    const int64_t row_blocks = (p.m + Tile::rows - 1) / Tile::rows,
+                  column_blocks = (p.n + Tile::columns - 1) / Tile::columns;
     const int64_t blocks = p.batch * row_blocks * column_blocks;
 #pragma omp parallel num_threads(int(std::min<int64_t>(threads, blocks)))
     {

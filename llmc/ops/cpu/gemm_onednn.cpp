@@ -1,7 +1,8 @@
 // GEMMs by oneDNN: https://oneapi-src.github.io/oneDNN/dev_guide_matmul.html. Builds with 2.x and 3.x.
 //
-// One rule for all problems: operands go in as they lie in memory, a transpose being a pair of swapped strides, a stack of experts
-// one batched primitive. Measured in GFLOP/s on two cores whose FMA peak is 340 (f32; forward, input gradient, weight gradient):
+// One rule for all problems: operands go in as they lie in memory, a transpose being a pair of swapped strides, a stack
+// of experts one batched primitive. Measured in GFLOP/s on two cores whose FMA peak is 340 (f32; forward, input
+// gradient, weight gradient):
 //     [8192 x 512] to 1536      224 241 223    the weight gradient with its operand transposed into scratch first: 143
 //     [8192 x 512] to 2048      232 244 227    158
 //     [8192 x 2048] to 512      255 243 240    205

@@ -1,5 +1,5 @@
-// The output layer with its loss. For each chunk of rows: logits = x W^T, softmax and cross-entropy while they are in cache, their
-// gradient in the same memory, and from it the chunk's dx = dlogits W and dW += dlogits^T x.
+// The output layer with its loss. For each chunk of rows: logits = x W^T, softmax and cross-entropy while they are in
+// cache, their gradient in the same memory, and from it the chunk's dx = dlogits W and dW += dlogits^T x.
 #include <limits>
 
 #include "llmc/ops/cpu/gemm.h"
@@ -13,23 +13,26 @@ namespace {
 struct HeadShape {
     int64_t rows, model, vocabulary;
     int64_t ld() const { return round_up(vocabulary, 64); }  // columns past the vocabulary are never read
-    // Rows of logits at a time. Every chunk reads and writes all of dweight once, so they must not be few; nor must the logits
-    // leave the caches. Measured with V = 50257, C = 512, f32, two cores, in GFLOP/s of forward and backward together:
-    // 128 rows 211, 256: 230, 512: 245, 768: 229, 1024: 225, 2048: 216.
-    int64_t chunk() const { return std::min(rows, std::clamp<int64_t>((int64_t(26) << 20) / ld() / 64 * 64, 64, 8192)); }
+    // Rows of logits at a time. Every chunk reads and writes all of dweight once, so they must not be few; nor must the
+    // logits leave the caches. Measured with V = 50257, C = 512, f32, two cores, in GFLOP/s of forward and backward
+    // together: 128 rows 211, 256: 230, 512: 245, 768: 229, 1024: 225, 2048: 216.
+    int64_t chunk() const {
+        return std::min(rows, std::clamp<int64_t>((int64_t(26) << 20) / ld() / 64 * 64, 64, 8192));
+    }
 };
 
-HeadShape check_head(const Tensor& losses, const Tensor& dx, const Tensor& dweight, const Tensor& x, const Tensor& weight,
-                     const Tensor& targets) {
+HeadShape check_head(const Tensor& losses, const Tensor& dx, const Tensor& dweight, const Tensor& x,
+                     const Tensor& weight, const Tensor& targets) {
     if (weight.shape.rank != 2 || x.columns() != weight.shape[1])
-        run_error("head_loss: ", weight.name, " has shape ", weight.shape.text(), ", expected [vocabulary, ", x.columns(), "] for ",
-                  x.name, " ", x.shape.text());
+        run_error("head_loss: ", weight.name, " has shape ", weight.shape.text(), ", expected [vocabulary, ",
+                  x.columns(), "] for ", x.name, " ", x.shape.text());
     if (weight.shape[0] < 1) run_error("head_loss: ", weight.name, " has an empty vocabulary");
     const HeadShape s{x.rows(), x.columns(), weight.shape[0]};
     check(x, x.dtype, x.shape, "head_loss:");
     check(weight, x.dtype, weight.shape, "head_loss:");
     for (const Tensor& t : {losses, targets})
-        if (t.numel() != s.rows) run_error("head_loss: ", t.name, " has shape ", t.shape.text(), " for ", s.rows, " rows of ", x.name);
+        if (t.numel() != s.rows)
+            run_error("head_loss: ", t.name, " has shape ", t.shape.text(), " for ", s.rows, " rows of ", x.name);
     check(losses, arithmetic_dtype(x.dtype), losses.shape, "head_loss:");
     check(targets, DType::i32, targets.shape, "head_loss:");
     if (dx) check(dx, x.dtype, x.shape, "head_loss:");
@@ -70,7 +73,7 @@ A row_loss(A* logits, T* gradient, int64_t n, int32_t target, double dloss) {
     if (gradient) {
         const A scale = A(dloss / sum), at_target = logits[target] * scale - A(dloss);
 #pragma omp simd
-        for (int64_t j = 0; j < n; j++) gradient[j] = T(logits[j] * scale);
+        for (int64_t j = 0; j < n; j++) put(gradient[j], logits[j] * scale);
         gradient[target] = T(at_target);
     }
     return A(std::log(sum) + double(most) - wanted);
@@ -101,8 +104,8 @@ struct HeadChunks {
         const bool gradients = dx || dweight;
 #pragma omp parallel for schedule(static) num_threads(ctx.threads) if (count * s.vocabulary > 4096)
         for (int64_t i = 0; i < count; i++)
-            ptr<A>(losses)[first + i] = row_loss(logits + i * s.ld(), gradients ? dlogits + i * s.ld() : nullptr, s.vocabulary,
-                                                 ptr<int32_t>(targets)[first + i], dloss);
+            ptr<A>(losses)[first + i] = row_loss(logits + i * s.ld(), gradients ? dlogits + i * s.ld() : nullptr,
+                                                 s.vocabulary, ptr<int32_t>(targets)[first + i], dloss);
         if (dx) {
             GemmProblem backward = product(count, s.model, s.vocabulary);
             backward.out = dtype_of<T>::value;
@@ -118,8 +121,8 @@ struct HeadChunks {
 
 }  // namespace
 
-void head_loss(Tensor losses, Tensor dx, Tensor dweight, Tensor x, Tensor weight, Tensor targets, double dloss, bool accumulate,
-               Context& ctx) {
+void head_loss(Tensor losses, Tensor dx, Tensor dweight, Tensor x, Tensor weight, Tensor targets, double dloss,
+               bool accumulate, Context& ctx) {
     const HeadShape s = check_head(losses, dx, dweight, x, weight, targets);
     const int64_t products = 1 + (dx ? 1 : 0) + (dweight ? 1 : 0), logits = s.chunk() * s.ld();
     const bool copy = x.dtype == DType::bf16 && (dx || dweight);

@@ -16,7 +16,8 @@ std::string GemmProblem::text() const {
 
 namespace {
 
-// Rows x columns with a leading dimension: a tensor with all leading axes folded into rows, or one of a batch of matrices.
+// Rows x columns with a leading dimension: a tensor with all leading axes folded into rows, or one of a batch of
+// matrices.
 struct Matrix { int64_t batch, rows, columns, ld, stride; };
 
 Matrix fold(const Tensor& t, bool batched) {
@@ -33,8 +34,8 @@ Matrix fold(const Tensor& t, bool batched) {
     }
     m.ld = std::max(m.columns, ld);
     if (!regular || (m.rows > 1 && ld < m.columns))
-        run_error("matmul: ", t.name, " ", t.shape.text(), " does not lie in memory as rows with one leading dimension (strides ",
-                  t.stride.text(), ")");
+        run_error("matmul: ", t.name, " ", t.shape.text(),
+                  " does not lie in memory as rows with one leading dimension (strides ", t.stride.text(), ")");
     return m;
 }
 
@@ -49,32 +50,45 @@ GemmProblem plan(const Tensor& out, const Tensor& a, const Tensor& b, const Matm
     if (k_of_b != k || mb.batch != ma.batch)
         run_error("matmul: ", b.name, " ", b.shape.text(), tb, " does not fit ", a.name, " ", a.shape.text(), ta);
     if (mo.rows != m || mo.columns != n || mo.batch != ma.batch)
-        run_error("matmul: ", out.name, " ", out.shape.text(), " cannot hold ", a.name, " ", a.shape.text(), ta, " times ", b.name,
-                  " ", b.shape.text(), tb, ", which is ", m, " x ", n);
+        run_error("matmul: ", out.name, " ", out.shape.text(), " cannot hold ", a.name, " ", a.shape.text(), ta,
+                  " times ", b.name, " ", b.shape.text(), tb, ", which is ", m, " x ", n);
     if (a.dtype == DType::i32) run_error("matmul: ", a.name, " has dtype I32, not a float type");
     check_dtype(b, a.dtype, "matmul:");
-    if (out.dtype != a.dtype && !(a.dtype == DType::bf16 && out.dtype == DType::f32)) check_dtype(out, a.dtype, "matmul:");
+    if (out.dtype != a.dtype && !(a.dtype == DType::bf16 && out.dtype == DType::f32))
+        check_dtype(out, a.dtype, "matmul:");
     if (o.activation != Activation::none && o.activation != Activation::relu)
         run_error("matmul: only relu can be applied on the way to ", out.name, "; use activation_forward");
     if (o.accumulate && (o.bias || o.activation != Activation::none))
         run_error("matmul: ", out.name, " cannot accumulate together with a bias or an activation");
     if (o.bias) check(o.bias, a.dtype, {n}, "matmul:");
-    return {.batch = ma.batch, .m = m, .n = n, .k = k, .in = a.dtype, .out = out.dtype,
-            .transpose_a = o.transpose_a, .transpose_b = o.transpose_b,
-            .lda = ma.ld, .ldb = mb.ld, .ldc = mo.ld, .stride_a = ma.stride, .stride_b = mb.stride, .stride_c = mo.stride,
-            .accumulate = o.accumulate, .bias = bool(o.bias)};
+    return {.batch = ma.batch,
+            .m = m,
+            .n = n,
+            .k = k,
+            .in = a.dtype,
+            .out = out.dtype,
+            .transpose_a = o.transpose_a,
+            .transpose_b = o.transpose_b,
+            .lda = ma.ld,
+            .ldb = mb.ld,
+            .ldc = mo.ld,
+            .stride_a = ma.stride,
+            .stride_b = mb.stride,
+            .stride_c = mo.stride,
+            .accumulate = o.accumulate,
+            .bias = bool(o.bias)};
 }
 
 // Copies a stack of matrices between bf16 and f32, row by row. (rows, columns) as stored.
 template <class To, class From>
-void convert_rows(To* to, int64_t to_ld, int64_t to_stride, const From* from, int64_t from_ld, int64_t from_stride, int64_t batch,
-                  int64_t rows, int64_t columns, int threads) {
+void convert_rows(To* to, int64_t to_ld, int64_t to_stride, const From* from, int64_t from_ld, int64_t from_stride,
+                  int64_t batch, int64_t rows, int64_t columns, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < batch * rows; r++) {
         To* out = to + r / rows * to_stride + r % rows * to_ld;
         const From* in = from + r / rows * from_stride + r % rows * from_ld;
 #pragma omp simd
-        for (int64_t j = 0; j < columns; j++) out[j] = To(float(in[j]));
+        for (int64_t j = 0; j < columns; j++) put(out[j], float(in[j]));
     }
 }
 
@@ -83,14 +97,16 @@ void gemm_f32(const GemmProblem& p, const float* a, const float* b, const float*
     else gemm_loops(p, a, b, bias, c, ctx.threads);
 }
 
-// bf16 without a bf16 library: everything through float32 copies. They live in the Backend and grow with the largest problem.
+// bf16 without a bf16 library: everything through float32 copies. They live in the Backend and grow with the largest
+// problem.
 void gemm_through_f32(const GemmProblem& p, const bf16* a, const bf16* b, const bf16* bias, void* c, Context& ctx) {
     const int64_t a_rows = p.transpose_a ? p.k : p.m, a_columns = p.transpose_a ? p.m : p.k;
     const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
     const int64_t a_size = p.batch * p.m * p.k, b_size = p.batch * p.k * p.n, bias_size = p.bias ? p.n : 0;
     const int64_t c_size = p.out == DType::bf16 ? p.batch * p.m * p.n : 0;
     std::vector<float>& buffer = ctx.backend->widened;
-    if (int64_t(buffer.size()) < a_size + b_size + bias_size + c_size) buffer.resize(size_t(a_size + b_size + bias_size + c_size));
+    if (int64_t(buffer.size()) < a_size + b_size + bias_size + c_size)
+        buffer.resize(size_t(a_size + b_size + bias_size + c_size));
     float *fa = buffer.data(), *fb = fa + a_size, *fbias = fb + b_size, *fc = fbias + bias_size;
 
     convert_rows(fa, a_columns, p.m * p.k, a, p.lda, p.stride_a, p.batch, a_rows, a_columns, ctx.threads);
@@ -121,7 +137,8 @@ void gemm_any(const GemmProblem& p, const void* a, const void* b, const void* bi
     else if (p.k > 0 && gemm_has_bf16(ctx.backend->gemm))
         gemm(ctx.backend->gemm, p, a, b, bias, c);
     else
-        gemm_through_f32(p, static_cast<const bf16*>(a), static_cast<const bf16*>(b), static_cast<const bf16*>(bias), c, ctx);
+        gemm_through_f32(p, static_cast<const bf16*>(a), static_cast<const bf16*>(b), static_cast<const bf16*>(bias), c,
+                         ctx);
 }
 
 namespace {
@@ -135,7 +152,7 @@ void relu_rows(const GemmProblem& p, T* c, int threads) {
 #pragma omp simd
         for (int64_t j = 0; j < p.n; j++) {
             arithmetic_t<T> value = out[j];
-            out[j] = T(value < 0 ? 0 : value);
+            put(out[j], value < 0 ? arithmetic_t<T>(0) : value);
         }
     }
 }
@@ -153,7 +170,8 @@ void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Contex
 
 namespace {
 
-// Rows are cut into a number of chunks that depends on their number only: the sum is the same for any number of threads.
+// Rows are cut into a number of chunks that depends on their number only: the sum is the same for any number of
+// threads.
 int64_t bias_chunks(int64_t rows) { return std::clamp<int64_t>(rows / 64, 1, 64); }
 
 template <class T>

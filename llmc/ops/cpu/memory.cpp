@@ -1,5 +1,5 @@
-// Device memory on the CPU: anonymous mappings, so that the guard can take them away and large ones can get huge pages; and
-// what is known about the machine: free memory, description, peak speed.
+// Device memory on the CPU: anonymous mappings, so that the guard can take them away and large ones can get huge pages;
+// and what is known about the machine: free memory, description, peak speed.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -38,7 +38,8 @@ int64_t value_of(const std::string& path, const std::string& key, int64_t unit) 
     return -1;
 }
 
-// What the memory limits of this process's control group and all groups above it leave. Page cache the kernel can drop is free.
+// What the memory limits of this process's control group and all groups above it leave. Page cache the kernel can drop
+// is free.
 int64_t cgroup_memory_left() {
     int64_t left = unlimited;
     std::ifstream in("/proc/self/cgroup");
@@ -54,8 +55,10 @@ int64_t cgroup_memory_left() {
             std::string dir = root + at;
             int64_t limit = number_in(dir + (v2 ? "/memory.max" : "/memory.limit_in_bytes"), unlimited);
             int64_t used = number_in(dir + (v2 ? "/memory.current" : "/memory.usage_in_bytes"), 0);
-            int64_t cache = std::max<int64_t>(0, value_of(dir + "/memory.stat", v2 ? "inactive_file " : "total_inactive_file ", 1));
-            if (limit < unlimited) left = std::min(left, std::max<int64_t>(0, limit - std::max<int64_t>(0, used - cache)));
+            int64_t cache =
+                std::max<int64_t>(0, value_of(dir + "/memory.stat", v2 ? "inactive_file " : "total_inactive_file ", 1));
+            if (limit < unlimited)
+                left = std::min(left, std::max<int64_t>(0, limit - std::max<int64_t>(0, used - cache)));
             if (at.empty()) break;
         }
     }
@@ -72,8 +75,11 @@ void* device_alloc(int64_t bytes, Context& ctx) {
         backend.counted += round_up(std::max<int64_t>(bytes, 1), 256);
         return data;
     }
-    auto refuse = [&](int64_t available) { run_error("out of memory: needs ", bytes, " bytes, available ", available, " bytes"); };
-    // The kernel promises more than it has and kills the process later, so ask first. Small ones are not worth reading /proc.
+    auto refuse = [&](int64_t available) {
+        run_error("out of memory: needs ", bytes, " bytes, available ", available, " bytes");
+    };
+    // The kernel promises more than it has and kills the process later, so ask first. Small ones are not worth reading
+    // /proc.
     if (bytes >= (1 << 20)) {
         int64_t available = device_memory_available(ctx);
         if (bytes > available) refuse(available);
@@ -82,7 +88,8 @@ void* device_alloc(int64_t bytes, Context& ctx) {
     void* data = mmap(nullptr, size_t(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) refuse(device_memory_available(ctx));
     if (size >= (4 << 20)) madvise(data, size_t(size), MADV_HUGEPAGE);  // only a wish: fewer TLB misses
-    // Touch every page now, by the threads that will work on it: what is available stays true and pages lie near their thread.
+    // Touch every page now, by the threads that will work on it: what is available stays true and pages lie near their
+    // thread.
     int64_t page = sysconf(_SC_PAGESIZE), pages = size / page;
 #pragma omp parallel for schedule(static) num_threads(ctx.threads) if (pages > 256)
     for (int64_t i = 0; i < pages; i++) static_cast<volatile char*>(data)[i * page] = 0;
@@ -138,8 +145,8 @@ void convert(Tensor dst, Tensor src, int threads) {
     int64_t n = dst.numel();
 #pragma omp parallel for simd schedule(static) num_threads(threads) if (n > 4096)
     for (int64_t i = 0; i < n; i++) {
-        if constexpr (std::is_same_v<To, From>) out[i] = in[i];
-        else out[i] = To(static_cast<arithmetic_t<To>>(static_cast<arithmetic_t<From>>(in[i])));
+        if constexpr (std::is_same_v<To, From>) std::memcpy(out + i, in + i, sizeof(To));
+        else put(out[i], static_cast<arithmetic_t<To>>(static_cast<arithmetic_t<From>>(in[i])));
     }
 }
 
@@ -189,7 +196,8 @@ std::string backend_description(Context& ctx) {
 
 namespace {
 
-// `rounds` times 12 independent chains of 16 multiply-adds each: enough in flight to hide an FMA's latency at two per cycle.
+// `rounds` times 12 independent chains of 16 multiply-adds each: enough in flight to hide an FMA's latency at two per
+// cycle.
 template <class T>
 T fma_rounds(int64_t rounds, T seed) {
     typedef T Lane __attribute__((vector_size(64)));

@@ -1,4 +1,5 @@
-// What the Mixture-of-Tokens ops of the CPU backend share: the sizes of a grouped batch and where the tokens of a group lie.
+// What the Mixture-of-Tokens ops of the CPU backend share: the sizes of a grouped batch and where the tokens of a group
+// lie.
 #pragma once
 #include "llmc/ops/cpu/cpu.h"
 
@@ -8,7 +9,7 @@ struct MotShape {
     int64_t sequences, positions, experts;  // B, T, E
     int64_t size;                           // g: tokens per group
     bool within_sequence;
-    int64_t groups;                         // R = B*T/g
+    int64_t groups;  // R = B*T/g
 
     int64_t tokens() const { return sequences * positions; }
     // Tokens of one group are `step` rows apart in [B*T, ...] ...
@@ -23,7 +24,8 @@ struct MotShape {
 // Sizes from a weights or logits tensor [B,T,E]. RunError if the batch (or the sequence) cannot be cut into groups.
 inline MotShape mot_shape(const Tensor& weights, Group group, const char* what) {
     if (weights.shape.rank != 3)
-        run_error(what, " ", weights.name, " has shape ", weights.shape.text(), ", expected [sequences, positions, experts]");
+        run_error(what, " ", weights.name, " has shape ", weights.shape.text(),
+                  ", expected [sequences, positions, experts]");
     MotShape s{weights.shape[0], weights.shape[1], weights.shape[2], group.size, group.within_sequence, 0};
     int64_t axis = group.within_sequence ? s.positions : s.sequences;
     if (group.size < 1 || axis % group.size != 0)

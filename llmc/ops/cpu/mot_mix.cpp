@@ -1,12 +1,12 @@
 // Mixture of Tokens on the CPU: merge, emit, and the gradient of their weights (Antoniak et al. 2023).
 //
-// Per group r these are small matrix products on rows that lie far apart: tokens i of the group [g, C], slots e [E, C], weights
-// [g, E]:  merge  slots = weights^T tokens     emit  tokens = weights slots     weights' gradient  tokens slots^T.
-// Nothing is transposed or copied as a whole. A thread gathers one panel of columns of the rows it reads into a tile in its
-// cache, because rows a power of two apart share cache sets and would throw each other out, and because bf16 is so converted
-// once. Results go straight to where they belong, each written once.
+// Per group r these are small matrix products on rows that lie far apart: tokens i of the group [g, C], slots e [E, C],
+// weights [g, E]:  merge  slots = weights^T tokens     emit  tokens = weights slots     weights' gradient  tokens
+// slots^T. Nothing is transposed or copied as a whole. A thread gathers one panel of columns of the rows it reads into
+// a tile in its cache, because rows a power of two apart share cache sets and would throw each other out, and because
+// bf16 is so converted once. Results go straight to where they belong, each written once.
 #include "llmc/ops/cpu/mot.h"
-#include "llmc/ops/cpu/vector.h"
+#include "llmc/ops/cpu/tile.h"
 
 namespace llmc {
 
@@ -20,8 +20,9 @@ struct Rows {
     T* operator[](int64_t i) const { return first + i * step; }
 };
 
-constexpr int64_t row_block = 8, vector_block = 2;  // register block of mix: 16 accumulators, 2 inputs, 1 broadcast
-constexpr int dot_block = 4;                        // register block of the weights' gradient: 4 x 4 dot products
+// Columns of a register block of mix; it has block_rows rows.
+template <class A>
+constexpr int64_t block_columns = block_vectors* tile_lanes<A>;
 
 // Copies columns [begin, begin + columns) of all rows to tile [count, width], zero beyond `columns`.
 template <class T, class A>
@@ -42,57 +43,41 @@ struct Weights {
     int64_t row_step, inner_step, rows, inner;
 };
 
-// packed[block][k][8]: what the kernel reads, in its order. Rows beyond the last are zero.
+// packed[block][k][block_rows]: what the kernel reads, in its order. Rows beyond the last are zero.
 template <class A>
 void pack(A* packed, const Weights<A>& w) {
-    for (int64_t block = 0; block < w.rows; block += row_block)
-        for (int64_t k = 0; k < w.inner; k++, packed += row_block)
-            for (int64_t j = 0; j < row_block; j++)
+    for (int64_t block = 0; block < w.rows; block += block_rows)
+        for (int64_t k = 0; k < w.inner; k++, packed += block_rows)
+            for (int64_t j = 0; j < block_rows; j++)
                 packed[j] = block + j < w.rows ? w.first[(block + j) * w.row_step + k * w.inner_step] : A(0);
 }
 
-// 8 rows x 2 vectors of out (+)= weights x tile; only `rows` rows and `columns` columns of them exist.
+// One register block of out (+)= weights x tile, of which only `rows` rows and `columns` columns exist.
 template <class T, class A>
-void mix_block(Rows<T> out, int64_t rows, int64_t columns, const A* packed, const A* tile, int64_t width, int64_t inner,
-               bool accumulate) {
-    Vec<A> sum[row_block][vector_block];
-#pragma GCC unroll 8
-    for (int m = 0; m < row_block; m++)
-        for (int v = 0; v < vector_block; v++) sum[m][v] = Vec<A>{};
-    for (int64_t k = 0; k < inner; k++, packed += row_block, tile += width) {
-        Vec<A> in[vector_block];
-        for (int v = 0; v < vector_block; v++) load(in[v], tile + v * lanes<A>);
-#pragma GCC unroll 8
-        for (int m = 0; m < row_block; m++)
-            for (int v = 0; v < vector_block; v++) sum[m][v] += packed[m] * in[v];
+void mix_block(T* out, int64_t step, int64_t rows, int64_t columns, const A* packed, const A* tile, int64_t width,
+               int64_t inner, bool accumulate) {
+    if constexpr (std::is_same_v<T, A>) {
+        if (rows >= block_rows && columns >= block_columns<A>)
+            return multiply_block<true, block_vectors>(out, step, packed, block_rows, tile, width, inner, accumulate);
     }
-    if (rows >= row_block && columns >= vector_block * lanes<A>) {
-#pragma GCC unroll 8
-        for (int m = 0; m < row_block; m++)
-            for (int v = 0; v < vector_block; v++) {
-                T* to = out[m] + v * lanes<A>;
-                Vec<A> old = {};
-                if (accumulate) load(old, to);
-                store(to, old + sum[m][v]);
-            }
-        return;
+    A sum[block_rows * block_columns<A>];
+    multiply_block<true, block_vectors>(sum, block_columns<A>, packed, block_rows, tile, width, inner, false);
+    int64_t n = std::min(columns, block_columns<A>);
+    for (int64_t m = 0; m < std::min<int64_t>(rows, block_rows); m++) {
+        T* to = out + m * step;
+        const A* from = sum + m * block_columns<A>;
+#pragma omp simd
+        for (int64_t c = 0; c < n; c++) to[c] = T((accumulate ? A(to[c]) : A(0)) + from[c]);
     }
-    A edge[row_block][vector_block * lanes<A>];
-#pragma GCC unroll 8
-    for (int m = 0; m < row_block; m++)
-        for (int v = 0; v < vector_block; v++) store(edge[m] + v * lanes<A>, sum[m][v]);
-    for (int64_t m = 0; m < std::min(rows, row_block); m++)
-        for (int64_t c = 0; c < std::min(columns, vector_block * lanes<A>); c++)
-            out[m][c] = T((accumulate ? A(out[m][c]) : A(0)) + edge[m][c]);
 }
 
-// Columns per panel: a tile for the first-level cache, but rows are read in pieces of 1 KiB at least, which memory likes better
-// than short ones, unless the tile then outgrows the second-level cache.
+// Columns per panel: a tile for the first-level cache, but rows are read in pieces of 1 KiB at least, which memory
+// likes better than short ones, unless the tile then outgrows the second-level cache.
 template <class A>
 int64_t panel_width(int64_t inner, int64_t columns) {
     int64_t element = std::max<int64_t>(inner, 1) * int64_t(sizeof(A));
     int64_t width = std::min<int64_t>(std::max<int64_t>((32 << 10) / element, 256), (512 << 10) / element);
-    return round_up(std::clamp<int64_t>(width, 1, std::max<int64_t>(columns, 1)), vector_block * lanes<A>);
+    return round_up(std::clamp<int64_t>(width, 1, std::max<int64_t>(columns, 1)), block_columns<A>);
 }
 
 // out[m,:] (+)= sum over k: weights(m, k) in[k,:] for one group.
@@ -104,50 +89,55 @@ void mix(Rows<T> out, const Weights<A>& weights, Rows<const T> in, int64_t colum
     for (int64_t begin = 0; begin < columns; begin += width) {
         int64_t panel = std::min(width, columns - begin);
         gather(tile, width, in, begin, panel);
-        for (int64_t m = 0; m < out.count; m += row_block)
-            for (int64_t c = 0; c < panel; c += vector_block * lanes<A>)
-                mix_block(Rows<T>{out[m] + begin + c, out.step, 0}, out.count - m, panel - c, packed + m * in.count, tile + c,
+        for (int64_t m = 0; m < out.count; m += block_rows)
+            for (int64_t c = 0; c < panel; c += block_columns<A>)
+                mix_block(out[m] + begin + c, out.step, out.count - m, panel - c, packed + m * in.count, tile + c,
                           width, in.count, accumulate);
     }
 }
 
 template <class A>
 int64_t mix_scratch(int64_t rows, int64_t inner, int64_t columns) {  // elements, per thread
-    return round_up(inner * panel_width<A>(inner, columns) + round_up(rows, row_block) * inner, lanes<A>);
+    return round_up(inner * panel_width<A>(inner, columns) + round_up(rows, block_rows) * inner, 16);
 }
+
+// Register block of the weights' gradient: dot products of 4 tokens with 4 slots (2 where there are fewer registers).
+constexpr int dot_rows = 4, dot_columns = block_rows / 2, dots = dot_rows * dot_columns;
 
 // x[0] = the sums over all lanes of x[0], x[1], ...: adding neighbours halves the number of vectors each round.
 template <class A>
-void lane_sums(Vec<A> (&x)[lanes<A>]) {
+void lane_sums(typename TileVector<A>::type (&x)[tile_lanes<A>]) {
     using Index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-    typedef Index Indices __attribute__((vector_size(64)));
+    typedef Index Indices __attribute__((vector_size(register_bytes)));
     Indices even, odd;
-    for (int i = 0; i < lanes<A>; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
-    for (int n = lanes<A> / 2; n > 0; n /= 2)
+    for (int i = 0; i < tile_lanes<A>; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
+#pragma GCC unroll 4
+    for (int n = tile_lanes<A> / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
         for (int j = 0; j < n; j++)
             x[j] = __builtin_shuffle(x[2 * j], x[2 * j + 1], even) + __builtin_shuffle(x[2 * j], x[2 * j + 1], odd);
 }
 
-// sums[4][4] = dot products of 4 rows of a with 4 rows of b, over `width` columns (a multiple of the lanes).
+// sums[i][j] = <a[i], b[j]> over `width` columns (a multiple of the lanes).
 template <class A>
-void dot_products(A (&sums)[dot_block * dot_block], const A* const (&a)[dot_block], const A* const (&b)[dot_block],
-                  int64_t width) {
-    constexpr int n = dot_block * dot_block, vectors = n / lanes<A>;  // of results: 16 floats fill one vector, doubles two
-    Vec<A> sum[vectors][lanes<A>];
+void dot_products(A (&sums)[dots], const A* const (&a)[dot_rows], const A* const (&b)[dot_columns], int64_t width) {
+    using V = typename TileVector<A>::type;
+    constexpr int n = tile_lanes<A>;
+    V sum[dots / n][n];  // as many vectors as lanes are summed at once
 #pragma GCC unroll 16
-    for (int at = 0; at < n; at++) sum[at / lanes<A>][at % lanes<A>] = Vec<A>{};
-    for (int64_t c = 0; c < width; c += lanes<A>) {
-        Vec<A> left[dot_block], right[dot_block];
-        for (int i = 0; i < dot_block; i++) load(left[i], a[i] + c), load(right[i], b[i] + c);
-        for (int i = 0; i < dot_block; i++)
-            for (int j = 0; j < dot_block; j++) {
-                int at = i * dot_block + j;
-                sum[at / lanes<A>][at % lanes<A>] += left[i] * right[j];
-            }
+    for (int at = 0; at < dots; at++) sum[at / n][at % n] = V{};
+    for (int64_t c = 0; c < width; c += n) {
+        V left[dot_rows], right[dot_columns];
+#pragma GCC unroll 4
+        for (int i = 0; i < dot_rows; i++) std::memcpy(&left[i], a[i] + c, sizeof(V));
+#pragma GCC unroll 4
+        for (int j = 0; j < dot_columns; j++) std::memcpy(&right[j], b[j] + c, sizeof(V));
+#pragma GCC unroll 16
+        for (int at = 0; at < dots; at++) sum[at / n][at % n] += left[at / dot_columns] * right[at % dot_columns];
     }
-    for (int v = 0; v < vectors; v++) {
+    for (int v = 0; v < dots / n; v++) {
         lane_sums<A>(sum[v]);
-        store(sums + v * lanes<A>, sum[v][0]);
+        std::memcpy(sums + v * n, &sum[v][0], sizeof(V));
     }
 }
 
@@ -156,38 +146,36 @@ template <class A>
 int64_t dot_panel(int64_t size, int64_t columns) {
     int64_t fits = std::max<int64_t>((512 << 10) / (std::max<int64_t>(size, 1) * int64_t(sizeof(A))), 64);
     int64_t panels = std::max<int64_t>((columns + fits - 1) / fits, 1);
-    return round_up(std::max<int64_t>((columns + panels - 1) / panels, 1), lanes<A>);
+    return round_up(std::max<int64_t>((columns + panels - 1) / panels, 1), tile_lanes<A>);
 }
 
 template <class A>
 int64_t dot_scratch(int64_t size, int64_t columns) {  // elements, per thread
-    return (size + dot_block) * dot_panel<A>(size, columns);
+    return round_up((size + dot_columns) * dot_panel<A>(size, columns), 16);
 }
 
 // gradient(i, e) (+)= <tokens[i,:], slots[e,:]> for one group; row i of the gradient begins at gradient + i * step.
 template <class T, class A>
-void weights_gradient(A* gradient, int64_t step, Rows<const T> tokens, Rows<const T> slots, int64_t columns, bool accumulate,
-                      A* scratch) {
+void weights_gradient(A* gradient, int64_t step, Rows<const T> tokens, Rows<const T> slots, int64_t columns,
+                      bool accumulate, A* scratch) {
     int64_t g = tokens.count, experts = slots.count, width = dot_panel<A>(g, columns);
     A *left = scratch, *right = left + g * width;
     for (int64_t begin = 0; begin == 0 || begin < columns; begin += width) {
-        int64_t panel = std::min(width, columns - begin), padded = round_up(panel, lanes<A>);
+        int64_t panel = std::min(width, columns - begin), padded = round_up(panel, tile_lanes<A>);
         bool add = accumulate || begin > 0;
         gather(left, width, tokens, begin, panel);
-        for (int64_t e = 0; e < experts; e += dot_block) {
-            int64_t used = std::min<int64_t>(dot_block, experts - e);
+        for (int64_t e = 0; e < experts; e += dot_columns) {
+            int64_t used = std::min<int64_t>(dot_columns, experts - e);
             gather(right, width, Rows<const T>{slots[e], slots.step, used}, begin, panel);
-            for (int64_t i = 0; i < g; i += dot_block) {
-                const A *a[dot_block], *b[dot_block];  // beyond the last row: the last row again, result unused
-                for (int64_t k = 0; k < dot_block; k++) {
-                    a[k] = left + std::min(i + k, g - 1) * width;
-                    b[k] = right + std::min(k, used - 1) * width;
-                }
-                A sums[dot_block * dot_block];
+            for (int64_t i = 0; i < g; i += dot_rows) {
+                const A *a[dot_rows], *b[dot_columns];  // beyond the last row: the last row again, result unused
+                for (int64_t k = 0; k < dot_rows; k++) a[k] = left + std::min(i + k, g - 1) * width;
+                for (int64_t k = 0; k < dot_columns; k++) b[k] = right + std::min(k, used - 1) * width;
+                A sums[dots];
                 dot_products<A>(sums, a, b, padded);
-                for (int64_t k = 0; k < dot_block && i + k < g; k++) {
+                for (int64_t k = 0; k < dot_rows && i + k < g; k++) {
                     A* to = gradient + (i + k) * step + e;
-                    for (int64_t l = 0; l < used; l++) to[l] = (add ? to[l] : A(0)) + sums[k * dot_block + l];
+                    for (int64_t l = 0; l < used; l++) to[l] = (add ? to[l] : A(0)) + sums[k * dot_columns + l];
                 }
             }
         }
@@ -195,7 +183,8 @@ void weights_gradient(A* gradient, int64_t step, Rows<const T> tokens, Rows<cons
 }
 
 // Shapes of weights [B,T,E], tokens [B,T,C], slots [E,R,C].
-MotShape check_mix(const Tensor& tokens, const Tensor& weights, const Tensor& slots, Group group, const char* weights_are) {
+MotShape check_mix(const Tensor& tokens, const Tensor& weights, const Tensor& slots, Group group,
+                   const char* weights_are) {
     MotShape s = mot_shape(weights, group, weights_are);
     check(weights, arithmetic_dtype(tokens.dtype), weights.shape, weights_are);
     check(tokens, tokens.dtype, {s.sequences, s.positions, last_dim(tokens)}, "tokens");
@@ -254,7 +243,8 @@ void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group gr
         using T = decltype(zero);
         using A = arithmetic_t<T>;
         int64_t columns = last_dim(tokens), scratch = dot_scratch<A>(s.size, columns);
-        Op op(ctx, "mot_weights_backward", 2 * s.tokens() * s.experts * columns, scratch * ctx.threads * int64_t(sizeof(A)));
+        Op op(ctx, "mot_weights_backward", 2 * s.tokens() * s.experts * columns,
+              scratch * ctx.threads * int64_t(sizeof(A)));
         if (!op.run) return;
         for_groups<A>(s, op.workspace, scratch, ctx.threads, [&](int64_t r, A* local) {
             int64_t first = s.first_token(r), step = s.step();

@@ -1,8 +1,9 @@
-// Mixture of Tokens on the CPU: softmax over the tokens of a group or over experts, its gradient, its one-hot form, and its
-// statistics (Antoniak et al. 2023).
+// Mixture of Tokens on the CPU: softmax over the tokens of a group or over experts, its gradient, its one-hot form, and
+// its statistics (Antoniak et al. 2023).
 //
-// Softmax over a group runs along an axis whose elements lie far apart, so it works on strips of neighbouring columns. To it the
-// tensor is n matrices [g, columns]: with groups over the batch, [B/g, g, T*E]; within a sequence, [B*T/g, g, E].
+// Softmax over a group runs along an axis whose elements lie far apart, so it works on strips of neighbouring columns.
+// To it the tensor is n matrices [g, columns]: with groups over the batch, [B/g, g, T*E]; within a sequence, [B*T/g, g,
+// E].
 #include "llmc/ops/cpu/math.h"
 #include "llmc/ops/cpu/mot.h"
 
@@ -13,7 +14,9 @@ namespace {
 constexpr int64_t strip_width = 128;
 
 // Some neighbouring columns of one [g, columns] matrix: element (i, c) is at first + i * stride + c, c < width.
-struct Strip { int64_t first, stride, width; };
+struct Strip {
+    int64_t first, stride, width;
+};
 
 // f(strip) for all strips, in parallel.
 template <class F>
@@ -125,7 +128,8 @@ std::pair<int64_t, int64_t> softmaxes(const MotShape& s, SoftmaxOver over) {
 
 }  // namespace
 
-void mot_softmax_forward(Tensor weights, Tensor logits, SoftmaxOver over, Group group, double temperature, Context& ctx) {
+void mot_softmax_forward(Tensor weights, Tensor logits, SoftmaxOver over, Group group, double temperature,
+                         Context& ctx) {
     MotShape s = mot_shape(logits, group, "logits");
     check(logits, logits.dtype, logits.shape, "logits");
     check(weights, logits.dtype, logits.shape, "weights");
@@ -144,8 +148,8 @@ void mot_softmax_forward(Tensor weights, Tensor logits, SoftmaxOver over, Group 
     });
 }
 
-void mot_softmax_backward(Tensor dlogits, Tensor dweights, Tensor weights, SoftmaxOver over, Group group, double temperature,
-                          bool accumulate, Context& ctx) {
+void mot_softmax_backward(Tensor dlogits, Tensor dweights, Tensor weights, SoftmaxOver over, Group group,
+                          double temperature, bool accumulate, Context& ctx) {
     MotShape s = mot_shape(weights, group, "weights");
     check(weights, weights.dtype, weights.shape, "weights");
     check(dweights, weights.dtype, weights.shape, "dweights");
@@ -178,7 +182,8 @@ void mot_discretize(Tensor weights, SoftmaxOver over, Group group, Context& ctx)
         if (!op.run || weights.numel() == 0) return;
         A* w = ptr<A>(weights);
         if (over == SoftmaxOver::group)
-            return for_strips(s, ctx.threads, [&](const Strip& strip) { one_hot_strip(w + strip.first, s.size, strip); });
+            return for_strips(s, ctx.threads,
+                              [&](const Strip& strip) { one_hot_strip(w + strip.first, s.size, strip); });
 #pragma omp parallel for schedule(static) num_threads(ctx.threads)
         for (int64_t n = 0; n < s.tokens(); n++) one_hot_row(w + n * s.experts, s.experts);
     });
@@ -188,7 +193,8 @@ namespace {
 
 constexpr int64_t statistics_chunks = 64;
 
-// Mean and standard deviation (dividing by n - 1; 0 for one value) of f(0) ... f(n-1). Fixed chunks: the same for any threads.
+// Mean and standard deviation (dividing by n - 1; 0 for one value) of f(0) ... f(n-1). Fixed chunks: the same for any
+// threads.
 template <class F>
 void mean_and_deviation(double* result, int64_t n, int threads, F&& f) {
     double sums[statistics_chunks], squares[statistics_chunks];
@@ -226,13 +232,15 @@ void mot_statistics(Tensor stats, Tensor weights, Tensor logits, SoftmaxOver ove
         auto entropy = [&](int64_t i) {  // H = -sum w log(w + 1e-8), over log(length)
             if (n == 1) return 1.0;
             int64_t group_index = i / s.experts, expert = i % s.experts;
-            const A* at = over == SoftmaxOver::experts ? w + i * n : w + s.first_token(group_index) * s.experts + expert;
+            const A* at =
+                over == SoftmaxOver::experts ? w + i * n : w + s.first_token(group_index) * s.experts + expert;
             double h = 0;
             for (int64_t k = 0; k < n; k++) h -= double(at[k * stride]) * std::log(double(at[k * stride]) + 1e-8);
             return h / std::log(double(n));
         };
         mean_and_deviation(ptr<double>(stats), count, ctx.threads, entropy);
-        mean_and_deviation(ptr<double>(stats) + 2, weights.numel(), ctx.threads, [&](int64_t i) { return double(l[i]); });
+        mean_and_deviation(ptr<double>(stats) + 2, weights.numel(), ctx.threads,
+                           [&](int64_t i) { return double(l[i]); });
     });
 }
 

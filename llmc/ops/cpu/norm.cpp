@@ -1,5 +1,5 @@
-// LayerNorm (Ba et al. 2016) and RMSNorm (Zhang & Sennrich 2019) on the CPU, the residual addition in front of them, and add.
-// A row fits the first-level cache, so its passes cost one trip to memory.
+// LayerNorm (Ba et al. 2016) and RMSNorm (Zhang & Sennrich 2019) on the CPU, the residual addition in front of them,
+// and add. A row fits the first-level cache, so its passes cost one trip to memory.
 #include "llmc/ops/cpu/cpu.h"
 
 namespace llmc {
@@ -82,12 +82,13 @@ void forward(const char* name, Tensor sum, Tensor out, Tensor mean, Tensor rstd,
 
 }  // namespace
 
-void norm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias, Norm kind, double eps, Context& ctx) {
+void norm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias, Norm kind, double eps,
+                  Context& ctx) {
     forward("norm_forward", {}, out, mean, rstd, x, {}, weight, bias, kind, eps, ctx);
 }
 
-void residual_norm_forward(Tensor sum, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor branch, Tensor weight, Tensor bias,
-                           Norm kind, double eps, Context& ctx) {
+void residual_norm_forward(Tensor sum, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor branch, Tensor weight,
+                           Tensor bias, Norm kind, double eps, Context& ctx) {
     if (!branch) run_error("residual_norm_forward: branch was not given");
     forward("residual_norm_forward", sum, out, mean, rstd, x, branch, weight, bias, kind, eps, ctx);
 }
@@ -96,11 +97,11 @@ namespace {
 
 constexpr int64_t most_chunks = 64;  // of rows, for the sums over rows: fixed, whatever the number of threads
 
-// dx of one row, with n = (x - mean) rstd and d = dout weight:  dx = rstd (d - mean(d) - n mean(d n)); rmsnorm has no mean(d).
-// The row's share of the weights' gradients, dout n and dout, is added to dweight and dbias.
+// dx of one row, with n = (x - mean) rstd and d = dout weight:  dx = rstd (d - mean(d) - n mean(d n)); rmsnorm has no
+// mean(d). The row's share of the weights' gradients, dout n and dout, is added to dweight and dbias.
 template <class T, class A>
-void backward_row(T* dx, A* dweight, A* dbias, const T* dout, const T* x, A mean, A rstd, const T* weight, int64_t columns,
-                  Norm kind, bool accumulate) {
+void backward_row(T* dx, A* dweight, A* dbias, const T* dout, const T* x, A mean, A rstd, const T* weight,
+                  int64_t columns, Norm kind, bool accumulate) {
     A sum_d = 0, sum_dn = 0;
 #pragma omp simd reduction(+ : sum_d, sum_dn)
     for (int64_t c = 0; c < columns; c++) {
@@ -137,8 +138,8 @@ void sum_chunks(A* out, const A* partial, int64_t chunks, int64_t stride, int64_
 
 }  // namespace
 
-void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd, Tensor weight,
-                   Norm kind, bool accumulate_dx, bool accumulate, Context& ctx) {
+void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd,
+                   Tensor weight, Norm kind, bool accumulate_dx, bool accumulate, Context& ctx) {
     int64_t columns = last_dim(x), rows = columns ? x.numel() / columns : 0;
     DType statistics = arithmetic_dtype(x.dtype);
     check(x, x.dtype, x.shape, "x");
@@ -165,8 +166,8 @@ void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor 
             for (int64_t n = begin; n < end; n++) {
                 int64_t at = n * columns;
                 A m = kind == Norm::layernorm ? ptr<A>(mean)[n] : A(0);
-                backward_row(ptr<T>(dx) + at, sum_weight, sum_bias, ptr<T>(dout) + at, ptr<T>(x) + at, m, ptr<A>(rstd)[n],
-                             ptr<T>(weight), columns, kind, accumulate_dx);
+                backward_row(ptr<T>(dx) + at, sum_weight, sum_bias, ptr<T>(dout) + at, ptr<T>(x) + at, m,
+                             ptr<A>(rstd)[n], ptr<T>(weight), columns, kind, accumulate_dx);
             }
         }
         sum_chunks(ptr<A>(dweight), partial, chunks, stride, columns, accumulate);

@@ -74,7 +74,8 @@ void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx) {
     if (!op.run) return;
     dispatch(grad.dtype, [&](auto zero) {
         using T = decltype(zero);
-        step_state(step)->grad_square_sum += sum_in_chunks(&sum_of_squares<T>, ptr<const T>(grad), n, op.workspace, ctx.threads);
+        step_state(step)->grad_square_sum +=
+            sum_in_chunks(&sum_of_squares<T>, ptr<const T>(grad), n, op.workspace, ctx.threads);
     });
 }
 
@@ -104,18 +105,25 @@ namespace {
 // The numbers of one update in the arithmetic of the parameters.
 template <class A>
 struct Update {
-    A beta1, beta2, rest1, rest2;          // rest = 1 - beta
-    A grad_scale, step_size, root2, eps;   // lr / bias_correction1, 1 / sqrt(bias_correction2)
-    A keep;                                // 1 - lr * weight_decay
+    A beta1, beta2, rest1, rest2;         // rest = 1 - beta
+    A grad_scale, step_size, root2, eps;  // lr / bias_correction1, 1 / sqrt(bias_correction2)
+    A keep;                               // 1 - lr * weight_decay
 
     Update(const AdamW& o, const StepState& s)
-        : beta1(A(o.beta1)), beta2(A(o.beta2)), rest1(A(1 - o.beta1)), rest2(A(1 - o.beta2)), grad_scale(A(s.grad_scale)),
-          step_size(A(s.lr / s.bias_correction1)), root2(A(1 / std::sqrt(s.bias_correction2))), eps(A(o.eps)),
+        : beta1(A(o.beta1)),
+          beta2(A(o.beta2)),
+          rest1(A(1 - o.beta1)),
+          rest2(A(1 - o.beta2)),
+          grad_scale(A(s.grad_scale)),
+          step_size(A(s.lr / s.bias_correction1)),
+          root2(A(1 / std::sqrt(s.bias_correction2))),
+          eps(A(o.eps)),
           keep(A(1 - s.lr * o.weight_decay)) {}
 };
 
 template <class P, class A>
-void adamw_range(P* param, bf16* compute_copy, A* m, A* v, const A* grad, int64_t begin, int64_t end, const Update<A>& u, A keep) {
+void adamw_range(P* param, bf16* compute_copy, A* m, A* v, const A* grad, int64_t begin, int64_t end,
+                 const Update<A>& u, A keep) {
     auto update = [&](int64_t i) {
         A g = grad[i] * u.grad_scale;
         m[i] = u.beta1 * m[i] + u.rest1 * g;
@@ -147,7 +155,8 @@ void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor 
     check(v, arithmetic_type, {n}, "v");
     check(grad, arithmetic_type, {n}, "grad");
     if (compute_copy) check(compute_copy, DType::bf16, {n}, "compute_copy");
-    if (decayed < 0 || decayed > n) run_error("adamw_update: ", decayed, " decayed elements, param ", param.name, " has ", n);
+    if (decayed < 0 || decayed > n)
+        run_error("adamw_update: ", decayed, " decayed elements, param ", param.name, " has ", n);
     Op op(ctx, "adamw_update", 15 * n);
     if (!op.run || !step_state(step)->ok) return;
     dispatch(param.dtype, [&](auto zero) {
@@ -155,7 +164,8 @@ void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor 
         using A = arithmetic_t<P>;
         const Update<A> u(options, *step_state(step));
         auto range = [&](int64_t begin, int64_t end, A keep) {
-            adamw_range(ptr<P>(param), ptr<bf16>(compute_copy), ptr<A>(m), ptr<A>(v), ptr<A>(grad), begin, end, u, keep);
+            adamw_range(ptr<P>(param), ptr<bf16>(compute_copy), ptr<A>(m), ptr<A>(v), ptr<A>(grad), begin, end, u,
+                        keep);
         };
 #pragma omp parallel for schedule(static) num_threads(ctx.threads)
         for (int64_t chunk = 0; chunk < chunks_of(n); chunk++) {

@@ -1,8 +1,7 @@
 // Products of small matrices that stay in the cache: the inner loops of attention.
 //
 // A block of C, a few rows by two vectors, stays in registers while k advances; vectors run along the columns of B and
-// C, elements of A are broadcast. Vectors are exactly as wide as a register: GCC keeps wider ones in memory, ten times
-// slower.
+// C, elements of A are broadcast. Vectors are as wide as a register: GCC keeps wider ones in memory, ten times slower.
 #pragma once
 #include "llmc/ops/cpu/cpu.h"
 
@@ -23,8 +22,8 @@ template <class F> struct TileVector {
 };
 template <class F> constexpr int tile_lanes = register_bytes / int(sizeof(F));
 
-// C (block_rows x vectors * lanes) = or += op(A) B, with k rows in B. op(A)[r,p] = transposed ? a[p * lda + r] : a[r *
-// lda + p].
+// C (block_rows x vectors * tile_lanes) = or += op(A) B, with k rows in B.
+// op(A)[r,p] = transposed ? a[p * lda + r] : a[r * lda + p]
 template <bool transposed, int vectors, class F>
 inline void multiply_block(F* c, int64_t ldc, const F* a, int64_t lda, const F* b, int64_t ldb, int64_t k,
                            bool accumulate) {
@@ -54,7 +53,7 @@ inline void multiply_block(F* c, int64_t ldc, const F* a, int64_t lda, const F* 
         for (int v = 0; v < vectors; v++) std::memcpy(c + r * ldc + v * tile_lanes<F>, &sum[r][v], sizeof(V));
 }
 
-// block_rows rows of C, n columns (a multiple of lanes). The order of the sum over k depends on neither n nor the place
+// block_rows rows of C, n columns (of tile_lanes). The order of the sum over k depends on neither n nor the place
 // of a column, so equal inputs give equal bits wherever they stand.
 template <bool transposed, class F>
 inline void multiply_rows(F* c, int64_t ldc, const F* a, int64_t lda, const F* b, int64_t ldb, int64_t n, int64_t k,
