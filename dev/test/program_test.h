@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,9 +32,12 @@ inline std::string program(const std::string& name) {
 
 struct Process {
     pid_t id;
-    Process(std::vector<std::string> words, const std::string& output) {
+    // file_limit: largest file the process may write, in bytes, as on a full disk; 0: none.
+    Process(std::vector<std::string> words, const std::string& output, rlim_t file_limit = 0) {
         id = ::fork();
         if (id != 0) return;
+        const rlimit limit{file_limit, file_limit};
+        if (file_limit) ::setrlimit(RLIMIT_FSIZE, &limit);
         int fd = ::open(output.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600);
         ::dup2(fd, 1);
         ::dup2(fd, 2);

@@ -17,8 +17,8 @@ namespace llmc::test {
 
 using Vector = std::vector<double>;
 
-// ---------------------------------------------------------------------------------------------------------- random
-// numbers n numbers in [-scale, scale), the same on every machine for the same seed (splitmix64).
+// ------------------------------------------------------------------------------------------------------ random numbers
+// n numbers in [-scale, scale), the same on every machine for the same seed (splitmix64).
 inline Vector random_vector(int64_t n, uint64_t seed, double scale = 1.0) {
     Vector v(static_cast<size_t>(n));
     uint64_t state = seed * 0x9e3779b97f4a7c15u + 0x853c49e6748fea9bu;
@@ -39,8 +39,8 @@ inline Vector random_integers(int64_t n, int64_t low, int64_t high, uint64_t see
     return v;
 }
 
-// ------------------------------------------------------------------------------------------------------- host <->
-// device Elements of `dtype` as bytes, and back.
+// ----------------------------------------------------------------------------------------------------- host <-> device
+// Elements of `dtype` as bytes, and back.
 inline std::vector<char> encode(DType dtype, const Vector& v) {
     std::vector<char> bytes(v.size() * static_cast<size_t>(size_of(dtype)));
     auto put = [&](auto zero) {
@@ -125,8 +125,8 @@ inline const std::vector<DType> all_act = {DType::f32, DType::bf16, DType::f64};
 // Type of statistics and of gradients of parameters beside activations of this type.
 inline DType statistics_dtype(DType act) { return act == DType::f64 ? DType::f64 : DType::f32; }
 
-// ----------------------------------------------------------------------------------------------------- errors,
-// tolerances max |got - want| / max |want| (the denominator is 1 if want is all zero). Infinite if sizes differ or
+// -------------------------------------------------------------------------------------------------- errors, tolerances
+// max |got - want| / max |want| (the denominator is 1 if want is all zero). Infinite if sizes differ or
 // exactly one of a pair is NaN; equal infinities and two NaNs agree.
 inline double relative_error(const Vector& got, const Vector& want) {
     if (got.size() != want.size()) return std::numeric_limits<double>::infinity();
@@ -187,8 +187,8 @@ inline testing::AssertionResult refuses(const std::function<void()>& f, const st
     return testing::AssertionFailure() << "nothing was refused";
 }
 
-// ----------------------------------------------------------------------------------------------------------------
-// oracles Gradient of a scalar function by central differences, element by element. With f in float64 and smooth, the
+// ------------------------------------------------------------------------------------------------------------- oracles
+// Gradient of a scalar function by central differences, element by element. With f in float64 and smooth, the
 // error is about 1e-9 of the gradient's scale: compare with tolerance 1e-6.
 inline Vector numeric_gradient(const std::function<double(const Vector&)>& f, Vector x, double step = 1e-5) {
     Vector gradient(x.size());

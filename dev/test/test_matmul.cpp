@@ -226,15 +226,18 @@ TEST(Matmul, NoReferenceImplementation) {
     Device device;
     GemmLibrary* library = device.ctx.backend->gemm;
     struct Layer { int64_t batch, rows, in, out; };
-    for (Layer l : {Layer{1, 8192, 512, 1536}, Layer{1, 8192, 512, 2048}, Layer{1, 8192, 2048, 512}, Layer{1, 2048, 768, 3072},
-                    Layer{1, 512, 512, 50257}, Layer{1, 512, 512, 50304}, Layer{1, 8192, 512, 32}, Layer{32, 64, 512, 128},
-                    Layer{32, 64, 128, 512}, Layer{1, 1, 512, 512}, Layer{1, 7, 33, 65}, Layer{3, 17, 65, 33}, Layer{1, 1, 1, 1}})
+    const std::vector<Layer> layers = {
+        {1, 8192, 512, 1536}, {1, 8192, 512, 2048}, {1, 8192, 2048, 512}, {1, 2048, 768, 3072}, {1, 512, 512, 50257},
+        {1, 512, 512, 50304}, {1, 8192, 512, 32},   {32, 64, 512, 128},   {32, 64, 128, 512},   {1, 1, 512, 512},
+        {1, 7, 33, 65},       {3, 17, 65, 33},      {1, 1, 1, 1}};
+    for (const Layer& l : layers)
         for (DType type : {DType::f32, DType::bf16}) {
             if (type == DType::bf16 && !gemm_has_bf16(library)) continue;
             auto expect_fast = [&](int64_t m, int64_t n, int64_t k, bool ta, bool tb, DType out, bool accumulate) {
                 int64_t lda = ta ? m : k, ldb = tb ? k : n;
-                GemmProblem p{.batch = l.batch, .m = m, .n = n, .k = k, .in = type, .out = out, .transpose_a = ta, .transpose_b = tb,
-                              .lda = lda, .ldb = ldb, .ldc = n, .stride_a = m * k, .stride_b = k * n, .stride_c = m * n,
+                GemmProblem p{.batch = l.batch, .m = m, .n = n, .k = k, .in = type, .out = out,
+                              .transpose_a = ta, .transpose_b = tb, .lda = lda, .ldb = ldb, .ldc = n,
+                              .stride_a = m * k, .stride_b = k * n, .stride_c = m * n,
                               .accumulate = accumulate, .bias = false};
                 std::string implementation = gemm_implementation(library, p);
                 EXPECT_EQ(implementation.find("ref"), std::string::npos) << p.text() << " runs on " << implementation;

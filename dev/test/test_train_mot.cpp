@@ -75,7 +75,7 @@ TEST_F(TrainMot, RefusesBadInput) {
     expect_refusal(recipe("x", {"--no-such-flag"}), {"--no-such-flag"});
     expect_refusal(recipe("x", {"--heads", "0"}), {"--heads", "0"});
     expect_refusal(recipe("x", {"--heads", "3"}), {"16", "3"});
-    expect_refusal(recipe("x", {"--pattern", "attention mott"}), {"character 14"});
+    expect_refusal(recipe("x", {"--pattern", "attention mott"}), {"character 11"});
     expect_refusal(recipe("x", {"--micro-batch", "6"}), {"6", "4"});
     expect_refusal(recipe("x", {"--vocab-size", "300"}), {"257", "300"});
     expect_refusal(recipe("x", {"--context", "4000"}), {"4001"});
@@ -97,6 +97,18 @@ TEST_F(TrainMot, DamagedCheckpointsAreRefusedByTensor) {
     expect_refusal({"train_mot", "eval", "--checkpoint", dir / "run", "--data", data}, {"model.safetensors"});
     expect_refusal({"train_mot", "--resume", "--data", data, "--run-dir", dir / "run", "--steps", "4"}, {"model.safetensors"});
     expect_refusal({"train_mot", "eval", "--checkpoint", dir / "nowhere", "--data", data}, {"nowhere"});
+}
+
+TEST_F(TrainMot, FailedSavesAreReportedAndTheOldCheckpointStays) {
+    ASSERT_EQ(run(recipe("run", {"--steps", "2"})), 0) << said();
+    const Process process({program("train_mot"), "--resume", "--data", data, "--run-dir", dir / "run", "--steps", "6", "--save-interval", "2"}, output,
+                          30000);  // bytes: room for the log, not for the model
+    EXPECT_EQ(process.wait(), 1) << said();  // because the last checkpoint could not be saved
+    EXPECT_NE(said().find("training goes on"), std::string::npos) << said();
+    EXPECT_EQ(log("run", "loss").back().at("step"), 6);
+    EXPECT_EQ(read_file(dir / "run" + "/latest").substr(0, 13), "step-00000002");
+    EXPECT_EQ(run({"train_mot", "--resume", "--data", data, "--run-dir", dir / "run", "--steps", "6"}), 0) << said();
+    EXPECT_TRUE(path_exists(dir / "run" + "/step-00000006"));
 }
 
 TEST_F(TrainMot, InterruptedRunSavesAndEndsWith128PlusTheSignal) {

@@ -39,6 +39,7 @@ void catch_stop_signals() {
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, nullptr);
     sigaction(SIGTERM, &action, nullptr);
+    ::signal(SIGXFSZ, SIG_IGN);  // a file size limit is then a failed write, handled like a full disk
 }
 
 int stop_signal() { return noted.load(std::memory_order_relaxed); }

@@ -262,6 +262,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     model = resolved(model);
     check_vocabulary(data, model.vocab_size);
     check_schedule({config.lr, config.warmup_steps, config.decay_steps, config.final_lr_fraction});
+    Loader(data.train, model.context, uint64_t(config.seed), true);  // refuses data shorter than a sequence before anything is made
     const Plan plan = make_plan(model, config, true, options.threads);
     announce(model, config, data, plan, options.threads);
 

@@ -22,15 +22,15 @@ struct Relu {  // max(x, 0); NaN stays NaN
     template <class A> static A slope(A x) { return x > A(0) ? A(1) : A(0); }
 };
 
-struct Gelu {  // x sigmoid(2 u) = 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps digits where
-               // tanh u = -1
+// 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps digits where tanh u = -1.
+struct Gelu {
     static constexpr int64_t flops = 14;
     static constexpr double two_root = 2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi, cubic = 0.044715;
     template <class A> static A value(A x) { return x * fast_sigmoid(A(two_root) * (x + A(cubic) * x * x * x)); }
     template <class A> static A slope(A x) {
         x = clamp(x, A(10));  // f' is 0 or 1 there to all digits, e finite
-        A e = fast_exp(A(-two_root) * (x + A(cubic) * x * x * x)),
-          s = A(1) / (A(1) + e);  // 1 - s = e s without cancellation
+        A e = fast_exp(A(-two_root) * (x + A(cubic) * x * x * x));
+        A s = A(1) / (A(1) + e);  // 1 - s = e s without cancellation
         return s + x * s * (e * s) * A(two_root) * (A(1) + A(3 * cubic) * x * x);
     }
 };

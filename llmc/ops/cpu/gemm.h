@@ -1,5 +1,4 @@
-// The one door to a GEMM library. Exactly one of gemm_onednn.cpp, gemm_openblas.cpp, gemm_plain.cpp is compiled and
-// linked.
+// The one door to a GEMM library. Exactly one of gemm_onednn.cpp, gemm_openblas.cpp, gemm_plain.cpp is linked.
 #pragma once
 #include <compare>
 

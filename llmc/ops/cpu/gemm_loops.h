@@ -1,5 +1,4 @@
-// GEMM by plain loops with register blocking (Goto & van de Geijn 2008): float64 always, float32 where no library is
-// linked.
+// GEMM by plain loops with register blocking (Goto & van de Geijn 2008): float64 always, float32 without a library.
 #pragma once
 #include "llmc/ops/cpu/cpu.h"
 #include "llmc/ops/cpu/gemm.h"
@@ -33,8 +32,7 @@ struct GemmTile {
     }
 };
 
-// Copies count x k elements, element (i, p) at from[i * step_i + p * step_p], into strips of `width` along i, filled up
-// with zeros.
+// Copies count x k elements, (i, p) at from[i * step_i + p * step_p], into strips of `width` along i, zero-padded.
 template <int64_t width, class T>
 void pack_strips(T* to, const T* from, int64_t count, int64_t k, int64_t step_i, int64_t step_p) {
     for (int64_t first = 0; first < count; first += width, to += width * k) {
@@ -51,8 +49,8 @@ void pack_strips(T* to, const T* from, int64_t count, int64_t k, int64_t step_i,
 
 // Rows [i0, i0+m) and columns [j0, j0+n) of one matrix product.
 template <class T>
-void gemm_loops_block(GemmTile<T>& tile, const GemmProblem& p, const T* a, const T* b, const T* bias, T* c, int64_t i0, int64_t m,
-                      int64_t j0, int64_t n) {
+void gemm_loops_block(GemmTile<T>& tile, const GemmProblem& p, const T* a, const T* b, const T* bias, T* c, int64_t i0,
+                      int64_t m, int64_t j0, int64_t n) {
     using Tile = GemmTile<T>;
     constexpr int64_t sr = Tile::strip_rows, sc = Tile::strip_columns;
     const int64_t a_row = p.transpose_a ? 1 : p.lda, a_k = p.transpose_a ? p.lda : 1;
@@ -79,8 +77,8 @@ void gemm_loops_block(GemmTile<T>& tile, const GemmProblem& p, const T* a, const
 template <class T>
 void gemm_loops(const GemmProblem& p, const T* a, const T* b, const T* bias, T* c, int threads) {
     using Tile = GemmTile<T>;
-    const int64_t row_blocks = (p.m + Tile::rows - 1) / Tile::rows,
-                  column_blocks = (p.n + Tile::columns - 1) / Tile::columns;
+    const int64_t row_blocks = (p.m + Tile::rows - 1) / Tile::rows;
+    const int64_t column_blocks = (p.n + Tile::columns - 1) / Tile::columns;
     const int64_t blocks = p.batch * row_blocks * column_blocks;
 #pragma omp parallel num_threads(int(std::min<int64_t>(threads, blocks)))
     {

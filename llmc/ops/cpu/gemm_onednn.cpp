@@ -1,16 +1,16 @@
 // GEMMs by oneDNN: https://oneapi-src.github.io/oneDNN/dev_guide_matmul.html. Builds with 2.x and 3.x.
 //
-// One rule for all problems: operands go in as they lie in memory, a transpose being a pair of swapped strides, a stack
-// of experts one batched primitive. Measured in GFLOP/s on two cores whose FMA peak is 340 (f32; forward, input
-// gradient, weight gradient):
-//     [8192 x 512] to 1536      224 241 223    the weight gradient with its operand transposed into scratch first: 143
-//     [8192 x 512] to 2048      232 244 227    158
-//     [8192 x 2048] to 512      255 243 240    205
-//     [8192 x 768] to 3072      225 206 228    149
-//     [512 x 512] to 50257      209 245 209    126
-//     32 x [64 x 512] to 128    262 220 206    one primitive per expert: 231 171 191
-//     8 x [1024 x 512] to 2048  228 232 221    223 237 219
-// bf16: 135 to 160 everywhere (oneDNN 2.6 on AVX-512 BF16).
+// One rule for all problems: operands go in as they lie in memory, a transpose being a pair of swapped strides, and the
+// experts of a layer as one batched primitive. Measured on two cores with an FMA peak of 340 (f32, GFLOP/s):
+//                             forward  input gradient  weight gradient   alternative
+//     [8192 x 512] to 1536        224             241              223   143  weight gradient with dout^T copied first
+//     [8192 x 512] to 2048        232             244              227   158  the same
+//     [8192 x 2048] to 512        255             243              240   205  the same
+//     [8192 x 768] to 3072        225             206              228   149  the same
+//     [512 x 512] to 50257        209             245              209   126  the same
+//     32 x [64 x 512] to 128      262             220              206   231 171 191  one primitive per expert
+//     8 x [1024 x 512] to 2048    228             232              221   223 237 219  the same
+// bf16 on AVX-512 BF16: 133 to 160 everywhere.
 #include <omp.h>
 
 #include <dnnl.hpp>
@@ -60,7 +60,8 @@ namespace {
 memory::data_type data_type(DType t) { return t == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32; }
 
 // One matrix of the problem, or a stack of them.
-memory::desc matrix(const GemmProblem& p, DType dtype, int64_t rows, int64_t columns, bool transposed, int64_t ld, int64_t stride) {
+memory::desc matrix(const GemmProblem& p, DType dtype, int64_t rows, int64_t columns, bool transposed, int64_t ld,
+                    int64_t stride) {
     memory::dims dims = {rows, columns}, strides = {transposed ? 1 : ld, transposed ? ld : 1};
     if (p.batch > 1) dims.insert(dims.begin(), p.batch), strides.insert(strides.begin(), stride);
     return {dims, data_type(dtype), strides};

@@ -1,4 +1,4 @@
-// GEMMs without any library: correct and threaded, a third of oneDNN's speed or less.
+// GEMMs without any library: correct and threaded, half of oneDNN's speed or less.
 #include "llmc/ops/cpu/gemm_loops.h"
 
 namespace llmc {

@@ -16,8 +16,7 @@ std::string GemmProblem::text() const {
 
 namespace {
 
-// Rows x columns with a leading dimension: a tensor with all leading axes folded into rows, or one of a batch of
-// matrices.
+// Rows x columns with a leading dimension: a tensor with its leading axes folded into rows, or a batch of matrices.
 struct Matrix { int64_t batch, rows, columns, ld, stride; };
 
 Matrix fold(const Tensor& t, bool batched) {
@@ -61,22 +60,10 @@ GemmProblem plan(const Tensor& out, const Tensor& a, const Tensor& b, const Matm
     if (o.accumulate && (o.bias || o.activation != Activation::none))
         run_error("matmul: ", out.name, " cannot accumulate together with a bias or an activation");
     if (o.bias) check(o.bias, a.dtype, {n}, "matmul:");
-    return {.batch = ma.batch,
-            .m = m,
-            .n = n,
-            .k = k,
-            .in = a.dtype,
-            .out = out.dtype,
-            .transpose_a = o.transpose_a,
-            .transpose_b = o.transpose_b,
-            .lda = ma.ld,
-            .ldb = mb.ld,
-            .ldc = mo.ld,
-            .stride_a = ma.stride,
-            .stride_b = mb.stride,
-            .stride_c = mo.stride,
-            .accumulate = o.accumulate,
-            .bias = bool(o.bias)};
+    return {.batch = ma.batch, .m = m, .n = n, .k = k, .in = a.dtype, .out = out.dtype,
+            .transpose_a = o.transpose_a, .transpose_b = o.transpose_b, .lda = ma.ld, .ldb = mb.ld, .ldc = mo.ld,
+            .stride_a = ma.stride, .stride_b = mb.stride, .stride_c = mo.stride,
+            .accumulate = o.accumulate, .bias = bool(o.bias)};
 }
 
 // Copies a stack of matrices between bf16 and f32, row by row. (rows, columns) as stored.
@@ -97,8 +84,7 @@ void gemm_f32(const GemmProblem& p, const float* a, const float* b, const float*
     else gemm_loops(p, a, b, bias, c, ctx.threads);
 }
 
-// bf16 without a bf16 library: everything through float32 copies. They live in the Backend and grow with the largest
-// problem.
+// bf16 without a bf16 library: through float32 copies, which live in the Backend and grow with the largest problem.
 void gemm_through_f32(const GemmProblem& p, const bf16* a, const bf16* b, const bf16* bias, void* c, Context& ctx) {
     const int64_t a_rows = p.transpose_a ? p.k : p.m, a_columns = p.transpose_a ? p.m : p.k;
     const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
@@ -170,8 +156,7 @@ void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Contex
 
 namespace {
 
-// Rows are cut into a number of chunks that depends on their number only: the sum is the same for any number of
-// threads.
+// How many chunks depends on the number of rows only: the sum is the same for any number of threads.
 int64_t bias_chunks(int64_t rows) { return std::clamp<int64_t>(rows / 64, 1, 64); }
 
 template <class T>

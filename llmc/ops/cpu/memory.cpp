@@ -38,8 +38,7 @@ int64_t value_of(const std::string& path, const std::string& key, int64_t unit) 
     return -1;
 }
 
-// What the memory limits of this process's control group and all groups above it leave. Page cache the kernel can drop
-// is free.
+// What the memory limits of this control group and all above it leave. Page cache that the kernel can drop is free.
 int64_t cgroup_memory_left() {
     int64_t left = unlimited;
     std::ifstream in("/proc/self/cgroup");
@@ -78,8 +77,7 @@ void* device_alloc(int64_t bytes, Context& ctx) {
     auto refuse = [&](int64_t available) {
         run_error("out of memory: needs ", bytes, " bytes, available ", available, " bytes");
     };
-    // The kernel promises more than it has and kills the process later, so ask first. Small ones are not worth reading
-    // /proc.
+    // The kernel promises more than it has and kills the process later, so ask first, unless it is little.
     if (bytes >= (1 << 20)) {
         int64_t available = device_memory_available(ctx);
         if (bytes > available) refuse(available);
@@ -88,8 +86,7 @@ void* device_alloc(int64_t bytes, Context& ctx) {
     void* data = mmap(nullptr, size_t(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) refuse(device_memory_available(ctx));
     if (size >= (4 << 20)) madvise(data, size_t(size), MADV_HUGEPAGE);  // only a wish: fewer TLB misses
-    // Touch every page now, by the threads that will work on it: what is available stays true and pages lie near their
-    // thread.
+    // Touch every page now, with all threads: what is available stays true, and pages lie near their thread.
     int64_t page = sysconf(_SC_PAGESIZE), pages = size / page;
 #pragma omp parallel for schedule(static) num_threads(ctx.threads) if (pages > 256)
     for (int64_t i = 0; i < pages; i++) static_cast<volatile char*>(data)[i * page] = 0;
@@ -196,8 +193,7 @@ std::string backend_description(Context& ctx) {
 
 namespace {
 
-// `rounds` times 12 independent chains of 16 multiply-adds each: enough in flight to hide an FMA's latency at two per
-// cycle.
+// `rounds` times 12 independent vectors of multiply-adds: enough to hide the latency of an FMA at two per cycle.
 template <class T>
 T fma_rounds(int64_t rounds, T seed) {
     typedef T Lane __attribute__((vector_size(64)));
