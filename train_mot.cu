@@ -1,7 +1,8 @@
 // train_mot: trains, evaluates and runs language models made of attention, dense and Mixture-of-Tokens blocks.
 //
-// This file only reads the command line. Where to read on: llmc/train/trainer.cpp (the run), llmc/train/step.cpp (one step),
-// llmc/model/model.cpp (forward and backward), llmc/model/blocks/mot.cpp (the block), llmc/ops/ops.h (the operations).
+// This file only reads the command line. Where to read on: llmc/train/trainer.cpp (the run), llmc/train/step.cpp (one
+// step), llmc/model/model.cpp (forward and backward), llmc/model/blocks/mot.cpp (the block), llmc/ops/ops.h (the
+// operations).
 #include <cstdio>
 
 #include "llmc/base/version.h"
@@ -14,9 +15,10 @@ using namespace llmc;
 namespace {
 
 struct CommandLine {
-    CLI::App app{"Trains language models of attention, dense and Mixture-of-Tokens blocks.\n"
-                 "Sub-commands: train (the default), eval, generate, info. Example:\n"
-                 "  train_mot --data data/prose --run-dir runs/mot --config configs/tiny_mot.toml"};
+    CLI::App app{
+        "Trains language models of attention, dense and Mixture-of-Tokens blocks.\n"
+        "Sub-commands: train (the default), eval, generate, info. Example:\n"
+        "  train_mot --data data/prose --run-dir runs/mot --config configs/tiny_mot.toml"};
     ModelConfig model;
     TrainConfig train;
     RunOptions run;
@@ -26,52 +28,73 @@ struct CommandLine {
     CLI::App *train_app, *eval_app, *generate_app, *info_app;
 
     CommandLine() {
-        app.option_defaults()->take_last();  // a flag given twice: the last one counts, so that scripts can append their own
+        app.option_defaults()
+            ->take_last();  // a flag given twice: the last one counts, so that scripts can append their own
         app.set_version_flag("--version", [this] {
             Context ctx({.threads = run.threads});
             return version_text(backend_description(ctx));
         });
         add_fields(app, model, train);
         app.add_option("--data", run.data, "data directory made by data/prepare, or a .bin shard")->group("Run");
-        app.add_option("--run-dir", run.run_dir, "directory of this run: checkpoints, log.jsonl, configuration")->group("Run");
+        app.add_option("--run-dir", run.run_dir, "directory of this run: checkpoints, log.jsonl, configuration")
+            ->group("Run");
         app.add_flag("--resume", resume, "go on from the run directory's last checkpoint")->group("Run");
         app.add_flag("--auto-resume", auto_resume, "the same if there is one, else start")->group("Run");
-        app.add_option("--threads", run.threads, "CPU threads; 0: all that this process may use")->check(CLI::Range(0, 4096))->group("Run");
+        app.add_option("--threads", run.threads, "CPU threads; 0: all that this process may use")
+            ->check(CLI::Range(0, 4096))
+            ->group("Run");
         app.add_flag("--dry-run", dry_run, "print what the run would need, and stop")->group("Run");
         app.add_flag("--profile", run.profile, "time every op; print the table at the end")->group("Run");
         app.require_subcommand(0, 1);
 
         train_app = app.add_subcommand("train", "train a model (the default)")->fallthrough();
-        info_app = app.add_subcommand("info", "parameters, FLOPs and memory of a model; the same as --dry-run")->fallthrough();
+        info_app =
+            app.add_subcommand("info", "parameters, FLOPs and memory of a model; the same as --dry-run")->fallthrough();
 
         eval_app = app.add_subcommand("eval", "loss of a checkpoint on data");
         eval_app->add_option("--checkpoint", eval.checkpoint, "run directory or step directory")->required();
         eval_app->add_option("--data", eval.data, "data directory or shard")->required();
-        eval_app->add_option("--split", eval.split, "train or val")->capture_default_str()->check(CLI::IsMember({"train", "val"}));
-        eval_app->add_option("--eval-batches", eval.batches, "micro-batches, or sequences with --group-fill")->capture_default_str()
+        eval_app->add_option("--split", eval.split, "train or val")
+            ->capture_default_str()
+            ->check(CLI::IsMember({"train", "val"}));
+        eval_app->add_option("--eval-batches", eval.batches, "micro-batches, or sequences with --group-fill")
+            ->capture_default_str()
             ->check(CLI::PositiveNumber);
-        eval_app->add_option("--micro-batch", eval.micro_batch, "sequences at once; 0: as in training")->check(CLI::NonNegativeNumber);
-        eval_app->add_option("--group-size", eval.group_size, "another MoT group size; 0: as in training")->check(CLI::NonNegativeNumber);
+        eval_app->add_option("--micro-batch", eval.micro_batch, "sequences at once; 0: as in training")
+            ->check(CLI::NonNegativeNumber);
+        eval_app->add_option("--group-size", eval.group_size, "another MoT group size; 0: as in training")
+            ->check(CLI::NonNegativeNumber);
         eval_app->add_flag("--discrete", eval.discrete, "MoT with one-hot merge and emit weights");
-        eval_app->add_option("--group-fill", eval.group_fill, "evaluate single sequences, each in a group filled by: data, self, zero")
+        eval_app
+            ->add_option("--group-fill", eval.group_fill,
+                         "evaluate single sequences, each in a group filled by: data, self, zero")
             ->check(CLI::IsMember({"data", "self", "zero"}));
         eval_app->add_option("--threads", eval.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
 
         generate_app = app.add_subcommand("generate", "continue prompts");
         generate_app->add_option("--checkpoint", generate.checkpoint, "run directory or step directory")->required();
-        generate_app->add_option("--prompt", generate.prompts, "text to continue; repeat for several at once")->required()->take_all();
+        generate_app->add_option("--prompt", generate.prompts, "text to continue; repeat for several at once")
+            ->required()
+            ->take_all();
         generate_app->add_option("--tokenizer", generate.tokenizer, "rank file; default: the one kept with the run");
-        generate_app->add_option("--max-tokens", generate.options.max_tokens, "new tokens a prompt")->capture_default_str()
+        generate_app->add_option("--max-tokens", generate.options.max_tokens, "new tokens a prompt")
+            ->capture_default_str()
             ->check(CLI::PositiveNumber);
-        generate_app->add_option("--temperature", generate.options.sampling.temperature, "0: always the likeliest token")
-            ->capture_default_str()->check(CLI::NonNegativeNumber);
-        generate_app->add_option("--top-k", generate.options.sampling.top_k, "draw among the k likeliest; 0: all")->capture_default_str()
+        generate_app
+            ->add_option("--temperature", generate.options.sampling.temperature, "0: always the likeliest token")
+            ->capture_default_str()
             ->check(CLI::NonNegativeNumber);
-        generate_app->add_option("--top-p", generate.options.sampling.top_p, "draw among the fewest that hold this probability")
-            ->capture_default_str()->check(CLI::Range(0.0, 1.0));
+        generate_app->add_option("--top-k", generate.options.sampling.top_k, "draw among the k likeliest; 0: all")
+            ->capture_default_str()
+            ->check(CLI::NonNegativeNumber);
+        generate_app
+            ->add_option("--top-p", generate.options.sampling.top_p, "draw among the fewest that hold this probability")
+            ->capture_default_str()
+            ->check(CLI::Range(0.0, 1.0));
         generate_app->add_option("--seed", generate.options.seed, "of the draws")->capture_default_str();
         generate_app->add_option("--group-fill", generate.group_fill, "what fills up a MoT group: data, self or zero")
-            ->capture_default_str()->check(CLI::IsMember({"data", "self", "zero"}));
+            ->capture_default_str()
+            ->check(CLI::IsMember({"data", "self", "zero"}));
         generate_app->add_flag("--discrete", generate.options.discrete, "MoT with one-hot merge and emit weights");
         generate_app->add_option("--threads", generate.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
     }

@@ -55,7 +55,7 @@ struct Process {
 };
 
 class ProgramTest : public testing::Test {
-  protected:
+protected:
     TempDir dir;
     const std::string output = dir / "output.txt", data = dir / "data";
 
@@ -71,7 +71,8 @@ class ProgramTest : public testing::Test {
         ShardWriter train(data, "train", 3000), val(data, "val", 3000);
         train.write(std::span(tokens).first(5000));
         val.write(std::span(tokens).subspan(5000));
-        write_dataset_json(data, BpeTrainer().train(257), 257, {1, 5000, 5000, train.finish()}, {1, 1000, 1000, val.finish()});
+        write_dataset_json(data, BpeTrainer().train(257), 257, {1, 5000, 5000, train.finish()},
+                           {1, 1000, 1000, val.finish()});
     }
 
     int run(std::vector<std::string> words) {

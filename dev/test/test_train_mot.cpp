@@ -9,26 +9,59 @@ using namespace llmc::test;
 namespace {
 
 class TrainMot : public ProgramTest {
-  protected:
+protected:
     // A MoT model small enough for hundreds of steps a second.
     std::vector<std::string> recipe(const std::string& run_dir, std::vector<std::string> more = {}) const {
-        std::vector<std::string> words = {"train_mot", "--data", data, "--run-dir", dir / run_dir, "--pattern", "attention mot", "--d-model", "16",
-                                          "--heads", "2", "--context", "8", "--group-size", "4", "--experts", "4", "--micro-batch", "8",
-                                          "--grad-accumulation", "2", "--init-scale", "1", "--lr", "1e-2", "--warmup-steps", "1",
-                                          "--log-interval", "1", "--statistics-interval", "5", "--eval-interval", "10", "--seed", "3"};
+        std::vector<std::string> words = {"train_mot",
+                                          "--data",
+                                          data,
+                                          "--run-dir",
+                                          dir / run_dir,
+                                          "--pattern",
+                                          "attention mot",
+                                          "--d-model",
+                                          "16",
+                                          "--heads",
+                                          "2",
+                                          "--context",
+                                          "8",
+                                          "--group-size",
+                                          "4",
+                                          "--experts",
+                                          "4",
+                                          "--micro-batch",
+                                          "8",
+                                          "--grad-accumulation",
+                                          "2",
+                                          "--init-scale",
+                                          "1",
+                                          "--lr",
+                                          "1e-2",
+                                          "--warmup-steps",
+                                          "1",
+                                          "--log-interval",
+                                          "1",
+                                          "--statistics-interval",
+                                          "5",
+                                          "--eval-interval",
+                                          "10",
+                                          "--seed",
+                                          "3"};
         words.insert(words.end(), more.begin(), more.end());
         return words;
     }
     // Runs, expects exit code 2 and a message that holds every one of `parts`.
     void expect_refusal(std::vector<std::string> words, std::vector<std::string> parts) {
         EXPECT_EQ(run(words), 2) << said();
-        for (const std::string& part : parts) EXPECT_NE(said().find(part), std::string::npos) << "expected \"" << part << "\" in: " << said();
+        for (const std::string& part : parts)
+            EXPECT_NE(said().find(part), std::string::npos) << "expected \"" << part << "\" in: " << said();
     }
     void expect_equal_checkpoints(const std::string& a, const std::string& b) {
         for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
             const SafetensorsFile left(dir / a + file), right(dir / b + file);
             ASSERT_EQ(left.tensors().size(), right.tensors().size());
-            for (const SafetensorsEntry& t : left.tensors()) EXPECT_EQ(left.read<float>(t.name), right.read<float>(t.name)) << t.name;
+            for (const SafetensorsEntry& t : left.tensors())
+                EXPECT_EQ(left.read<float>(t.name), right.read<float>(t.name)) << t.name;
         }
     }
 };
@@ -38,12 +71,14 @@ class TrainMot : public ProgramTest {
 TEST_F(TrainMot, ResumeIsBitEqualToAnUninterruptedRun) {
     ASSERT_EQ(run(recipe("straight", {"--steps", "20", "--save-interval", "10"})), 0) << said();
     ASSERT_EQ(run(recipe("halves", {"--steps", "10", "--decay-steps", "20"})), 0) << said();
-    ASSERT_EQ(run({"train_mot", "--resume", "--data", data, "--run-dir", dir / "halves", "--steps", "20"}), 0) << said();
+    ASSERT_EQ(run({"train_mot", "--resume", "--data", data, "--run-dir", dir / "halves", "--steps", "20"}), 0)
+        << said();
     expect_equal_checkpoints("straight/step-00000020", "halves/step-00000020");
     const std::vector<json> a = log("straight", "loss"), b = log("halves", "loss");
     ASSERT_EQ(a.size(), 20u);
     ASSERT_EQ(b.size(), 20u);
-    for (size_t i = 10; i < 20; i++) EXPECT_NEAR(a[i].at("loss").get<double>(), b[i].at("loss").get<double>(), 1e-12) << "step " << i + 1;
+    for (size_t i = 10; i < 20; i++)
+        EXPECT_NEAR(a[i].at("loss").get<double>(), b[i].at("loss").get<double>(), 1e-12) << "step " << i + 1;
     EXPECT_EQ(log("straight", "val_loss").back().at("val_loss"), log("halves", "val_loss").back().at("val_loss"));
     EXPECT_LT(a.back().at("loss").get<double>(), a.front().at("loss").get<double>());
 }
@@ -51,8 +86,10 @@ TEST_F(TrainMot, ResumeIsBitEqualToAnUninterruptedRun) {
 TEST_F(TrainMot, KilledRunContinuesAndItsLogIsCutBack) {
     ASSERT_EQ(run(recipe("straight", {"--steps", "20"})), 0) << said();
     ASSERT_EQ(run(recipe("killed", {"--steps", "10", "--decay-steps", "20"})), 0) << said();
-    std::ofstream(dir / "killed" + "/log.jsonl", std::ios::app) << "{\"step\":11,\"loss\":99}\n{\"step\":12,\"lo";  // steps after the checkpoint
-    ASSERT_EQ(run({"train_mot", "--auto-resume", "--data", data, "--run-dir", dir / "killed", "--steps", "20"}), 0) << said();
+    std::ofstream(dir / "killed" + "/log.jsonl", std::ios::app)
+        << "{\"step\":11,\"loss\":99}\n{\"step\":12,\"lo";  // steps after the checkpoint
+    ASSERT_EQ(run({"train_mot", "--auto-resume", "--data", data, "--run-dir", dir / "killed", "--steps", "20"}), 0)
+        << said();
     EXPECT_EQ(log("killed", "loss").size(), 20u);
     expect_equal_checkpoints("straight/step-00000020", "killed/step-00000020");
 }
@@ -67,7 +104,8 @@ TEST_F(TrainMot, ResumeRefusesAnotherFunctionByName) {
     expect_refusal(resume({"--lr", "0.5"}), {"--lr", "0.5"});
     expect_refusal(resume({"--micro-batch", "16"}), {"--micro-batch", "16", "8"});
     expect_refusal(recipe("run", {"--steps", "2"}), {"--resume"});
-    expect_refusal({"train_mot", "--resume", "--data", data, "--run-dir", dir / "empty", "--steps", "4"}, {"no complete checkpoint"});
+    expect_refusal({"train_mot", "--resume", "--data", data, "--run-dir", dir / "empty", "--steps", "4"},
+                   {"no complete checkpoint"});
     EXPECT_EQ(run(resume({"--d-model", "16", "--log-interval", "2"})), 0) << said();
 }
 
@@ -95,14 +133,17 @@ TEST_F(TrainMot, DamagedCheckpointsAreRefusedByTensor) {
     bytes[bytes.size() - 100] ^= 1;
     std::ofstream(file, std::ios::binary) << bytes;
     expect_refusal({"train_mot", "eval", "--checkpoint", dir / "run", "--data", data}, {"model.safetensors"});
-    expect_refusal({"train_mot", "--resume", "--data", data, "--run-dir", dir / "run", "--steps", "4"}, {"model.safetensors"});
+    expect_refusal({"train_mot", "--resume", "--data", data, "--run-dir", dir / "run", "--steps", "4"},
+                   {"model.safetensors"});
     expect_refusal({"train_mot", "eval", "--checkpoint", dir / "nowhere", "--data", data}, {"nowhere"});
 }
 
 TEST_F(TrainMot, FailedSavesAreReportedAndTheOldCheckpointStays) {
     ASSERT_EQ(run(recipe("run", {"--steps", "2"})), 0) << said();
-    const Process process({program("train_mot"), "--resume", "--data", data, "--run-dir", dir / "run", "--steps", "6", "--save-interval", "2"}, output,
-                          30000);  // bytes: room for the log, not for the model
+    const Process process({program("train_mot"), "--resume", "--data", data, "--run-dir", dir / "run", "--steps", "6",
+                           "--save-interval", "2"},
+                          output,
+                          30000);            // bytes: room for the log, not for the model
     EXPECT_EQ(process.wait(), 1) << said();  // because the last checkpoint could not be saved
     EXPECT_NE(said().find("training goes on"), std::string::npos) << said();
     EXPECT_EQ(log("run", "loss").back().at("step"), 6);
@@ -112,32 +153,42 @@ TEST_F(TrainMot, FailedSavesAreReportedAndTheOldCheckpointStays) {
 }
 
 TEST_F(TrainMot, InterruptedRunSavesAndEndsWith128PlusTheSignal) {
-    Process process([&] {
-        std::vector<std::string> words = recipe("run", {"--steps", "1000000"});
-        words[0] = program("train_mot");
-        return words;
-    }(), output);
+    Process process(
+        [&] {
+            std::vector<std::string> words = recipe("run", {"--steps", "1000000"});
+            words[0] = program("train_mot");
+            return words;
+        }(),
+        output);
     for (int i = 0; i < 6000 && (!path_exists(dir / "run" + "/log.jsonl") || log("run", "loss").empty()); i++)
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
     ::kill(process.id, SIGTERM);
     EXPECT_EQ(process.wait(), 143) << said();
-    EXPECT_EQ(run({"train_mot", "eval", "--checkpoint", dir / "run", "--data", data, "--eval-batches", "2"}), 0) << said();
+    EXPECT_EQ(run({"train_mot", "eval", "--checkpoint", dir / "run", "--data", data, "--eval-batches", "2"}), 0)
+        << said();
 }
 
 TEST_F(TrainMot, GeneratesWithEveryFillRuleAndTheSameTextForASeed) {
     ASSERT_EQ(run(recipe("run", {"--steps", "3"})), 0) << said();
     for (const char* fill : {"data", "self", "zero"}) {
-        std::vector<std::string> words = {"train_mot", "generate", "--checkpoint", dir / "run", "--prompt", "ab", "--prompt", "x", "--max-tokens", "4",
-                                          "--group-fill", fill, "--seed", "5"};
+        std::vector<std::string> words = {"train_mot", "generate", "--checkpoint", dir / "run", "--prompt",     "ab",
+                                          "--prompt",  "x",        "--max-tokens", "4",         "--group-fill", fill,
+                                          "--seed",    "5"};
         ASSERT_EQ(run(words), 0) << said();
         const std::string first = said();
         ASSERT_EQ(run(words), 0) << said();
         EXPECT_EQ(said(), first);
         EXPECT_NE(first.find("ab"), std::string::npos);
-        ASSERT_EQ(run({"train_mot", "eval", "--checkpoint", dir / "run", "--data", data, "--group-fill", fill, "--eval-batches", "3"}), 0) << said();
+        ASSERT_EQ(run({"train_mot", "eval", "--checkpoint", dir / "run", "--data", data, "--group-fill", fill,
+                       "--eval-batches", "3"}),
+                  0)
+            << said();
     }
-    expect_refusal({"train_mot", "generate", "--checkpoint", dir / "run", "--prompt", "a text of more than eight bytes"}, {"context is 8"});
-    expect_refusal({"train_mot", "generate", "--checkpoint", dir / "run", "--prompt", "a", "--top-p", "2"}, {"--top-p"});
+    expect_refusal(
+        {"train_mot", "generate", "--checkpoint", dir / "run", "--prompt", "a text of more than eight bytes"},
+        {"context is 8"});
+    expect_refusal({"train_mot", "generate", "--checkpoint", dir / "run", "--prompt", "a", "--top-p", "2"},
+                   {"--top-p"});
 }
 
 TEST_F(TrainMot, InfoNeedsNoMemory) {

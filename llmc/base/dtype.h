@@ -10,10 +10,14 @@ enum class DType : uint8_t { f32, bf16, f64, i32 };
 
 constexpr int64_t size_of(DType t) {
     switch (t) {
-        case DType::f32: return 4;
-        case DType::bf16: return 2;
-        case DType::f64: return 8;
-        case DType::i32: return 4;
+        case DType::f32:
+            return 4;
+        case DType::bf16:
+            return 2;
+        case DType::f64:
+            return 8;
+        case DType::i32:
+            return 4;
     }
     return 0;
 }
@@ -21,10 +25,14 @@ constexpr int64_t size_of(DType t) {
 // Names as safetensors spells them.
 constexpr const char* name_of(DType t) {
     switch (t) {
-        case DType::f32: return "F32";
-        case DType::bf16: return "BF16";
-        case DType::f64: return "F64";
-        case DType::i32: return "I32";
+        case DType::f32:
+            return "F32";
+        case DType::bf16:
+            return "BF16";
+        case DType::f64:
+            return "F64";
+        case DType::i32:
+            return "I32";
     }
     return "?";
 }
@@ -34,6 +42,11 @@ struct bf16 {
     uint16_t bits = 0;
     bf16() = default;
     bf16(float x) : bits(round(x)) {}
+    bf16(const bf16&) = default;
+    bf16& operator=(const bf16& x) {  // written out because GCC 12 vectorises this and not the default
+        bits = x.bits;
+        return *this;
+    }
     operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 
     // Round to nearest, ties to even. A NaN stays a (quiet) NaN: plain rounding could carry it into infinity.
@@ -44,10 +57,23 @@ struct bf16 {
     }
 };
 
-template <class T> struct dtype_of;
-template <> struct dtype_of<float> { static constexpr DType value = DType::f32; };
-template <> struct dtype_of<bf16> { static constexpr DType value = DType::bf16; };
-template <> struct dtype_of<double> { static constexpr DType value = DType::f64; };
-template <> struct dtype_of<int32_t> { static constexpr DType value = DType::i32; };
+template <class T>
+struct dtype_of;
+template <>
+struct dtype_of<float> {
+    static constexpr DType value = DType::f32;
+};
+template <>
+struct dtype_of<bf16> {
+    static constexpr DType value = DType::bf16;
+};
+template <>
+struct dtype_of<double> {
+    static constexpr DType value = DType::f64;
+};
+template <>
+struct dtype_of<int32_t> {
+    static constexpr DType value = DType::i32;
+};
 
 }  // namespace llmc

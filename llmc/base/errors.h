@@ -11,8 +11,12 @@
 
 namespace llmc {
 
-struct InputError : std::runtime_error { using std::runtime_error::runtime_error; };
-struct RunError : std::runtime_error { using std::runtime_error::runtime_error; };
+struct InputError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+struct RunError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 
 // str(a, b, ...): the arguments printed one after another, as with operator<<.
 template <class... Args>
@@ -23,9 +27,13 @@ std::string str(const Args&... args) {
 }
 
 template <class... Args>
-[[noreturn]] void input_error(const Args&... args) { throw InputError(str(args...)); }
+[[noreturn]] void input_error(const Args&... args) {
+    throw InputError(str(args...));
+}
 
 template <class... Args>
-[[noreturn]] void run_error(const Args&... args) { throw RunError(str(args...)); }
+[[noreturn]] void run_error(const Args&... args) {
+    throw RunError(str(args...));
+}
 
 }  // namespace llmc

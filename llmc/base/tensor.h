@@ -38,8 +38,8 @@ struct Tensor {
     void* data = nullptr;  // device address, valid only inside ops/
     DType dtype = DType::f32;
     Shape shape;
-    Shape stride;            // in elements; row-major unless a view says otherwise
-    const char* name = "";   // for messages; points to storage that outlives the tensor
+    Shape stride;           // in elements; row-major unless a view says otherwise
+    const char* name = "";  // for messages; points to storage that outlives the tensor
 
     Tensor() = default;
     Tensor(void* data, DType dtype, Shape shape, const char* name)
@@ -79,6 +79,9 @@ struct Tensor {
 };
 
 // A tensor with the name it has in files.
-struct NamedTensor { std::string name; Tensor tensor; };
+struct NamedTensor {
+    std::string name;
+    Tensor tensor;
+};
 
 }  // namespace llmc

@@ -103,8 +103,8 @@ Activation activation_of(const std::string& word) {
 ModelConfig resolved(ModelConfig c) {
     if (c.d_model % c.heads) input_error("--d-model ", c.d_model, " is not divisible by --heads ", c.heads);
     if (c.positions == "rope" && (c.d_model / c.heads) % 2)
-        input_error("--positions rope needs an even head size, but --d-model ", c.d_model, " / --heads ", c.heads, " is ",
-                    c.d_model / c.heads);
+        input_error("--positions rope needs an even head size, but --d-model ", c.d_model, " / --heads ", c.heads,
+                    " is ", c.d_model / c.heads);
     if (c.d_ff == 0) c.d_ff = 4 * c.d_model;
     if (has_mot(c)) {
         if (c.expert_size == 0) {
@@ -115,7 +115,8 @@ ModelConfig resolved(ModelConfig c) {
             c.expert_size = width / c.experts;
         }
         if (c.group_axis == "sequence" && c.context % c.group_size)
-            input_error("--group-size ", c.group_size, " does not divide --context ", c.context, " (--group-axis sequence)");
+            input_error("--group-size ", c.group_size, " does not divide --context ", c.context,
+                        " (--group-axis sequence)");
     }
     return c;
 }

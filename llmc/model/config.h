@@ -1,6 +1,7 @@
 // What a model is: sizes, the pattern of its blocks, and the options of each kind of block.
 //
-// `for_each_field` lists every field once; flags, help texts, JSON, printing and the comparison on resume all walk that list.
+// `for_each_field` lists every field once; flags, help texts, JSON, printing and the comparison on resume all walk that
+// list.
 #pragma once
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -14,13 +15,13 @@ namespace llmc {
 struct ModelConfig {
     std::string pattern = "8x(attention ffn)";
     int64_t vocab_size = 50257, d_model = 512, heads = 8, d_ff = 0, context = 256;
-    std::string positions = "learned";      // learned | rope | none
-    std::string norm = "layernorm";         // layernorm | rmsnorm
+    std::string positions = "learned";  // learned | rope | none
+    std::string norm = "layernorm";     // layernorm | rmsnorm
     bool norm_bias = true, final_norm = false, tied_head = false, attention_bias = false, ffn_bias = true;
-    std::string ffn_activation = "relu";    // relu | gelu | gelu_erf | silu | swiglu
+    std::string ffn_activation = "relu";  // relu | gelu | gelu_erf | silu | swiglu
     int64_t group_size = 32, experts = 32, expert_size = 0;
     bool flop_matched = true;
-    std::string expert_activation = "relu"; // relu | gelu | gelu_erf | silu
+    std::string expert_activation = "relu";  // relu | gelu | gelu_erf | silu
     double temperature = 1;
     std::string emit = "shared";            // shared | experts
     std::string group_axis = "batch";       // batch | sequence
@@ -62,18 +63,43 @@ void for_each_model_field(Config& c, F&& f) {
     f(FieldInfo{"group_size", "tokens mixed together; must divide the micro-batch", {}, 1, 1 << 20, mot}, c.group_size);
     f(FieldInfo{"experts", "number of experts", {}, 1, 1 << 20, mot}, c.experts);
     f(FieldInfo{"expert_size", "hidden size of one expert; 0: see flop_matched", {}, 0, 1 << 24, mot}, c.expert_size);
-    f(FieldInfo{"flop_matched", "expert_size 0 means d_ff x group_size / experts: the FLOPs of a dense layer; off: d_ff / experts",
-                {}, 0, 1, mot}, c.flop_matched);
+    f(FieldInfo{"flop_matched",
+                "expert_size 0 means d_ff x group_size / experts: the FLOPs of a dense layer; off: d_ff / experts",
+                {},
+                0,
+                1,
+                mot},
+      c.flop_matched);
     f(FieldInfo{"expert_activation", "activation of experts", plain, 0, 0, mot}, c.expert_activation);
     f(FieldInfo{"temperature", "of the merge and emit softmax", {}, 1e-6, 1e6, mot}, c.temperature);
-    f(FieldInfo{"emit", "emit with the merge weights, or with a softmax over experts", {"shared", "experts"}, 0, 0, mot}, c.emit);
-    f(FieldInfo{"group_axis", "group over the batch, or within a sequence (not causal: a control only)", {"batch", "sequence"}, 0, 0,
-                mot}, c.group_axis);
-    f(FieldInfo{"router", "learned controller, or uniform weights 1/g without one (a control)", {"learned", "uniform"}, 0, 0, mot},
+    f(
+        FieldInfo{
+            "emit", "emit with the merge weights, or with a softmax over experts", {"shared", "experts"}, 0, 0, mot},
+        c.emit);
+    f(FieldInfo{"group_axis",
+                "group over the batch, or within a sequence (not causal: a control only)",
+                {"batch", "sequence"},
+                0,
+                0,
+                mot},
+      c.group_axis);
+    f(FieldInfo{"router",
+                "learned controller, or uniform weights 1/g without one (a control)",
+                {"learned", "uniform"},
+                0,
+                0,
+                mot},
       c.router);
     const char* init = "Initialisation";
-    f(FieldInfo{"init", "truncated-normal: std sqrt(scale/fan_in), cut at +-2 scale; -fixed: std scale/sqrt(fan_in), cut at 2 std",
-                {"truncated-normal", "truncated-normal-fixed"}, 0, 0, init}, c.init);
+    f(
+        FieldInfo{
+            "init",
+            "truncated-normal: std sqrt(scale/fan_in), cut at +-2 scale; -fixed: std scale/sqrt(fan_in), cut at 2 std",
+            {"truncated-normal", "truncated-normal-fixed"},
+            0,
+            0,
+            init},
+        c.init);
     f(FieldInfo{"init_scale", "scale of the initialisation", {}, 1e-6, 1e3, init}, c.init_scale);
 }
 
@@ -81,11 +107,12 @@ nlohmann::json to_json(const ModelConfig& config);
 // InputError naming the field for a missing, unknown or mistyped one. `where` says whose configuration it is.
 ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where);
 
-// "2x(attention ffn) attention mot" -> {"attention", "ffn", "attention", "ffn", "attention", "mot"}. InputError with the position of
-// what does not parse.
+// "2x(attention ffn) attention mot" -> {"attention", "ffn", "attention", "ffn", "attention", "mot"}. InputError with
+// the position of what does not parse.
 std::vector<std::string> parse_pattern(const std::string& pattern);
 
-// Fills in d_ff and expert_size and checks everything that one look at the configuration can tell. InputError with the numbers.
+// Fills in d_ff and expert_size and checks everything that one look at the configuration can tell. InputError with the
+// numbers.
 ModelConfig resolved(ModelConfig config);
 
 bool has_mot(const ModelConfig& config);

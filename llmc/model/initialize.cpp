@@ -1,5 +1,5 @@
-// Initial weights (facts of the reference: Linear layers and embeddings by truncated normal, embeddings with fan-in 1, biases as PyTorch's
-// Linear draws them, norms at 1 and 0).
+// Initial weights (facts of the reference: Linear layers and embeddings by truncated normal, embeddings with fan-in 1,
+// biases as PyTorch's Linear draws them, norms at 1 and 0).
 //
 //   truncated-normal        std = sqrt(scale / fan_in), cut at +-2 scale (absolute, not in units of std)
 //   truncated-normal-fixed  std = scale / sqrt(fan_in), cut at +-2 std
@@ -30,7 +30,8 @@ void draw(T* out, int64_t first, int64_t n, const ParamSpec& spec, const ModelCo
 
 }  // namespace
 
-void initialize_parameters(const ParamTable& table, Tensor params, const ModelConfig& config, uint64_t seed, Context& ctx) {
+void initialize_parameters(const ParamTable& table, Tensor params, const ModelConfig& config, uint64_t seed,
+                           Context& ctx) {
     constexpr int64_t chunk = 1 << 20;  // elements on the host at a time
     std::vector<double> host(chunk);    // large enough for every type
     for (const Unit& unit : table.units) {
@@ -45,9 +46,12 @@ void initialize_parameters(const ParamTable& table, Tensor params, const ModelCo
                 int64_t n = std::min(chunk, flat.numel() - first);
                 void* out = host.data();
                 if (ctx.counting) break;
-                if (flat.dtype == DType::f64) draw(static_cast<double*>(out), first, n, spec, config, seed);
-                else if (flat.dtype == DType::f32) draw(static_cast<float*>(out), first, n, spec, config, seed);
-                else draw(static_cast<bf16*>(out), first, n, spec, config, seed);
+                if (flat.dtype == DType::f64)
+                    draw(static_cast<double*>(out), first, n, spec, config, seed);
+                else if (flat.dtype == DType::f32)
+                    draw(static_cast<float*>(out), first, n, spec, config, seed);
+                else
+                    draw(static_cast<bf16*>(out), first, n, spec, config, seed);
                 upload(flat.slice(first, first + n), out, ctx);
             }
         }

@@ -12,7 +12,8 @@ struct Model::Run {
     int64_t first_position = 0;
 };
 
-// What forward leaves for the backward of one block. With recomputation only x (and decisions) outlive the forward pass.
+// What forward leaves for the backward of one block. With recomputation only x (and decisions) outlive the forward
+// pass.
 struct Model::Kept {
     Tensor x, normed, mean, rstd;  // [B,T,C], [B,T,C], [B,T], [B,T]
     std::vector<Tensor> slots;     // the block's saved tensors (recomputing: only its decisions)
@@ -46,14 +47,15 @@ Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everyt
         blocks[i]->declare_params(dense, experts);
         table.units.push_back(dense);
         if (!experts.params.empty()) table.units.push_back(experts);
-        for (const std::string& metric : blocks[i]->declare_metrics()) metrics.push_back({name + "." + metric, first_metric++, 1});
+        for (const std::string& metric : blocks[i]->declare_metrics())
+            metrics.push_back({name + "." + metric, first_metric++, 1});
     }
     if (config.final_norm) declare_norm(table.units[add_unit("final_norm", "final_norm")], "");
     if (!config.tied_head) table.units[add_unit("head", "head")].weight("weight", {V, C}, C);
     table.finish(decay_everything);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- buffers
+// ---------------------------------------------------------------------------------------------------- buffers
 
 void Model::allocate(bool training) {
     auto lay_out = [&] {
@@ -95,13 +97,14 @@ void Model::check_rows(int64_t rows, int64_t group_size) const {
     if (!has_mot(config)) return;
     const int64_t g = group_size ? group_size : config.group_size;
     if (config.group_axis == "batch" && rows % g)
-        input_error("a batch of ", rows, " sequences cannot be cut into MoT groups of ", g, ": make the micro-batch (", rows,
-                    ") a multiple of the group size (", g, ")");
+        input_error("a batch of ", rows, " sequences cannot be cut into MoT groups of ", g, ": make the micro-batch (",
+                    rows, ") a multiple of the group size (", g, ")");
     if (config.group_axis == "sequence" && config.context % g)
-        input_error("a sequence of ", config.context, " tokens cannot be cut into MoT groups of ", g, ": choose a group size that divides it");
+        input_error("a sequence of ", config.context, " tokens cannot be cut into MoT groups of ", g,
+                    ": choose a group size that divides it");
 }
 
-// ------------------------------------------------------------------------------------------------------------- one block
+// -------------------------------------------------------------------------------------------------- one block
 
 Pass Model::pass_for(size_t i, const Run& run) const {
     std::string name = str("blocks.", i);
@@ -115,13 +118,15 @@ Pass Model::pass_for(size_t i, const Run& run) const {
     if (run.metrics) {
         int64_t first = -1, count = 0;
         for (const MetricSlot& slot : metrics)
-            if (slot.name.compare(0, name.size() + 1, name + ".") == 0) first = first < 0 ? slot.first : first, count += slot.count;
+            if (slot.name.compare(0, name.size() + 1, name + ".") == 0)
+                first = first < 0 ? slot.first : first, count += slot.count;
         if (count) pass.metrics = run.metrics.slice(first, first + count);
     }
     return pass;
 }
 
-static void append_slots(std::vector<Tensor>& slots, const std::vector<SavedSpec>& specs, bool decisions, Arena& arena) {
+static void append_slots(std::vector<Tensor>& slots, const std::vector<SavedSpec>& specs, bool decisions,
+                         Arena& arena) {
     for (const SavedSpec& s : specs)
         if (s.decision == decisions) slots.push_back(arena.tensor(s.name, s.dtype, s.shape));
 }
@@ -143,7 +148,8 @@ void Model::normalize(size_t i, Kept& kept, Tensor x, Tensor branch, const Run& 
 }
 
 // Backward of normalize: dx (+)= gradient through norm_i of dnormed.
-void Model::normalize_backward(size_t i, const Kept& kept, Tensor dx, Tensor dnormed, bool accumulate_dx, const Run& run) const {
+void Model::normalize_backward(size_t i, const Kept& kept, Tensor dx, Tensor dnormed, bool accumulate_dx,
+                               const Run& run) const {
     const bool last = i == blocks.size();
     UnitView unit = view(last ? "final_norm" : str("blocks.", i), true);
     Tensor dbias = config.norm_bias ? unit.grad(last ? "bias" : "norm.bias") : Tensor{};
@@ -157,7 +163,8 @@ void Model::announce(size_t i, const Run& run, Phase phase, bool before) const {
             before ? run.hooks.before(*unit, phase) : run.hooks.after(*unit, phase);
 }
 
-// kept.x = x + branch (block 0: x), branch = block_i(norm_i(kept.x)). Unless training, kept.x overwrites x and nothing else survives.
+// kept.x = x + branch (block 0: x), branch = block_i(norm_i(kept.x)). Unless training, kept.x overwrites x and nothing
+// else survives.
 Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& run) {
     announce(i, run, Phase::forward, true);
     Pass pass = pass_for(i, run);
@@ -202,7 +209,7 @@ void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept)
     announce(i, run, Phase::backward, false);
 }
 
-// ---------------------------------------------------------------------------------------------------------- whole passes
+// ----------------------------------------------------------------------------------------------- whole passes
 
 // x_0 [B,T,C] of tokens [B,T].
 Tensor Model::embed(Tensor tokens, const Run& run) {
@@ -229,7 +236,8 @@ Tensor Model::forward(Tensor tokens, const Run& run, std::vector<Kept>& kept) {
 // x + branch, through the final norm if there is one.
 Tensor Model::finish_stream(Tensor x, Tensor branch, const Run& run, std::vector<Kept>& kept) {
     if (!config.final_norm) {
-        Tensor sum = run.training ? run.arena.tensor("x", precision.act, x.shape) : x;  // training: block n-1's backward needs x
+        Tensor sum =
+            run.training ? run.arena.tensor("x", precision.act, x.shape) : x;  // training: block n-1's backward needs x
         add(sum, x, branch, ctx);
         return sum;
     }
@@ -258,8 +266,8 @@ void Model::backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>
     UnitView embedding = view("embedding", true);
     Tensor dpositions = config.positions == "learned" ? embedding.grad("position.weight") : Tensor{};
     run.hooks.before(*embedding.unit, Phase::backward);
-    embedding_backward(embedding.grad("token.weight"), dpositions, dstream, tokens, run.accumulate || config.tied_head, run.accumulate,
-                       ctx);
+    embedding_backward(embedding.grad("token.weight"), dpositions, dstream, tokens, run.accumulate || config.tied_head,
+                       run.accumulate, ctx);
     run.hooks.after(*embedding.unit, Phase::backward);
 }
 
@@ -279,15 +287,16 @@ void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHoo
 
     UnitView head = head_view(true);
     hooks.before(*head.unit, Phase::forward);
-    head_loss(batch.losses, dh.view({B * T, C}), head.grad(head_weight()), h.view({B * T, C}), head.param(head_weight()),
-              batch.targets.view({B * T}), batch.dloss, batch.accumulate, ctx);
+    head_loss(batch.losses, dh.view({B * T, C}), head.grad(head_weight()), h.view({B * T, C}),
+              head.param(head_weight()), batch.targets.view({B * T}), batch.dloss, batch.accumulate, ctx);
     if (!config.tied_head) hooks.after(*head.unit, Phase::backward);
 
     backward(dh, batch.tokens, run, kept);
     arena.release(mark);
 }
 
-void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOptions& options, Arena& arena, UnitHooks& hooks) {
+void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOptions& options, Arena& arena,
+                     UnitHooks& hooks) {
     const int64_t B = tokens.shape[0], T = tokens.shape[1], C = config.d_model;
     check_rows(B, options.group_size);
     Run run{arena, hooks, B, T, false, false, false, options};
@@ -314,25 +323,29 @@ void Model::logits(Tensor logits, Tensor tokens, const EvalOptions& options, Are
     arena.release(mark);
 }
 
-// ------------------------------------------------------------------------------------------------------------ generation
+// ------------------------------------------------------------------------------------------------- generation
 
 Generation Model::start_generation(int64_t rows, Arena& arena) const {
     Generation generation{rows, 0, {}};
     for (const auto& block : blocks) {
         std::vector<Tensor> state;
-        for (const StateSpec& s : block->declare_state(rows, precision.act)) state.push_back(arena.tensor(s.name, s.dtype, s.shape));
+        for (const StateSpec& s : block->declare_state(rows, precision.act))
+            state.push_back(arena.tensor(s.name, s.dtype, s.shape));
         generation.state.push_back(state);
     }
     return generation;
 }
 
-void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const EvalOptions& options, Arena& arena, UnitHooks& hooks) {
+void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const EvalOptions& options, Arena& arena,
+                   UnitHooks& hooks) {
     const int64_t B = tokens.shape[0], n = tokens.shape[1], C = config.d_model;
     check_rows(B, options.group_size);
     if (has_mot(config) && config.group_axis == "sequence")
-        input_error("a model whose MoT groups lie within a sequence (--group-axis sequence) is not causal and cannot generate");
+        input_error(
+            "a model whose MoT groups lie within a sequence (--group-axis sequence) is not causal and cannot generate");
     if (generation.position + n > config.context)
-        input_error("cannot extend to position ", generation.position + n, ": the model's context is ", config.context, " tokens");
+        input_error("cannot extend to position ", generation.position + n, ": the model's context is ", config.context,
+                    " tokens");
     Run run{arena, hooks, B, n, false, false, false, options, {}, generation.position};
     int64_t mark = arena.mark();
     Tensor x = embed(tokens, run), branch = arena.tensor("branch", precision.act, x.shape);

@@ -2,8 +2,9 @@
 //
 //   x_0 = embedding(tokens);   x_{i+1} = x_i + block_i(norm_i(x_i));   losses = head([final_norm](x_n), targets)
 //
-// The model owns the parameter-shaped buffers (parameters, compute copy, gradients, Adam's moments). Activations live on an Arena used
-// as a stack: forward pushes what each block saves, backward pops it in reverse, so the arena's peak is the activation memory.
+// The model owns the parameter-shaped buffers (parameters, compute copy, gradients, Adam's moments). Activations live
+// on an Arena used as a stack: forward pushes what each block saves, backward pops it in reverse, so the arena's peak
+// is the activation memory.
 #pragma once
 #include <memory>
 #include <string>
@@ -16,8 +17,8 @@ namespace llmc {
 
 enum class Phase { forward, backward };
 
-// Called around every use of a unit's parameters. Does nothing in one process: gathering, freeing, reducing and prefetching of
-// sharded units hang here and nowhere else.
+// Called around every use of a unit's parameters. Does nothing in one process: gathering, freeing, reducing and
+// prefetching of sharded units hang here and nowhere else.
 struct UnitHooks {
     virtual ~UnitHooks() = default;
     virtual void before(const Unit&, Phase) {}
@@ -25,12 +26,15 @@ struct UnitHooks {
 };
 
 struct EvalOptions {
-    bool discrete = false;    // MoT: one-hot merge and emit weights
-    int64_t group_size = 0;   // MoT: another group size than trained with; 0: the model's
-    int64_t live_rows = 0;    // MoT: rows from here on enter their groups as zero vectors; 0: all rows are real
+    bool discrete = false;   // MoT: one-hot merge and emit weights
+    int64_t group_size = 0;  // MoT: another group size than trained with; 0: the model's
+    int64_t live_rows = 0;   // MoT: rows from here on enter their groups as zero vectors; 0: all rows are real
 };
 
-struct MetricSlot { std::string name; int64_t first, count; };  // a block's scalars in the metrics buffer
+struct MetricSlot {
+    std::string name;
+    int64_t first, count;
+};  // a block's scalars in the metrics buffer
 
 // Rows that extend position by position: the carried tensors of every block.
 struct Generation {
@@ -39,25 +43,33 @@ struct Generation {
 };
 
 class Model {
-  public:
+public:
     // Declares the tables; allocates nothing. InputError if the configuration is impossible.
     Model(const ModelConfig& config, const Precision& precision, bool decay_everything, Context& ctx);
 
     // Buffers. Training adds gradients and moments. Bytes: see memory().
     void allocate(bool training);
-    // Initial weights, made on the host in double from (seed, tensor name, element): the same on every backend and world size.
+    // Initial weights, made on the host in double from (seed, tensor name, element): the same on every backend and
+    // world size.
     void initialize(uint64_t seed);
-    void refresh_compute_copy();   // after parameters were loaded
+    void refresh_compute_copy();  // after parameters were loaded
 
     // InputError unless rows can be cut into groups (of the override, if not 0).
     void check_rows(int64_t rows, int64_t group_size = 0) const;
 
-    // Forward and backward of one micro-batch. tokens, targets [B,T] i32; losses [B*T] stat. dloss: weight of one token's loss in the
-    // total. Gradients are overwritten, or added to if `accumulate`. metrics (optional): the buffer of metric_slots().
-    struct MicroBatch { Tensor tokens, targets, losses; double dloss; bool accumulate; Tensor metrics{}; };
+    // Forward and backward of one micro-batch. tokens, targets [B,T] i32; losses [B*T] stat. dloss: weight of one
+    // token's loss in the total. Gradients are overwritten, or added to if `accumulate`. metrics (optional): the buffer
+    // of metric_slots().
+    struct MicroBatch {
+        Tensor tokens, targets, losses;
+        double dloss;
+        bool accumulate;
+        Tensor metrics{};
+    };
     void train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHooks& hooks);
     // Losses only.
-    void evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOptions& options, Arena& arena, UnitHooks& hooks);
+    void evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOptions& options, Arena& arena,
+                  UnitHooks& hooks);
     // logits [B,T,V] stat, all positions. For tests and small models: V is large.
     void logits(Tensor logits, Tensor tokens, const EvalOptions& options, Arena& arena, UnitHooks& hooks);
 
@@ -67,8 +79,8 @@ class Model {
     void extend(Tensor logits, Tensor tokens, Generation& generation, const EvalOptions& options, Arena& arena,
                 UnitHooks& hooks);
 
-    std::vector<NamedTensor> parameters() const;   // masters, in table order
-    std::vector<NamedTensor> optimizer() const;    // "m.<name>", "v.<name>"
+    std::vector<NamedTensor> parameters() const;  // masters, in table order
+    std::vector<NamedTensor> optimizer() const;   // "m.<name>", "v.<name>"
     std::vector<NamedTensor> gradients() const;
     const std::vector<MetricSlot>& metric_slots() const { return metrics; }
     int64_t metric_count() const { return metrics.empty() ? 0 : metrics.back().first + metrics.back().count; }
@@ -77,10 +89,10 @@ class Model {
     const ModelConfig config;
     const Precision precision;
     ParamTable table;
-    Arena buffers;                                   // everything shaped like the parameters
-    Tensor params, compute, grads, moment1, moment2; // compute is params itself where there is no copy
+    Arena buffers;                                    // everything shaped like the parameters
+    Tensor params, compute, grads, moment1, moment2;  // compute is params itself where there is no copy
 
-  private:
+private:
     struct Run;   // one call: sizes, options, arena, hooks
     struct Kept;  // what one block leaves for backward
     UnitView view(const std::string& unit_name, bool gradients) const;
@@ -89,7 +101,8 @@ class Model {
     Pass pass_for(size_t i, const Run& run) const;
     void announce(size_t i, const Run& run, Phase phase, bool before) const;
     void normalize(size_t i, Kept& kept, Tensor x, Tensor branch, const Run& run) const;
-    void normalize_backward(size_t i, const Kept& kept, Tensor dx, Tensor dnormed, bool accumulate_dx, const Run& run) const;
+    void normalize_backward(size_t i, const Kept& kept, Tensor dx, Tensor dnormed, bool accumulate_dx,
+                            const Run& run) const;
     Kept forward_block(size_t i, Tensor x, Tensor branch, const Run& run);
     void backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept);
     Tensor embed(Tensor tokens, const Run& run);

@@ -8,7 +8,7 @@ namespace llmc {
 namespace {
 constexpr int64_t alignment = 128;  // elements
 int64_t aligned(int64_t n) { return (n + alignment - 1) / alignment * alignment; }
-}
+}  // namespace
 
 void ParamTable::finish(bool decay_everything) {
     size = 0;
@@ -45,6 +45,13 @@ int64_t ParamTable::count() const {
     return n;
 }
 
+int64_t ParamTable::count_matrices() const {
+    int64_t n = 0;
+    for (const Unit& unit : units)
+        for (const ParamSpec& spec : unit.params) n += spec.matrix() ? spec.shape.numel() : 0;
+    return n;
+}
+
 const ParamSpec* UnitView::find(const char* local_name) const {
     for (const ParamSpec& spec : unit->params)
         if (std::string_view(spec.name).substr(unit->prefix.size() + 1) == local_name) return &spec;
@@ -68,13 +75,15 @@ Tensor unit_range(const Unit& unit, const Tensor& buffer) {
 }
 
 Tensor view_of(const ParamSpec& spec, const Tensor& range) {
-    return Tensor(static_cast<char*>(range.data) + spec.offset * size_of(range.dtype), range.dtype, spec.shape, spec.name.c_str());
+    return Tensor(static_cast<char*>(range.data) + spec.offset * size_of(range.dtype), range.dtype, spec.shape,
+                  spec.name.c_str());
 }
 
 std::vector<NamedTensor> named_tensors(const ParamTable& table, const Tensor& buffer, const std::string& prefix) {
     std::vector<NamedTensor> list;
     for (const Unit& unit : table.units)
-        for (const ParamSpec& spec : unit.params) list.push_back({prefix + spec.name, view_of(spec, unit_range(unit, buffer))});
+        for (const ParamSpec& spec : unit.params)
+            list.push_back({prefix + spec.name, view_of(spec, unit_range(unit, buffer))});
     return list;
 }
 

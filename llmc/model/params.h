@@ -1,5 +1,5 @@
-// The parameter table: every tensor of a model is declared here once, with name, shape, initialisation and decay. Allocation, init, AdamW,
-// checkpoints, gradient tests, counts and `info` all walk this table.
+// The parameter table: every tensor of a model is declared here once, with name, shape, initialisation and decay.
+// Allocation, init, AdamW, checkpoints, gradient tests, counts and `info` all walk this table.
 //
 // A unit is one flat range of the parameter buffer; gradients, Adam moments and the compute copy have the same layout.
 // Embedding, final norm and head are units; a block has a dense unit and, if it has experts, an expert unit.
@@ -18,29 +18,33 @@ struct ParamInit {
 };
 
 struct ParamSpec {
-    std::string name;        // full name, "blocks.3.qkv.weight"
+    std::string name;  // full name, "blocks.3.qkv.weight"
     Shape shape;
     ParamInit init;
-    int64_t offset = 0;      // in elements, from the start of the unit
+    int64_t offset = 0;                                             // in elements, from the start of the unit
     bool matrix() const { return init.kind == ParamInit::weight; }  // what --decay matrices decays
 };
 
 struct Unit {
-    std::string name;        // "embedding", "blocks.3", "blocks.3.experts", "final_norm", "head"
-    bool experts = false;    // axis 0 of every tensor counts experts
-    int64_t offset = 0;      // in elements, from the start of the parameter buffer
-    int64_t size = 0;        // in elements, with padding
-    int64_t decayed = 0;     // weight decay applies to elements [0, decayed)
+    std::string name;      // "embedding", "blocks.3", "blocks.3.experts", "final_norm", "head"
+    bool experts = false;  // axis 0 of every tensor counts experts
+    int64_t offset = 0;    // in elements, from the start of the parameter buffer
+    int64_t size = 0;      // in elements, with padding
+    int64_t decayed = 0;   // weight decay applies to elements [0, decayed)
     std::vector<ParamSpec> params;
 
     // Declares `prefix.local_name`; see ParamInit.
-    void weight(const std::string& local_name, Shape shape, int64_t fan_in) { add(local_name, shape, {ParamInit::weight, fan_in}); }
-    void bias(const std::string& local_name, Shape shape, int64_t fan_in) { add(local_name, shape, {ParamInit::bias, fan_in}); }
+    void weight(const std::string& local_name, Shape shape, int64_t fan_in) {
+        add(local_name, shape, {ParamInit::weight, fan_in});
+    }
+    void bias(const std::string& local_name, Shape shape, int64_t fan_in) {
+        add(local_name, shape, {ParamInit::bias, fan_in});
+    }
     void ones(const std::string& local_name, Shape shape) { add(local_name, shape, {ParamInit::ones, 1}); }
     void zeros(const std::string& local_name, Shape shape) { add(local_name, shape, {ParamInit::zeros, 1}); }
 
-    std::string prefix;      // put before local names: "blocks.3"
-  private:
+    std::string prefix;  // put before local names: "blocks.3"
+private:
     void add(const std::string& local_name, Shape shape, ParamInit init) {
         params.push_back({prefix + "." + local_name, shape, init, 0});
     }
@@ -48,15 +52,19 @@ struct Unit {
 
 struct ParamTable {
     std::vector<Unit> units;
-    int64_t size = 0;        // elements of the whole buffer, with padding
+    int64_t size = 0;  // elements of the whole buffer, with padding
 
     // Lays out units and tensors. In each unit weights come first, so that one bound says what is decayed.
     void finish(bool decay_everything);
 
     const Unit* find_unit(const std::string& name) const;  // nullptr if there is none
-    struct Found { const Unit* unit = nullptr; const ParamSpec* spec = nullptr; };
-    Found find(const std::string& name) const;             // RunError if there is no such tensor
+    struct Found {
+        const Unit* unit = nullptr;
+        const ParamSpec* spec = nullptr;
+    };
+    Found find(const std::string& name) const;  // RunError if there is no such tensor
     int64_t count() const;                                 // parameters, without padding
+    int64_t count_matrices() const;                        // of these in matrices and embeddings
 };
 
 // A unit at work: where its parameters lie now and, while training, its gradients.
@@ -68,11 +76,12 @@ struct UnitView {
     Tensor param(const char* local_name) const;  // RunError if there is no such tensor
     Tensor grad(const char* local_name) const;
 
-  private:
+private:
     const ParamSpec* find(const char* local_name) const;
 };
 
-// The unit's range of a buffer that has the table's layout (parameters, gradients, moments), and one tensor inside such a range.
+// The unit's range of a buffer that has the table's layout (parameters, gradients, moments), and one tensor inside such
+// a range.
 Tensor unit_range(const Unit& unit, const Tensor& buffer);
 Tensor view_of(const ParamSpec& spec, const Tensor& range);
 

@@ -4,17 +4,20 @@ namespace llmc {
 
 namespace {
 constexpr int64_t alignment = 256;
-char* const fake_base = reinterpret_cast<char*>(uintptr_t(1) << 40);  // never dereferenced: only a counting Context sees it
-}
+char* const fake_base =
+    reinterpret_cast<char*>(uintptr_t(1) << 40);  // never dereferenced: only a counting Context sees it
+}  // namespace
 
 Arena::~Arena() {
     if (base) device_free(base, size, ctx);
 }
 
 Tensor Arena::tensor(const char* tensor_name, DType dtype, Shape shape) {
+    if (!base && !ctx.counting && shape.numel() > 0) run_error("arena ", name, " was not allocated");
     int64_t bytes = (shape.numel() * size_of(dtype) + alignment - 1) / alignment * alignment;
     if (base && used + bytes > size)
-        run_error("arena ", name, " is full: ", tensor_name, " ", shape.text(), " needs ", bytes, " bytes, ", size - used, " are left");
+        run_error("arena ", name, " is full: ", tensor_name, " ", shape.text(), " needs ", bytes, " bytes, ",
+                  size - used, " are left");
     Tensor t((base ? base : fake_base) + used, dtype, shape, tensor_name);
     used += bytes;
     if (used > most) most = used;

@@ -1,60 +1,66 @@
-// The op contract: every operation a model is made of. One backend (ops/cpu/, later ops/cuda/) implements all of it and is
-// chosen at link time.
+// The op contract: every operation a model is made of. One backend (ops/cpu/, later ops/cuda/) implements all of it and
+// is chosen at link time.
 //
-// Rules. Outputs come first, then inputs, then what shapes cannot say, then the Context. Ops only enqueue work. They check
-// shapes and dtypes and name the tensor that is wrong (RunError). A default-constructed Tensor means "not given". Zero rows are
-// legal. Aliasing is forbidden unless stated. `accumulate` = false overwrites a gradient, true adds to it.
+// Rules. Outputs come first, then inputs, then what shapes cannot say, then the Context. Ops only enqueue work. They
+// check shapes and dtypes and name the tensor that is wrong (RunError). A default-constructed Tensor means "not given".
+// Zero rows are legal. Aliasing is forbidden unless stated. `accumulate` = false overwrites a gradient, true adds to
+// it.
 //
-// Letters. B sequences, T positions, C = d_model, H heads, D = C / H, F hidden size of a feed-forward, V vocabulary, E experts,
-// g group size, R = B*T/g rows of mixed tokens per expert.
+// Letters. B sequences, T positions, C = d_model, H heads, D = C / H, F hidden size of a feed-forward, V vocabulary, E
+// experts, g group size, R = B*T/g rows of mixed tokens per expert.
 //
-// Types. "act" is the activation type (f32, bf16 or f64); weights have the same type as the activations they meet. Gradients of
-// parameters and everything marked f32 below are f32, except that all of them are f64 when act is f64. bf16 is
-// storage: arithmetic is f32. Sums over long axes are deterministic: fixed chunks, whatever the number of threads.
+// Types. "act" is the activation type (f32, bf16 or f64); weights have the same type as the activations they meet.
+// Gradients of parameters and everything marked f32 below are f32, except that all of them are f64 when act is f64.
+// bf16 is storage: arithmetic is f32. Sums over long axes are deterministic: fixed chunks, whatever the number of
+// threads.
 #pragma once
 #include "llmc/ops/context.h"
 
 namespace llmc {
 
-// ---------------------------------------------------------------------------------------------------------------- memory
-// Device memory, at least 256-byte aligned, contents undefined. RunError if there is not enough. While counting: a fake address.
+// ------------------------------------------------------------------------------------------------------ memory
+// Device memory, at least 256-byte aligned, contents undefined. RunError if there is not enough. While counting: a fake
+// address.
 void* device_alloc(int64_t bytes, Context& ctx);
 void device_free(void* data, int64_t bytes, Context& ctx);
-int64_t device_memory_available(Context& ctx);                // bytes that could still be allocated now
+int64_t device_memory_available(Context& ctx);  // bytes that could still be allocated now
 
-void upload(Tensor dst, const void* host, Context& ctx);      // dst.bytes() bytes from the host
-void download(void* host, Tensor src, Context& ctx);          // waits until src is final, then copies src.bytes() bytes
-void fill(Tensor t, double value, Context& ctx);              // any dtype, contiguous
-void copy(Tensor dst, Tensor src, Context& ctx);              // equal numel, contiguous; converts between float types
+void upload(Tensor dst, const void* host, Context& ctx);  // dst.bytes() bytes from the host
+void download(void* host, Tensor src, Context& ctx);      // waits until src is final, then copies src.bytes() bytes
+void fill(Tensor t, double value, Context& ctx);          // any dtype, contiguous
+void copy(Tensor dst, Tensor src, Context& ctx);          // equal numel, contiguous; converts between float types
 void synchronize(Context& ctx);
 
-std::string backend_description(Context& ctx);                // e.g. "cpu, 2 threads, AVX-512, oneDNN 2.6.3"
-double measure_peak_flops(DType act, Context& ctx);           // FLOP/s of a fused-multiply-add loop on all threads, about 0.1 s
+std::string backend_description(Context& ctx);       // e.g. "cpu, 2 threads, AVX-512, oneDNN 2.6.3"
+double measure_peak_flops(DType act, Context& ctx);  // FLOP/s of a fused-multiply-add loop on all threads, about 0.1 s
 
-// ------------------------------------------------------------------------------------------------------------- embedding
+// --------------------------------------------------------------------------------------------------- embedding
 // out[b,t,:] = token_table[tokens[b,t],:] + position_table[first_position + t,:]
 // out [B,T,C] act; tokens [B,T] i32; token_table [V,C]; position_table [context,C] or not given
-void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor position_table, int64_t first_position, Context& ctx);
-// dtoken_table [V,C] f32 (+)= rows of dout by token; dposition_table [context,C] f32 (rows >= T get zero unless accumulating).
+void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor position_table, int64_t first_position,
+                       Context& ctx);
+// dtoken_table [V,C] f32 (+)= rows of dout by token; dposition_table [context,C] f32 (rows >= T get zero unless
+// accumulating).
 void embedding_backward(Tensor dtoken_table, Tensor dposition_table, Tensor dout, Tensor tokens, bool accumulate_token,
                         bool accumulate_position, Context& ctx);
 
-// ------------------------------------------------------------------------------------------------------------------ norm
+// -------------------------------------------------------------------------------------------------------- norm
 enum class Norm { layernorm, rmsnorm };
 // layernorm: out = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + eps), var divides by C   (Ba et al. 2016)
-// rmsnorm:   out = x * rstd * weight (+ bias),         rstd = 1 / sqrt(mean(x^2) + eps)               (Zhang & Sennrich 2019)
-// x, out [..., C] act; mean, rstd [...] f32 (mean is not given for rmsnorm); weight [C]; bias [C] or not given.
-void norm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias, Norm kind, double eps, Context& ctx);
+// rmsnorm:   out = x * rstd * weight (+ bias),         rstd = 1 / sqrt(mean(x^2) + eps)               (Zhang & Sennrich
+// 2019) x, out [..., C] act; mean, rstd [...] f32 (mean is not given for rmsnorm); weight [C]; bias [C] or not given.
+void norm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight, Tensor bias, Norm kind, double eps,
+                  Context& ctx);
 // sum = x + branch; then as above with x = sum. One pass over memory. `sum` may alias `x`.
-void residual_norm_forward(Tensor sum, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor branch, Tensor weight, Tensor bias,
-                           Norm kind, double eps, Context& ctx);
+void residual_norm_forward(Tensor sum, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor branch, Tensor weight,
+                           Tensor bias, Norm kind, double eps, Context& ctx);
 // dx += (accumulate_dx) or = gradient through the norm; dweight, dbias [C] f32 (dbias not given if there is no bias).
-void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd, Tensor weight,
-                   Norm kind, bool accumulate_dx, bool accumulate, Context& ctx);
+void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd,
+                   Tensor weight, Norm kind, bool accumulate_dx, bool accumulate, Context& ctx);
 // out = a + b, elementwise. out may alias a.
 void add(Tensor out, Tensor a, Tensor b, Context& ctx);
 
-// ---------------------------------------------------------------------------------------------------------------- matmul
+// ------------------------------------------------------------------------------------------------------ matmul
 enum class Activation { none, relu, gelu, gelu_erf, silu };  // gelu is the tanh form
 
 struct MatmulOptions {
@@ -72,7 +78,7 @@ void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Contex
 // dbias [N] f32 (+)= column sums of dout [..., N].
 void bias_backward(Tensor dbias, Tensor dout, bool accumulate, Context& ctx);
 
-// ----------------------------------------------------------------------------------------------------------- activations
+// ------------------------------------------------------------------------------------------------- activations
 // out = f(x). gelu: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (Hendrycks & Gimpel 2016); silu: x sigmoid(x).
 void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx);
 // dx = dout * f'(x). For relu, x may be the output as well as the input. dx may alias dout.
@@ -82,38 +88,46 @@ void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context&
 // dup may alias dout.
 void gated_backward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up, Activation kind, Context& ctx);
 
-// ------------------------------------------------------------------------------------------------------------- attention
+// --------------------------------------------------------------------------------------------------- attention
 // Causal multi-head attention without a T x T matrix in memory (Dao et al. 2022): tiles, online softmax.
-// qkv [B,T,3C] = rows of Q | K | V, each H heads of size D; out [B,T,C]; lse [B,H,T] f32 = log-sum-exp of the scaled scores.
+// qkv [B,T,3C] = rows of Q | K | V, each H heads of size D; out [B,T,C]; lse [B,H,T] f32 = log-sum-exp of the scaled
+// scores.
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, int64_t heads, Context& ctx);
 void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse, int64_t heads, Context& ctx);
-// Rotary position embedding (Su et al. 2021) of Q and K in place, base 10000, pairs (i, i + D/2), position = first_position + t:
-// (a, b) -> (a cos - b sin, b cos + a sin). inverse = true rotates back, which is the backward of the same op on dqkv.
+// Rotary position embedding (Su et al. 2021) of Q and K in place, base 10000, pairs (i, i + D/2), position =
+// first_position + t: (a, b) -> (a cos - b sin, b cos + a sin). inverse = true rotates back, which is the backward of
+// the same op on dqkv.
 void rope(Tensor qkv, int64_t heads, int64_t first_position, bool inverse, Context& ctx);
-// Generation: puts K and V of n new positions (qkv [B,n,3C], rotated already) into keys, values [B,context,C] at first_position
-// and attends from the new positions to all up to themselves. out [B,n,C].
-void attention_extend(Tensor out, Tensor keys, Tensor values, Tensor qkv, int64_t first_position, int64_t heads, Context& ctx);
+// Generation: puts K and V of n new positions (qkv [B,n,3C], rotated already) into keys, values [B,context,C] at
+// first_position and attends from the new positions to all up to themselves. out [B,n,C].
+void attention_extend(Tensor out, Tensor keys, Tensor values, Tensor qkv, int64_t first_position, int64_t heads,
+                      Context& ctx);
 
-// ------------------------------------------------------------------------------------------------------------------ head
-// losses[n] = logsumexp(logits_n) - logits_n[target_n], logits = x weight^T; x [N,C] act; weight [V,C]; targets [N] i32, -1: loss 0
-// and no gradient; losses [N] f32. If dx [N,C] act and dweight [V,C] f32 are given, also their gradients for
-// d(total)/d(losses[n]) = dloss. Works in chunks of rows whose logits have leading dimension round_up(V, 64): the full [N,V] never
-// exists. dx is overwritten.
-void head_loss(Tensor losses, Tensor dx, Tensor dweight, Tensor x, Tensor weight, Tensor targets, double dloss, bool accumulate,
-               Context& ctx);
+// -------------------------------------------------------------------------------------------------------- head
+// losses[n] = logsumexp(logits_n) - logits_n[target_n], logits = x weight^T; x [N,C] act; weight [V,C]; targets [N]
+// i32, -1: loss 0 and no gradient; losses [N] f32. If dx [N,C] act and dweight [V,C] f32 are given, also their
+// gradients for d(total)/d(losses[n]) = dloss. Works in chunks of rows whose logits have leading dimension round_up(V,
+// 64): the full [N,V] never exists. dx is overwritten.
+void head_loss(Tensor losses, Tensor dx, Tensor dweight, Tensor x, Tensor weight, Tensor targets, double dloss,
+               bool accumulate, Context& ctx);
 
-// ------------------------------------------------------------------------------------------------------------------- MoT
-// A group is g tokens. Over the batch: rows j*g .. j*g+g-1 at one position t; its row is r = j*T + t. Within a sequence: positions
-// j*g .. j*g+g-1 of row b; r = b*(T/g) + j. Weights have one value per (token, expert): [B,T,E], f32.
+// --------------------------------------------------------------------------------------------------------- MoT
+// A group is g tokens. Over the batch: rows j*g .. j*g+g-1 at one position t; its row is r = j*T + t. Within a
+// sequence: positions j*g .. j*g+g-1 of row b; r = b*(T/g) + j. Weights have one value per (token, expert): [B,T,E],
+// f32.
 // Formulas: docs/mot.md (Antoniak et al. 2023).
-struct Group { int64_t size = 1; bool within_sequence = false; };
+struct Group {
+    int64_t size = 1;
+    bool within_sequence = false;
+};
 enum class SoftmaxOver { group, experts };
 
 // weights = softmax of logits / temperature over the g tokens of a group (per expert), or over the experts (per token).
-void mot_softmax_forward(Tensor weights, Tensor logits, SoftmaxOver over, Group group, double temperature, Context& ctx);
+void mot_softmax_forward(Tensor weights, Tensor logits, SoftmaxOver over, Group group, double temperature,
+                         Context& ctx);
 // dlogits (+)= w (dw - sum w dw) / temperature.
-void mot_softmax_backward(Tensor dlogits, Tensor dweights, Tensor weights, SoftmaxOver over, Group group, double temperature,
-                          bool accumulate, Context& ctx);
+void mot_softmax_backward(Tensor dlogits, Tensor dweights, Tensor weights, SoftmaxOver over, Group group,
+                          double temperature, bool accumulate, Context& ctx);
 // In place: 1 at the maximum of each softmax, 0 elsewhere; ties go to the lowest index.
 void mot_discretize(Tensor weights, SoftmaxOver over, Group group, Context& ctx);
 
@@ -123,44 +137,51 @@ void mot_merge(Tensor slots, Tensor weights, Tensor tokens, Group group, Context
 // tokens[i,:] (+)= sum over experts e: weights[i,e] slots[e,r,:].
 // Emit expert outputs; also the gradient of mot_merge with respect to tokens.
 void mot_emit(Tensor tokens, Tensor weights, Tensor slots, Group group, bool accumulate, Context& ctx);
-// dweights[i,e] (+)= <tokens[i,:], slots[e,r,:]>: the gradient of merge (slots = dslots) and emit (tokens = dtokens) for weights.
+// dweights[i,e] (+)= <tokens[i,:], slots[e,r,:]>: the gradient of merge (slots = dslots) and emit (tokens = dtokens)
+// for weights.
 void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group group, bool accumulate, Context& ctx);
 
-// stats [4] f64 = mean and standard deviation of the softmax entropy divided by log(axis length) (1 if the length is 1), then mean
-// and standard deviation of the logits.
+// stats [4] f64 = mean and standard deviation of the softmax entropy divided by log(axis length) (1 if the length is
+// 1), then mean and standard deviation of the logits.
 void mot_statistics(Tensor stats, Tensor weights, Tensor logits, SoftmaxOver over, Group group, Context& ctx);
 
-// ------------------------------------------------------------------------------------------------------------- optimizer
-// What changes from step to step, in device memory: ops take it by pointer, so that no host wait is needed inside a step.
+// --------------------------------------------------------------------------------------------------- optimizer
+// What changes from step to step, in device memory: ops take it by pointer, so that no host wait is needed inside a
+// step.
 struct StepState {
-    double lr = 0;                  // learning rate of this step
-    double loss_sum = 0;            // sum of the losses of this step's tokens ...
-    int64_t loss_count = 0;         // ... and how many (targets >= 0)
-    double grad_square_sum = 0;     // of all gradients
-    double grad_norm = 0;           // its root, before clipping
-    double grad_scale = 1;          // min(1, clip / (grad_norm + 1e-6))
+    double lr = 0;                                      // learning rate of this step
+    double loss_sum = 0;                                // sum of the losses of this step's tokens ...
+    int64_t loss_count = 0;                             // ... and how many (targets >= 0)
+    double grad_square_sum = 0;                         // of all gradients
+    double grad_norm = 0;                               // its root, before clipping
+    double grad_scale = 1;                              // min(1, clip / (grad_norm + 1e-6))
     double bias_correction1 = 1, bias_correction2 = 1;  // 1 - beta^t
-    int64_t t = 0;                  // updates made so far: Adam's own count
-    int64_t skipped = 0;            // steps skipped so far because loss or gradient was not finite
+    int64_t t = 0;                                      // updates made so far: Adam's own count
+    int64_t skipped = 0;                                // steps skipped so far because loss or gradient was not finite
     int64_t skipped_in_a_row = 0;
-    int64_t ok = 1;                 // 0: this step's update is skipped
-    double total_loss_sum = 0;      // loss_sum and loss_count of all steps that were not skipped: the difference between two
-    int64_t total_loss_count = 0;   // looks is the mean loss in between
+    int64_t ok = 1;  // 0: this step's update is skipped
+    double total_loss_sum =
+        0;  // loss_sum and loss_count of all steps that were not skipped: the difference between two
+    int64_t total_loss_count = 0;  // looks is the mean loss in between
 };
 // `step` below is a Tensor of sizeof(StepState) bytes (i32 elements).
 Tensor step_state_tensor(void* data);
 
-void step_begin(Tensor step, double lr, Context& ctx);                           // sets lr, clears the sums of the last step
+void step_begin(Tensor step, double lr, Context& ctx);  // sets lr, clears the sums of the last step
 void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx);  // adds to loss_sum and loss_count
-void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx);               // grad_square_sum += sum of squares of grad [N]
-// Sets norm, clip scale, ok (everything finite?) and, if ok, advances t and the bias corrections. clip <= 0: no clipping.
+void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx);  // grad_square_sum += sum of squares of grad [N]
+// Sets norm, clip scale, ok (everything finite?) and, if ok, advances t and the bias corrections. clip <= 0: no
+// clipping.
 void step_decide(Tensor step, double clip, double beta1, double beta2, Context& ctx);
 
-struct AdamW { double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.1; };
+struct AdamW {
+    double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.1;
+};
 // One unit in one pass (Loshchilov & Hutter 2019), unless ok = 0:
 //   g = grad * grad_scale;  p *= 1 - lr * weight_decay (elements [0, decayed) only);  m, v = moving averages of g, g^2;
 //   p -= lr * (m / bias_correction1) / (sqrt(v / bias_correction2) + eps)
-// param [N] f32, bf16 or f64 is the master; compute_copy [N] (bf16) is rewritten from it if given; m, v, grad [N] f32 (f64).
+// param [N] f32, bf16 or f64 is the master; compute_copy [N] (bf16) is rewritten from it if given; m, v, grad [N] f32
+// (f64).
 void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor grad, Tensor step, int64_t decayed,
                   const AdamW& options, Context& ctx);
 

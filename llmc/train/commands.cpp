@@ -61,7 +61,8 @@ int run_eval(const EvalCommand& command) {
     Loaded loaded(command.checkpoint, command.threads);
     const Dataset data = open_dataset(command.data);
     check_vocabulary(data, loaded.config.vocab_size);
-    if (command.split != "train" && command.split != "val") input_error("--split ", command.split, " is unknown: use train or val");
+    if (command.split != "train" && command.split != "val")
+        input_error("--split ", command.split, " is unknown: use train or val");
     const Split& split = command.split == "train" || data.bare ? data.train : data.val;
     if (split.shards.empty()) input_error(data.path, " has no ", command.split, " split");
 
@@ -77,8 +78,8 @@ int run_eval(const EvalCommand& command) {
         loader.fill(tokens.data(), targets.data(), count, 0);
         loaded.load_parameters();
         const double loss = evaluate_filled(*loaded.model, tokens, targets, loaded.fillers, fill, *loaded.ctx);
-        std::printf("%lld single sequences, groups filled by rule %s: loss %.4f  perplexity %.2f\n", static_cast<long long>(count),
-                    command.group_fill.c_str(), loss, std::exp(loss));
+        std::printf("%lld single sequences, groups filled by rule %s: loss %.4f  perplexity %.2f\n",
+                    static_cast<long long>(count), command.group_fill.c_str(), loss, std::exp(loss));
         return 0;
     }
     const Plan plan = make_plan(loaded.config, config, false, command.threads, options);
@@ -92,14 +93,17 @@ int run_eval(const EvalCommand& command) {
     Step step(*loaded.model, config, arena, hooks, *loaded.ctx);
     const Evaluator evaluator(data, loaded.config, config, &split);
     const EvalResult result = evaluator.run(step, options);
-    std::printf("step %lld, %s split: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(), result.text().c_str());
+    std::printf("step %lld, %s split: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
+                result.text().c_str());
     return 0;
 }
 
 int run_generate(const GenerateCommand& command) {
     Loaded loaded(command.checkpoint, command.threads);
     std::string rank_file = command.tokenizer;
-    if (rank_file.empty()) rank_file = (std::filesystem::path(loaded.checkpoint.directory) / ".." / "tokenizer.tiktoken").lexically_normal();
+    if (rank_file.empty())
+        rank_file =
+            (std::filesystem::path(loaded.checkpoint.directory) / ".." / "tokenizer.tiktoken").lexically_normal();
     const Tokenizer tokenizer = Tokenizer::load(rank_file);
     if (tokenizer.vocab_size() != loaded.config.vocab_size)
         input_error(rank_file, " has ", tokenizer.vocab_size(), " tokens, the model has ", loaded.config.vocab_size,
@@ -121,8 +125,10 @@ int run_generate(const GenerateCommand& command) {
         std::printf("%s", tokenizer.decode(std::vector<int32_t>{token}).c_str());
         std::fflush(stdout);
     };
-    const auto texts = generate(*loaded.model, prompts, loaded.fillers, options, *loaded.ctx, stream ? TokenCallback(show) : TokenCallback());
-    if (stream) std::printf("\n");
+    const auto texts = generate(*loaded.model, prompts, loaded.fillers, options, *loaded.ctx,
+                                stream ? TokenCallback(show) : TokenCallback());
+    if (stream)
+        std::printf("\n");
     else
         for (size_t i = 0; i < texts.size(); i++)
             std::printf("--- %zu\n%s%s\n", i + 1, command.prompts[i].c_str(), tokenizer.decode(texts[i]).c_str());

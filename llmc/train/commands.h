@@ -16,13 +16,13 @@ struct EvalCommand {
     int64_t batches = 10, micro_batch = 0;  // 0: as in training
     int64_t group_size = 0;                 // MoT: another group size; 0: as in training
     bool discrete = false;
-    std::string group_fill;                 // not empty: single sequences in groups filled up by this rule
+    std::string group_fill;  // not empty: single sequences in groups filled up by this rule
     int threads = 0;
 };
 int run_eval(const EvalCommand& command);
 
 struct GenerateCommand {
-    std::string checkpoint, tokenizer;      // tokenizer: a rank file; empty: the training data's
+    std::string checkpoint, tokenizer;  // tokenizer: a rank file; empty: the training data's
     std::vector<std::string> prompts;
     std::string group_fill = "data";
     GenerateOptions options;

@@ -10,16 +10,16 @@ namespace llmc {
 inline constexpr uint64_t eval_seed = 1912;  // of the order of validation sequences: does not depend on the run's seed
 
 struct EvalResult {
-    double loss = 0;            // nats a token
-    double perplexity = 0;      // exp(loss)
-    double bits_per_byte = 0;   // 0 if the data does not know its bytes
+    double loss = 0;           // nats a token
+    double perplexity = 0;     // exp(loss)
+    double bits_per_byte = 0;  // 0 if the data does not know its bytes
     int64_t tokens = 0;
     std::string text() const;
     void add_to(nlohmann::json& json, const std::string& prefix) const;
 };
 
 class Evaluator {
-  public:
+public:
     // Takes up to config.eval_batches micro-batches of the validation split (split = nullptr: the data's `val`).
     Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* split = nullptr);
     int64_t batches() const { return count; }  // 0 if there is nothing to validate on
@@ -28,7 +28,7 @@ class Evaluator {
     // Token sequences [group_size][context] of the training data, for filling up groups in generation.
     const std::vector<std::vector<int32_t>>& fillers() const { return filler_rows; }
 
-  private:
+private:
     int64_t count = 0, micro_batch = 0, context = 0;
     double bytes_per_token = 0;
     std::vector<int32_t> tokens, targets;  // [count, micro_batch, context]

@@ -32,7 +32,8 @@ inline void add_fields(CLI::App& app, ModelConfig& model, TrainConfig& train) {
     auto add = [&](const FieldInfo& info, auto& field) { add_field(app, info, field); };
     for_each_model_field(model, add);
     for_each_train_field(train, add);
-    app.set_config("--config", "", "read flags from this file: lines of `flag = value` without the dashes; the command line wins")
+    app.set_config("--config", "",
+                   "read flags from this file: lines of `flag = value` without the dashes; the command line wins")
         ->group("Run");
     app.allow_config_extras(CLI::config_extras_mode::error);
 }

@@ -27,7 +27,8 @@ void check_prompts(const Model& model, const Sequences& prompts, const Sequences
     for (size_t i = 0; i < prompts.size(); i++) {
         if (prompts[i].empty()) input_error("prompt ", i + 1, " is empty");
         if (int64_t(prompts[i].size()) >= model.config.context)
-            input_error("prompt ", i + 1, " has ", prompts[i].size(), " tokens; the model's context is ", model.config.context);
+            input_error("prompt ", i + 1, " has ", prompts[i].size(), " tokens; the model's context is ",
+                        model.config.context);
     }
     const bool short_group = rows_with_fill(model.config, int64_t(prompts.size())) > int64_t(prompts.size());
     if (fill == GroupFill::data && short_group && fillers.empty())
@@ -52,7 +53,9 @@ struct Workbench {
 };
 
 // Logits of one row on the host as float, whatever the model computes in.
-const float* row_of(const std::vector<float>& logits, int64_t row, int64_t vocab) { return logits.data() + row * vocab; }
+const float* row_of(const std::vector<float>& logits, int64_t row, int64_t vocab) {
+    return logits.data() + row * vocab;
+}
 
 void download_logits(std::vector<float>& host, Tensor logits, Context& ctx) {
     if (logits.dtype == DType::f32) return download(host.data(), logits, ctx);
@@ -64,7 +67,8 @@ void download_logits(std::vector<float>& host, Tensor logits, Context& ctx) {
 }  // namespace
 
 std::vector<std::vector<int32_t>> generate(Model& model, const Sequences& prompts, const Sequences& fillers,
-                                           const GenerateOptions& options, Context& ctx, const TokenCallback& on_token) {
+                                           const GenerateOptions& options, Context& ctx,
+                                           const TokenCallback& on_token) {
     check_prompts(model, prompts, fillers, options.fill);
     check_sampling(options.sampling);
     const int64_t P = int64_t(prompts.size()), rows = rows_with_fill(model.config, P), V = model.config.vocab_size;
@@ -87,7 +91,8 @@ std::vector<std::vector<int32_t>> generate(Model& model, const Sequences& prompt
 
     size_t longest = 0;
     for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
-    const int64_t last = std::min(model.config.context, int64_t(longest) + options.max_tokens);  // positions that may be filled
+    const int64_t last =
+        std::min(model.config.context, int64_t(longest) + options.max_tokens);  // positions that may be filled
     std::vector<RandomStream> streams;
     for (int64_t i = 0; i < P; i++) streams.emplace_back(options.seed, str("generate prompt ", i));
     Sequences text = prompts, fresh(prompts.size());
@@ -97,7 +102,8 @@ std::vector<std::vector<int32_t>> generate(Model& model, const Sequences& prompt
 
     for (int64_t t = 0; t + 1 < last; t++) {
         for (int64_t r = 0; r < rows; r++) {  // what stands at position t; a finished row repeats its last token
-            const auto& source = r < P || options.fill != GroupFill::data ? text[size_t(r % P)] : fillers[size_t(r - P) % fillers.size()];
+            const auto& source = r < P || options.fill != GroupFill::data ? text[size_t(r % P)]
+                                                                          : fillers[size_t(r - P) % fillers.size()];
             column[size_t(r)] = source[std::min(size_t(t), source.size() - 1)];
         }
         upload(tokens, column.data(), ctx);
@@ -112,7 +118,8 @@ std::vector<std::vector<int32_t>> generate(Model& model, const Sequences& prompt
         for (int64_t p = 0; p < P; p++) {
             const size_t i = size_t(p);
             if (finished[i] || t + 1 < int64_t(text[i].size())) continue;
-            int32_t next = sample(row_of(host_logits, p, V), V, options.sampling, streams[i].uniform(uint64_t(fresh[i].size())));
+            int32_t next =
+                sample(row_of(host_logits, p, V), V, options.sampling, streams[i].uniform(uint64_t(fresh[i].size())));
             if (next == options.end_of_text) {
                 finished[i] = true;
                 continue;
@@ -129,7 +136,8 @@ std::vector<std::vector<int32_t>> generate(Model& model, const Sequences& prompt
 double evaluate_filled(Model& model, const std::vector<int32_t>& tokens, const std::vector<int32_t>& targets,
                        const Sequences& fillers, GroupFill fill, Context& ctx) {
     const int64_t T = model.config.context, count = int64_t(tokens.size()) / T, rows = rows_with_fill(model.config, 1);
-    if (fill == GroupFill::data && rows > 1 && fillers.empty()) input_error("there are no sequences to fill MoT groups with");
+    if (fill == GroupFill::data && rows > 1 && fillers.empty())
+        input_error("there are no sequences to fill MoT groups with");
     EvalOptions eval;
     if (fill == GroupFill::zero) eval.live_rows = 1;
     UnitHooks hooks;
@@ -159,8 +167,10 @@ double evaluate_filled(Model& model, const std::vector<int32_t>& tokens, const s
         upload(device_tokens, batch.data(), ctx);
         upload(device_targets, wanted.data(), ctx);
         model.evaluate(losses, device_tokens, device_targets, eval, bench.arena, hooks);
-        if (losses.dtype == DType::f64) download(host64.data(), losses, ctx);
-        else download(host32.data(), losses, ctx), std::copy(host32.begin(), host32.end(), host64.begin());
+        if (losses.dtype == DType::f64)
+            download(host64.data(), losses, ctx);
+        else
+            download(host32.data(), losses, ctx), std::copy(host32.begin(), host32.end(), host64.begin());
         for (int64_t t = 0; t < T; t++) sum += host64[size_t(t)];
     }
     return sum / double(count * T);

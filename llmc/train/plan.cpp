@@ -28,7 +28,8 @@ std::string row(const std::string& name, const std::string& value, const std::st
 std::string bytes_text(double bytes) { return scaled(bytes, 1024, {" B", " KiB", " MiB", " GiB", " TiB"}); }
 std::string count_text(double count) { return scaled(count, 1000, {"", "k", "M", "G", "T", "P"}); }
 
-Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool training, int threads, const EvalOptions& eval) {
+Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool training, int threads,
+               const EvalOptions& eval) {
     Context ctx({.threads = threads, .counting = true});
     Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
     model.check_rows(config.micro_batch);
@@ -43,8 +44,10 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
     plan.forward_flops = ctx.flops - before;
     if (training) {
         before = ctx.flops;
-        for (int64_t k = 0; k < std::min<int64_t>(config.grad_accumulation, 2); k++) step.micro_batch(nullptr, nullptr, k, true);
-        plan.step_flops = (ctx.flops - before) / std::min<int64_t>(config.grad_accumulation, 2) * config.grad_accumulation;
+        for (int64_t k = 0; k < std::min<int64_t>(config.grad_accumulation, 2); k++)
+            step.micro_batch(nullptr, nullptr, k, true);
+        plan.step_flops =
+            (ctx.flops - before) / std::min<int64_t>(config.grad_accumulation, 2) * config.grad_accumulation;
         step.update();
     }
     plan.parameter_bytes = model.params.bytes();
@@ -61,7 +64,8 @@ void check_memory(const Plan& plan, Context& ctx) {
     if (plan.total() > available)
         input_error("this run needs ", bytes_text(double(plan.total())), " of memory (activations ",
                     bytes_text(double(plan.activation_bytes)), ") but ", bytes_text(double(available)),
-                    " are available: make --micro-batch smaller and --grad-accumulation larger, use --recompute blocks, or a smaller model");
+                    " are available: make --micro-batch smaller and --grad-accumulation larger, use --recompute "
+                    "blocks, or a smaller model");
 }
 
 std::string describe_units(const Model& model) {
@@ -71,7 +75,8 @@ std::string describe_units(const Model& model) {
         std::string tensors;
         for (const ParamSpec& spec : unit.params) {
             count += spec.shape.numel();
-            tensors += (tensors.empty() ? "" : ", ") + spec.name.substr(unit.prefix.size() + 1) + " " + spec.shape.text();
+            tensors +=
+                (tensors.empty() ? "" : ", ") + spec.name.substr(unit.prefix.size() + 1) + " " + spec.shape.text();
         }
         text += row(unit.name, count_text(double(count)), tensors);
     }
@@ -82,15 +87,19 @@ std::string describe_plan(const Plan& plan, const Model& model, const TrainConfi
     const double tokens = double(train.micro_batch * train.grad_accumulation * model.config.context);
     std::string text = "model\n";
     text += row("parameters", count_text(double(model.table.count())), str(model.table.count()));
+    text += row("  of these in matrices", count_text(double(model.table.count_matrices())), "as papers count: no norms, no biases");
     text += row("tokens a step", count_text(tokens),
                 str(train.grad_accumulation, " x ", train.micro_batch, " sequences of ", model.config.context));
-    text += row("FLOPs a token, forward", count_text(double(plan.forward_flops) / double(train.micro_batch * model.config.context)));
+    text += row("FLOPs a token, forward",
+                count_text(double(plan.forward_flops) / double(train.micro_batch * model.config.context)));
     if (plan.step_flops) text += row("FLOPs a token, training", count_text(double(plan.step_flops) / tokens));
     text += "memory\n";
     text += row("parameters", bytes_text(double(plan.parameter_bytes)), name_of(model.precision.param));
     if (plan.copy_bytes) text += row("compute copy", bytes_text(double(plan.copy_bytes)), name_of(model.precision.act));
-    if (plan.gradient_bytes) text += row("gradients", bytes_text(double(plan.gradient_bytes)), name_of(model.precision.grad));
-    if (plan.moment_bytes) text += row("Adam's moments", bytes_text(double(plan.moment_bytes)), name_of(model.precision.grad));
+    if (plan.gradient_bytes)
+        text += row("gradients", bytes_text(double(plan.gradient_bytes)), name_of(model.precision.grad));
+    if (plan.moment_bytes)
+        text += row("Adam's moments", bytes_text(double(plan.moment_bytes)), name_of(model.precision.grad));
     text += row("activations", bytes_text(double(plan.activation_bytes)), name_of(model.precision.act));
     text += row("workspace", bytes_text(double(plan.workspace_bytes)));
     text += row("total", bytes_text(double(plan.total())));

@@ -9,15 +9,16 @@ namespace llmc {
 struct Plan {
     int64_t parameter_bytes = 0, copy_bytes = 0, gradient_bytes = 0, moment_bytes = 0;
     int64_t activation_bytes = 0, workspace_bytes = 0;
-    int64_t step_flops = 0;      // of everything a step executes, recomputation included
-    int64_t forward_flops = 0;   // of one evaluation of a micro-batch
+    int64_t step_flops = 0;     // of everything a step executes, recomputation included
+    int64_t forward_flops = 0;  // of one evaluation of a micro-batch
     int64_t total() const {
         return parameter_bytes + copy_bytes + gradient_bytes + moment_bytes + activation_bytes + workspace_bytes;
     }
 };
 
 // One training step and one evaluation; or (training = false) an evaluation only.
-Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads, const EvalOptions& eval = {});
+Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads,
+               const EvalOptions& eval = {});
 
 // InputError "needs ... available ..." if the plan does not fit into the memory the device has free.
 void check_memory(const Plan& plan, Context& ctx);

@@ -7,18 +7,20 @@
 namespace llmc {
 
 nlohmann::json describe_run(const ModelConfig& model, const TrainConfig& config, const Dataset& data) {
-    return {{"model", to_json(model)},
-            {"train", to_json(config)},
-            {"data", {{"path", data.path}, {"train_tokens", data.train.tokens}, {"tokenizer_crc32", data.tokenizer_crc32}}},
-            {"version", project_version},
-            {"commit", version_commit()}};
+    return {
+        {"model", to_json(model)},
+        {"train", to_json(config)},
+        {"data", {{"path", data.path}, {"train_tokens", data.train.tokens}, {"tokenizer_crc32", data.tokenizer_crc32}}},
+        {"version", project_version},
+        {"commit", version_commit()}};
 }
 
 namespace {
 
 // Fields of a resumed run that may be changed: none of them has a part in what a step computes.
-const std::set<std::string> free_to_change = {"steps", "recompute", "max_skipped", "log_interval", "statistics_interval",
-                                              "eval_interval", "eval_batches", "save_interval", "keep"};
+const std::set<std::string> free_to_change = {"steps",        "recompute",           "max_skipped",
+                                              "log_interval", "statistics_interval", "eval_interval",
+                                              "eval_batches", "save_interval",       "keep"};
 
 std::string flag_of(std::string name) {
     std::replace(name.begin(), name.end(), '_', '-');
@@ -27,14 +29,14 @@ std::string flag_of(std::string name) {
 
 // `wanted` becomes what the run goes on with.
 template <class Each>
-void merge(const nlohmann::json& saved, nlohmann::json wanted, const std::set<std::string>& given, const std::string& where,
-           Each&& apply) {
+void merge(const nlohmann::json& saved, nlohmann::json wanted, const std::set<std::string>& given,
+           const std::string& where, Each&& apply) {
     nlohmann::json result = saved;
     for (const auto& [name, value] : wanted.items()) {
         if (!given.count(name) || !saved.contains(name) || saved.at(name) == value) continue;
         if (!free_to_change.count(name))
-            input_error(flag_of(name), " is ", value.dump(), " but the run in ", where, " was started with ", saved.at(name).dump(),
-                        ": a resumed run keeps it; leave the flag out, or start a new run");
+            input_error(flag_of(name), " is ", value.dump(), " but the run in ", where, " was started with ",
+                        saved.at(name).dump(), ": a resumed run keeps it; leave the flag out, or start a new run");
         result[name] = value;
     }
     apply(result);
@@ -42,17 +44,20 @@ void merge(const nlohmann::json& saved, nlohmann::json wanted, const std::set<st
 
 }  // namespace
 
-void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given, const nlohmann::json& saved,
-                              const std::string& where) {
-    merge(saved.at("model"), to_json(model), given, where, [&](const nlohmann::json& j) { model = model_config_from_json(j, where); });
-    merge(saved.at("train"), to_json(config), given, where, [&](const nlohmann::json& j) { config = train_config_from_json(j, where); });
+void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given,
+                              const nlohmann::json& saved, const std::string& where) {
+    merge(saved.at("model"), to_json(model), given, where,
+          [&](const nlohmann::json& j) { model = model_config_from_json(j, where); });
+    merge(saved.at("train"), to_json(config), given, where,
+          [&](const nlohmann::json& j) { config = train_config_from_json(j, where); });
 }
 
 void check_same_data(const nlohmann::json& saved, const Dataset& data, const std::string& where) {
     const nlohmann::json& old = saved.at("data");
     if (old.at("train_tokens") != data.train.tokens || old.at("tokenizer_crc32") != data.tokenizer_crc32)
-        input_error("the data in ", data.path, " (", data.train.tokens, " training tokens) is not what the run in ", where,
-                    " was trained on (", old.at("train_tokens").dump(), " tokens): a resumed run goes on with the same data");
+        input_error("the data in ", data.path, " (", data.train.tokens, " training tokens) is not what the run in ",
+                    where, " was trained on (", old.at("train_tokens").dump(),
+                    " tokens): a resumed run goes on with the same data");
 }
 
 }  // namespace llmc

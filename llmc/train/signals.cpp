@@ -14,9 +14,7 @@ std::atomic<int> noted = 0;
 static_assert(std::atomic<int>::is_always_lock_free, "the handler may only touch lock-free memory");
 
 // Only what POSIX allows inside a handler: atomics, write, _exit.
-void say(const char* text, size_t size) {
-    [[maybe_unused]] ssize_t ignored = ::write(STDERR_FILENO, text, size);
-}
+void say(const char* text, size_t size) { [[maybe_unused]] ssize_t ignored = ::write(STDERR_FILENO, text, size); }
 
 void handle(int signal_number) {
     int saved_errno = errno;

@@ -21,9 +21,10 @@ void Step::begin(double lr) { step_begin(step, lr, ctx); }
 void Step::micro_batch(const int32_t* host_tokens, const int32_t* host_targets, int64_t k, bool statistics) {
     upload(tokens, host_tokens, ctx);
     upload(targets, host_targets, ctx);
-    const double dloss = 1.0 / double(config.grad_accumulation * losses.numel());  // the step's loss is the mean over all tokens
-    model.train({tokens, targets, losses, dloss, k > 0, statistics ? metric_values : Tensor{}}, config.recompute == "blocks", arena,
-                hooks);
+    const double dloss =
+        1.0 / double(config.grad_accumulation * losses.numel());  // the step's loss is the mean over all tokens
+    model.train({tokens, targets, losses, dloss, k > 0, statistics ? metric_values : Tensor{}},
+                config.recompute == "blocks", arena, hooks);
     loss_accumulate(step, losses, targets.view({targets.numel()}), ctx);
 }
 
@@ -33,8 +34,8 @@ void Step::update() {
     const AdamW options{config.beta1, config.beta2, config.adam_eps, config.weight_decay};
     for (const Unit& unit : model.table.units) {
         Tensor copy = model.precision.compute_copy() ? unit_range(unit, model.compute) : Tensor{};
-        adamw_update(unit_range(unit, model.params), copy, unit_range(unit, model.moment1), unit_range(unit, model.moment2),
-                     unit_range(unit, model.grads), step, unit.decayed, options, ctx);
+        adamw_update(unit_range(unit, model.params), copy, unit_range(unit, model.moment1),
+                     unit_range(unit, model.moment2), unit_range(unit, model.grads), step, unit.decayed, options, ctx);
     }
 }
 

@@ -31,9 +31,12 @@ double seconds_now() {
 std::string duration_text(double seconds) {
     char text[64];
     const int64_t s = int64_t(seconds + 0.5);
-    if (s < 60) std::snprintf(text, sizeof text, "%d s", int(s));
-    else if (s < 3600) std::snprintf(text, sizeof text, "%d min %02d s", int(s / 60), int(s % 60));
-    else std::snprintf(text, sizeof text, "%lld h %02d min", static_cast<long long>(s / 3600), int(s % 3600 / 60));
+    if (s < 60)
+        std::snprintf(text, sizeof text, "%d s", int(s));
+    else if (s < 3600)
+        std::snprintf(text, sizeof text, "%d min %02d s", int(s / 60), int(s % 60));
+    else
+        std::snprintf(text, sizeof text, "%lld h %02d min", static_cast<long long>(s / 3600), int(s % 3600 / 60));
     return text;
 }
 
@@ -52,21 +55,23 @@ struct Run {
     Evaluator evaluator;
     std::unique_ptr<Step> step;
     RunLog log;
-    const json identity;                  // what every checkpoint says of itself
+    const json identity;  // what every checkpoint says of itself
     double peak_flops = 0;
     int64_t first_step = 0, steps_done = 0;
-    std::vector<int32_t> tokens, targets; // one micro-batch on the host
+    std::vector<int32_t> tokens, targets;  // one micro-batch on the host
 
     // The meter behind the console line: time and losses since the last line, without validation and saving.
     double busy_seconds = 0, all_busy_seconds = 0;
     int64_t busy_steps = 0;
     StepState last_state;
 
-    Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, const Dataset& d, const Plan& p, const json& identity)
+    Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, const Dataset& d, const Plan& p,
+        const json& identity)
         : model_config(m), config(c), options(o), data(d), plan(p), ctx({.threads = o.threads, .profile = o.profile}),
           model(m, Precision::from_name(c.precision), c.decay == "all", ctx), arena("activations", ctx),
-          loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c), log(o.run_dir + "/log.jsonl", identity),
-          identity(identity), tokens(size_t(c.micro_batch * m.context)), targets(tokens.size()) {
+          loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
+          log(o.run_dir + "/log.jsonl", identity), identity(identity), tokens(size_t(c.micro_batch * m.context)),
+          targets(tokens.size()) {
         reserve_workspace(plan.workspace_bytes, ctx);
         arena.allocate(plan.activation_bytes);
         model.allocate(true);
@@ -107,14 +112,22 @@ struct Run {
         const double gflops = double(plan.step_flops) / step_seconds * 1e-9;
         const int64_t skipped = state.skipped - last_state.skipped;
         std::string note = skipped ? str("  ", skipped, " skipped: loss or gradient not finite") : "";
-        std::printf("step %7lld/%lld  loss %8.4f  norm %8.3f  lr %.2e  %8.0f tok/s  %6.1f GFLOP/s (%2.0f %%)  ETA %s%s\n",
-                    static_cast<long long>(steps_done), static_cast<long long>(config.steps), loss, state.grad_norm, lr, tokens_per_second,
-                    gflops, 100 * gflops * 1e9 / peak_flops, duration_text(double(config.steps - steps_done) * step_seconds).c_str(),
-                    note.c_str());
+        std::printf(
+            "step %7lld/%lld  loss %8.4f  norm %8.3f  lr %.2e  %8.0f tok/s  %6.1f GFLOP/s (%2.0f %%)  ETA %s%s\n",
+            static_cast<long long>(steps_done), static_cast<long long>(config.steps), loss, state.grad_norm, lr,
+            tokens_per_second, gflops, 100 * gflops * 1e9 / peak_flops,
+            duration_text(double(config.steps - steps_done) * step_seconds).c_str(), note.c_str());
         std::fflush(stdout);
-        record({{"step", steps_done}, {"loss", loss}, {"grad_norm", state.grad_norm}, {"lr", lr}, {"seconds", all_busy_seconds},
-                {"tokens", steps_done * config.grad_accumulation * int64_t(tokens.size())}, {"tokens_per_second", tokens_per_second},
-                {"gflops", gflops}, {"peak_gflops", peak_flops * 1e-9}, {"skipped", state.skipped}});
+        record({{"step", steps_done},
+                {"loss", loss},
+                {"grad_norm", state.grad_norm},
+                {"lr", lr},
+                {"seconds", all_busy_seconds},
+                {"tokens", steps_done * config.grad_accumulation * int64_t(tokens.size())},
+                {"tokens_per_second", tokens_per_second},
+                {"gflops", gflops},
+                {"peak_gflops", peak_flops * 1e-9},
+                {"skipped", state.skipped}});
         last_state = state;
         busy_seconds = 0, busy_steps = 0;
     }
@@ -171,7 +184,8 @@ struct Run {
         const double start = seconds_now();
         step->begin(lr);
         for (int64_t k = 0; k < config.grad_accumulation; k++) {
-            loader.fill(tokens.data(), targets.data(), config.micro_batch, steps_done * samples_per_step() + k * config.micro_batch);
+            loader.fill(tokens.data(), targets.data(), config.micro_batch,
+                        steps_done * samples_per_step() + k * config.micro_batch);
             step->micro_batch(tokens.data(), targets.data(), k, statistics);
         }
         step->update();
@@ -196,7 +210,9 @@ struct Run {
             if (due(config.log_interval, steps_done) || last || steps_done == first_step + 1) {
                 report(lr);
                 if (last_state.skipped_in_a_row >= config.max_skipped) {
-                    std::fprintf(stderr, "error: %lld steps in a row had a loss or gradient that is not finite: stopping; lower --lr, or look at the data\n",
+                    std::fprintf(stderr,
+                                 "error: %lld steps in a row had a loss or gradient that is not finite: stopping; "
+                                 "lower --lr, or look at the data\n",
                                  static_cast<long long>(last_state.skipped_in_a_row));
                     return 1;
                 }
@@ -204,31 +220,36 @@ struct Run {
             if (statistics) report_statistics();
             if (evaluator.batches() && (due(config.eval_interval, steps_done) || last)) validate();
             if (due(config.save_interval, steps_done) || steps_done == retry_at) {
-                if (save()) saved_at = steps_done, retry_at = -1;
-                else retry_at = steps_done + retry_after;
+                if (save())
+                    saved_at = steps_done, retry_at = -1;
+                else
+                    retry_at = steps_done + retry_after;
             }
         }
         if (saved_at != steps_done && !save()) return 1;
         if (int signal = stop_signal()) {
-            std::printf("interrupted after step %lld; saved in %s: go on with --resume\n", static_cast<long long>(steps_done),
-                        options.run_dir.c_str());
+            std::printf("interrupted after step %lld; saved in %s: go on with --resume\n",
+                        static_cast<long long>(steps_done), options.run_dir.c_str());
             return 128 + signal;
         }
-        std::printf("done: %lld steps, %s of training\n", static_cast<long long>(steps_done), duration_text(all_busy_seconds).c_str());
+        std::printf("done: %lld steps, %s of training\n", static_cast<long long>(steps_done),
+                    duration_text(all_busy_seconds).c_str());
         return 0;
     }
 
     void print_profile() const {
         std::printf("%-28s %10s %12s %10s\n", "op", "calls", "ms", "GFLOP/s");
         for (const auto& [name, time] : ctx.times)
-            std::printf("%-28s %10lld %12.1f %10.1f\n", name.c_str(), static_cast<long long>(time.calls), time.seconds * 1e3,
-                        double(time.flops) / time.seconds * 1e-9);
+            std::printf("%-28s %10lld %12.1f %10.1f\n", name.c_str(), static_cast<long long>(time.calls),
+                        time.seconds * 1e3, double(time.flops) / time.seconds * 1e-9);
     }
 };
 
 // The configuration as a table, and what the run will need.
 void announce(const ModelConfig& model, const TrainConfig& config, const Dataset& data, const Plan& plan, int threads) {
-    auto row = [](const auto& info, const auto& value) { std::printf("  %-20s %s\n", info.name, json(value).dump().c_str()); };
+    auto row = [](const auto& info, const auto& value) {
+        std::printf("  %-20s %s\n", info.name, json(value).dump().c_str());
+    };
     std::printf("configuration\n");
     for_each_model_field(model, row);
     for_each_train_field(config, row);
@@ -238,7 +259,9 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     Model shapes(model, Precision::from_name(config.precision), true, counting);
     std::printf("%s", describe_plan(plan, shapes, config).c_str());
     if (has_mot(model) && model.group_axis == "sequence")
-        std::printf("warning: --group-axis sequence mixes positions of one sequence: the model sees its own future. A control only.\n");
+        std::printf(
+            "warning: --group-axis sequence mixes positions of one sequence: the model sees its own future. A control "
+            "only.\n");
     std::fflush(stdout);
 }
 
@@ -253,7 +276,8 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     std::optional<Checkpoint> found = find_latest(options.run_dir);
     if (found && options.resume == Resume::never)
         input_error(options.run_dir, " holds a run already: go on with --resume, or choose another --run-dir");
-    if (!found && options.resume == Resume::must) input_error("--resume: there is no complete checkpoint in ", options.run_dir);
+    if (!found && options.resume == Resume::must)
+        input_error("--resume: there is no complete checkpoint in ", options.run_dir);
     if (found) {
         if (!found->note.empty()) std::fprintf(stderr, "warning: %s\n", found->note.c_str());
         take_saved_configuration(model, config, options.given, found->state, found->directory);
@@ -262,7 +286,8 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     model = resolved(model);
     check_vocabulary(data, model.vocab_size);
     check_schedule({config.lr, config.warmup_steps, config.decay_steps, config.final_lr_fraction});
-    Loader(data.train, model.context, uint64_t(config.seed), true);  // refuses data shorter than a sequence before anything is made
+    Loader(data.train, model.context, uint64_t(config.seed),
+           true);  // refuses data shorter than a sequence before anything is made
     const Plan plan = make_plan(model, config, true, options.threads);
     announce(model, config, data, plan, options.threads);
 
@@ -277,12 +302,15 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     } catch (const RunError& error) {
         input_error("--run-dir ", options.run_dir, " cannot be written: ", error.what());
     }
-    truncate_after_step(options.run_dir + "/log.jsonl", found ? found->step : -1);  // -1: of a run killed before its first checkpoint
+    truncate_after_step(options.run_dir + "/log.jsonl",
+                        found ? found->step : -1);  // -1: of a run killed before its first checkpoint
     Run run(model, config, options, data, plan, describe_run(model, config, data));
     run.peak_flops = measure_peak_flops(run.model.precision.act, run.ctx);
     std::printf("%s; peak measured now: %.0f GFLOP/s\n", backend_description(run.ctx).c_str(), run.peak_flops * 1e-9);
-    if (found) run.start_from(*found);
-    else run.start_fresh();
+    if (found)
+        run.start_from(*found);
+    else
+        run.start_fresh();
     const int code = run.loop();
     if (options.profile) run.print_profile();
     return code;

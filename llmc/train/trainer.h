@@ -22,8 +22,8 @@ struct RunOptions {
     bool profile = false;
 };
 
-// Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps or a last checkpoint that could not be saved; 130, 143
-// interrupted and saved. InputError for what cannot work, before anything large is allocated.
+// Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps or a last checkpoint that could not be
+// saved; 130, 143 interrupted and saved. InputError for what cannot work, before anything large is allocated.
 int train(ModelConfig model, TrainConfig config, const RunOptions& options);
 
 }  // namespace llmc

@@ -9,7 +9,7 @@ namespace llmc {
 namespace {
 
 class Attention final : public Block {
-  public:
+public:
     using Block::Block;
     const char* kind() const override { return "attention"; }
 
@@ -29,7 +29,8 @@ class Attention final : public Block {
     }
 
     std::vector<StateSpec> declare_state(int64_t B, DType act) const override {
-        return {{"keys", act, {B, config.context, config.d_model}}, {"values", act, {B, config.context, config.d_model}}};
+        return {{"keys", act, {B, config.context, config.d_model}},
+                {"values", act, {B, config.context, config.d_model}}};
     }
 
     void forward(const Pass& p, Tensor out, Tensor x) const override {
@@ -63,7 +64,7 @@ class Attention final : public Block {
         project_out(p, out, attended);
     }
 
-  private:
+private:
     Tensor bias(const Pass& p, const char* name) const { return config.attention_bias ? p.param(name) : Tensor{}; }
 
     void project_qkv(const Pass& p, Tensor qkv, Tensor x) const {

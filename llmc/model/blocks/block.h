@@ -1,7 +1,8 @@
 // A residual block: x <- x + block(norm(x)). The model owns norm and addition; a block is the map in between.
 //
-// Each kind is one file in this folder: it declares its parameters, its saved tensors and its generation state, and spells out forward,
-// backward and extend as a straight list of op calls. Blocks hold no pointers: everything arrives with the Pass.
+// Each kind is one file in this folder: it declares its parameters, its saved tensors and its generation state, and
+// spells out forward, backward and extend as a straight list of op calls. Blocks hold no pointers: everything arrives
+// with the Pass.
 #pragma once
 #include <memory>
 #include <string>
@@ -13,16 +14,26 @@
 
 namespace llmc {
 
-// A tensor that forward leaves for backward. A decision (routing, selection, drops) is always kept; anything else may be recomputed.
-struct SavedSpec { const char* name; DType dtype; Shape shape; bool decision = false; };
+// A tensor that forward leaves for backward. A decision (routing, selection, drops) is always kept; anything else may
+// be recomputed.
+struct SavedSpec {
+    const char* name;
+    DType dtype;
+    Shape shape;
+    bool decision = false;
+};
 // A tensor that generation carries from position to position (attention: K and V).
-struct StateSpec { const char* name; DType dtype; Shape shape; };
+struct StateSpec {
+    const char* name;
+    DType dtype;
+    Shape shape;
+};
 
 // What a block sees of the run while it works.
 struct Pass {
     Context& ctx;
-    Arena& arena;                 // temporaries: the model releases them after every call
-    int64_t B = 0, T = 0;         // rows and positions of this call
+    Arena& arena;          // temporaries: the model releases them after every call
+    int64_t B = 0, T = 0;  // rows and positions of this call
     DType act = DType::f32;
     UnitView dense{}, experts{};
     std::vector<Tensor> slots{};  // saved tensors (forward, backward)
@@ -41,15 +52,17 @@ struct Pass {
     Tensor carried(const char* name) const { return named(state, name); }
     Tensor temp(const char* name, Shape shape) const { return arena.tensor(name, act, shape); }
     Tensor temp(const char* name, DType dtype, Shape shape) const { return arena.tensor(name, dtype, shape); }
-    DType stat() const { return act == DType::f64 ? DType::f64 : DType::f32; }  // dtype of statistics and softmax weights
+    DType stat() const {
+        return act == DType::f64 ? DType::f64 : DType::f32;
+    }  // dtype of statistics and softmax weights
 
-  private:
+private:
     const UnitView& owner(const char* local_name) const { return experts.has(local_name) ? experts : dense; }
     Tensor named(const std::vector<Tensor>& list, const char* name) const;
 };
 
 class Block {
-  public:
+public:
     explicit Block(const ModelConfig& config) : config(config) {}
     virtual ~Block() = default;
 
@@ -65,11 +78,11 @@ class Block {
     virtual void forward(const Pass& pass, Tensor out, Tensor x) const = 0;
     // dx = gradient with respect to x for the gradient dout; parameter gradients go to pass.grad(...).
     virtual void backward(const Pass& pass, Tensor dx, Tensor dout, Tensor x) const = 0;
-    // Generation: positions first_position .. first_position+T-1 of B rows. Blocks that do not look at other positions need no more
-    // than forward.
+    // Generation: positions first_position .. first_position+T-1 of B rows. Blocks that do not look at other positions
+    // need no more than forward.
     virtual void extend(const Pass& pass, Tensor out, Tensor x) const { forward(pass, out, x); }
 
-  protected:
+protected:
     const ModelConfig config;
 };
 

@@ -8,7 +8,7 @@ namespace llmc {
 namespace {
 
 class Ffn final : public Block {
-  public:
+public:
     using Block::Block;
     const char* kind() const override { return "ffn"; }
 
@@ -33,7 +33,8 @@ class Ffn final : public Block {
     void forward(const Pass& p, Tensor out, Tensor x) const override {
         const Activation f = activation_of(config.ffn_activation);
         Tensor hidden = p.saved("hidden");  // [B,T,F]
-        Tensor up_bias = biased() ? p.param("up.bias") : Tensor{}, down_bias = biased() ? p.param("down.bias") : Tensor{};
+        Tensor up_bias = biased() ? p.param("up.bias") : Tensor{},
+               down_bias = biased() ? p.param("down.bias") : Tensor{};
         if (gated()) {
             matmul(p.saved("gate"), x, p.param("gate.weight"), {.transpose_b = true}, p.ctx);
             matmul(p.saved("up"), x, p.param("up.weight"), {.transpose_b = true}, p.ctx);
@@ -69,7 +70,7 @@ class Ffn final : public Block {
         }
     }
 
-  private:
+private:
     bool gated() const { return config.ffn_activation == "swiglu"; }
     bool biased() const { return config.ffn_bias && !gated(); }
 };

@@ -14,7 +14,7 @@ namespace llmc {
 namespace {
 
 class Mot final : public Block {
-  public:
+public:
     using Block::Block;
     const char* kind() const override { return "mot"; }
 
@@ -53,7 +53,8 @@ class Mot final : public Block {
         weigh(p, merge, emit, x);
         mot_merge(mixed, merge, x, group(p), p.ctx);
         if (relu()) {
-            matmul(hidden, mixed, p.param("experts.up.weight"), {.transpose_b = true, .activation = Activation::relu}, p.ctx);
+            matmul(hidden, mixed, p.param("experts.up.weight"), {.transpose_b = true, .activation = Activation::relu},
+                   p.ctx);
         } else {
             matmul(p.saved("up"), mixed, p.param("experts.up.weight"), {.transpose_b = true}, p.ctx);
             activation_forward(hidden, p.saved("up"), activation_of(config.expert_activation), p.ctx);
@@ -65,20 +66,21 @@ class Mot final : public Block {
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
         Tensor merge = p.saved("merge"), emit = separate_emit() ? p.saved("emit") : merge;
         Tensor mixed = p.saved("mixed"), hidden = p.saved("hidden"), output = p.saved("output");
-        Tensor dslots = p.temp("dslots", mixed.shape);      // [E,R,C]: doutput, later dmixed
-        Tensor dhidden = p.temp("dhidden", hidden.shape);   // [E,R,F]
+        Tensor dslots = p.temp("dslots", mixed.shape);     // [E,R,C]: doutput, later dmixed
+        Tensor dhidden = p.temp("dhidden", hidden.shape);  // [E,R,F]
 
-        mot_merge(dslots, emit, dout, group(p), p.ctx);     // the transpose of emit is merge
+        mot_merge(dslots, emit, dout, group(p), p.ctx);  // the transpose of emit is merge
         matmul(dhidden, dslots, p.param("experts.down.weight"), {}, p.ctx);
         matmul(p.grad("experts.down.weight"), dslots, hidden, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
-        activation_backward(dhidden, dhidden, relu() ? hidden : p.saved("up"), activation_of(config.expert_activation), p.ctx);
+        activation_backward(dhidden, dhidden, relu() ? hidden : p.saved("up"), activation_of(config.expert_activation),
+                            p.ctx);
         matmul(dslots, dhidden, p.param("experts.up.weight"), {}, p.ctx);
         matmul(p.grad("experts.up.weight"), dhidden, mixed, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
         mot_emit(dx, merge, dslots, group(p), false, p.ctx);  // the transpose of merge is emit
         if (learned()) controller_backward(p, dx, dout, x, merge, emit, output, dslots);
     }
 
-  private:
+private:
     bool learned() const { return config.router == "learned"; }
     bool separate_emit() const { return config.emit == "experts"; }
     bool relu() const { return config.expert_activation == "relu"; }
@@ -99,19 +101,23 @@ class Mot final : public Block {
 
     void softmax(const Pass& p, Tensor weights, Tensor logits, SoftmaxOver over, int64_t first_metric) const {
         mot_softmax_forward(weights, logits, over, group(p), config.temperature, p.ctx);
-        if (p.metrics) mot_statistics(p.metrics.slice(first_metric, first_metric + 4), weights, logits, over, group(p), p.ctx);
+        if (p.metrics)
+            mot_statistics(p.metrics.slice(first_metric, first_metric + 4), weights, logits, over, group(p), p.ctx);
         if (p.discrete) mot_discretize(weights, over, group(p), p.ctx);
     }
 
     // The gradient that reaches the controller through merge and emit weights, and through it dx (added).
     void controller_backward(const Pass& p, Tensor dx, Tensor dout, Tensor x, Tensor merge, Tensor emit, Tensor output,
                              Tensor dmixed) const {
-        Tensor dweights = p.temp("dweights", p.stat(), merge.shape), dlogits = p.temp("dlogits", p.stat(), merge.shape);  // [B,T,E]
+        Tensor dweights = p.temp("dweights", p.stat(), merge.shape),
+               dlogits = p.temp("dlogits", p.stat(), merge.shape);  // [B,T,E]
         mot_weights_backward(dweights, dout, output, group(p), false, p.ctx);
         if (separate_emit())
-            mot_softmax_backward(dlogits, dweights, emit, SoftmaxOver::experts, group(p), config.temperature, false, p.ctx);
+            mot_softmax_backward(dlogits, dweights, emit, SoftmaxOver::experts, group(p), config.temperature, false,
+                                 p.ctx);
         mot_weights_backward(dweights, x, dmixed, group(p), !separate_emit(), p.ctx);
-        mot_softmax_backward(dlogits, dweights, merge, SoftmaxOver::group, group(p), config.temperature, separate_emit(), p.ctx);
+        mot_softmax_backward(dlogits, dweights, merge, SoftmaxOver::group, group(p), config.temperature,
+                             separate_emit(), p.ctx);
         if (p.act != dlogits.dtype) {  // both factors of a matmul have one type
             Tensor rounded = p.temp("dlogits", dlogits.shape);
             copy(rounded, dlogits, p.ctx);

@@ -18,7 +18,8 @@ template <class T> using arithmetic_t = typename arithmetic<T>::type;
 // dtype of statistics, gradients of parameters and softmax weights beside activations of this dtype.
 inline DType arithmetic_dtype(DType act) { return act == DType::f64 ? DType::f64 : DType::f32; }
 
-// to = value, rounded to the type of `to`. In loops, instead of `to = T(value)`: GCC 12 does not vectorise the temporary bf16.
+// to = value, rounded to the type of `to`. In loops, instead of `to = T(value)`: GCC 12 does not vectorise the
+// temporary bf16.
 inline void put(float& to, float value) { to = value; }
 inline void put(double& to, double value) { to = value; }
 inline void put(bf16& to, float value) { to.bits = bf16::round(value); }

@@ -142,7 +142,7 @@ void convert(Tensor dst, Tensor src, int threads) {
     int64_t n = dst.numel();
 #pragma omp parallel for simd schedule(static) num_threads(threads) if (n > 4096)
     for (int64_t i = 0; i < n; i++) {
-        if constexpr (std::is_same_v<To, From>) std::memcpy(out + i, in + i, sizeof(To));
+        if constexpr (std::is_same_v<To, From>) out[i] = in[i];
         else put(out[i], static_cast<arithmetic_t<To>>(static_cast<arithmetic_t<From>>(in[i])));
     }
 }

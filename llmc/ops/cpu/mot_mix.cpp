@@ -1,10 +1,13 @@
 // Mixture of Tokens on the CPU: merge, emit, and the gradient of their weights (Antoniak et al. 2023).
 //
-// Per group r these are small matrix products on rows that lie far apart: tokens i of the group [g, C], slots e [E, C],
-// weights [g, E]:  merge  slots = weights^T tokens     emit  tokens = weights slots     weights' gradient  tokens
-// slots^T. Nothing is transposed or copied as a whole. A thread gathers one panel of columns of the rows it reads into
-// a tile in its cache, because rows a power of two apart share cache sets and would throw each other out, and because
-// bf16 is so converted once. Results go straight to where they belong, each written once.
+// Per group r these are small matrix products on rows that lie far apart: tokens of the group [g, C], slots [E, C],
+// weights [g, E]:
+//     merge                slots = weights^T tokens
+//     emit                 tokens = weights slots
+//     weights' gradient    tokens slots^T
+// Nothing is transposed or copied as a whole. A thread gathers one panel of columns of the rows it reads into a tile in
+// its cache, because rows a power of two apart share cache sets and would throw each other out, and because bf16 is so
+// converted once. Results go straight to where they belong, each written once.
 #include "llmc/ops/cpu/mot.h"
 #include "llmc/ops/cpu/tile.h"
 
@@ -22,7 +25,7 @@ struct Rows {
 
 // Columns of a register block of mix; it has block_rows rows.
 template <class A>
-constexpr int64_t block_columns = block_vectors* tile_lanes<A>;
+constexpr int64_t block_columns = (block_vectors * tile_lanes<A>);
 
 // Copies columns [begin, begin + columns) of all rows to tile [count, width], zero beyond `columns`.
 template <class T, class A>
