@@ -13,7 +13,6 @@ Arena::~Arena() {
 }
 
 Tensor Arena::tensor(const char* tensor_name, DType dtype, Shape shape) {
-    if (!base && !ctx.counting && shape.numel() > 0) run_error("arena ", name, " was not allocated");
     int64_t bytes = (shape.numel() * size_of(dtype) + alignment - 1) / alignment * alignment;
     if (base && used + bytes > size)
         run_error("arena ", name, " is full: ", tensor_name, " ", shape.text(), " needs ", bytes, " bytes, ",
