@@ -3,13 +3,11 @@
 //     test_mot --golden dev/test/golden/*.safetensors
 //
 // A line per tensor; the last line counts files. Exit code 0: all fine, 1: a number is off, 2: bad input.
-#include <CLI/CLI.hpp>
 #include <cstdio>
-#include <exception>
 
-#include "llmc/base/errors.h"
 #include "llmc/base/version.h"
 #include "llmc/ops/ops.h"
+#include "llmc/train/flags.h"
 #include "llmc/train/golden.h"
 
 namespace {
@@ -59,20 +57,5 @@ int main(int argc, char** argv) {
         ->check(CLI::Range(0, 4096))
         ->capture_default_str();
     app.set_version_flag("--version", version);
-    try {
-        app.parse(argc, argv);
-        return run(options);
-    } catch (const CLI::ParseError& e) {
-        if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-        std::fprintf(stderr, "error: %s (see --help)\n", e.what());
-        return 2;
-    } catch (const llmc::InputError& e) {
-        std::fflush(stdout);
-        std::fprintf(stderr, "error: %s\n", e.what());
-        return 2;
-    } catch (const std::exception& e) {
-        std::fflush(stdout);
-        std::fprintf(stderr, "error: %s\n", e.what());
-        return 1;
-    }
+    return llmc::run_program(app, argc, argv, [&] { return run(options); });
 }

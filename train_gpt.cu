@@ -281,7 +281,9 @@ struct Run {
         : o(options), data(std::move(dataset)), loader(data.train, o.model.context, uint64_t(o.train.seed), true),
           ctx({.threads = o.threads}), gpt((prepare(), o), ctx), tokens(size_t(o.train.micro_batch * o.model.context)),
           targets(tokens.size()) {
-        if (!o.run_dir.empty()) log.emplace(o.run_dir + "/log.jsonl", describe_run(o.model, o.train, data));
+        if (o.run_dir.empty()) return;
+        log.emplace(o.run_dir + "/log.jsonl", describe_run(o.model, o.train, data));
+        start_run_directory(o.run_dir, describe_run(o.model, o.train, data), data);
     }
 
     // One step on a Context that only counts says what the run needs before anything is allocated.
@@ -324,10 +326,7 @@ struct Run {
         if (o.run_dir.empty()) return true;
         const StepState state = gpt.read(gpt.a.step);
         const LoaderState position = loader.state_at(step * o.train.micro_batch);
-        nlohmann::json j = describe_run(o.model, o.train, data);
-        j["adam_t"] = state.t, j["skipped"] = state.skipped, j["skipped_in_a_row"] = state.skipped_in_a_row;
-        j["data_position"] = {{"epoch", position.epoch}, {"sample", position.sample}};
-        j["fillers"] = nlohmann::json::array();
+        const nlohmann::json j = checkpoint_state(describe_run(o.model, o.train, data), state, position, {});
         std::vector<NamedTensor> optimizer = named_tensors(gpt.table, gpt.moment1, "m.");
         for (const NamedTensor& t : named_tensors(gpt.table, gpt.moment2, "v.")) optimizer.push_back(t);
         try {
@@ -406,16 +405,5 @@ int main(int argc, char** argv) {
     auto offer = [&](const FieldInfo& info, auto& field) { if (offered.count(info.name)) add_field(app, info, field); };
     for_each_model_field(o.model, offer);
     for_each_train_field(o.train, offer);
-    try {
-        app.parse(argc, argv);
-        return run(o);
-    } catch (const CLI::ParseError& e) {
-        if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-        std::fprintf(stderr, "error: %s (see --help)\n", e.what());
-        return 2;
-    } catch (const std::exception& e) {
-        std::fflush(stdout);
-        std::fprintf(stderr, "error: %s\n", e.what());
-        return dynamic_cast<const InputError*>(&e) ? 2 : 1;
-    }
+    return run_program(app, argc, argv, [&] { return run(o); });
 }

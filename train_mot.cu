@@ -3,8 +3,6 @@
 // This file only reads the command line. Where to read on: llmc/train/trainer.cpp (the run), llmc/train/step.cpp (one
 // step), llmc/model/model.cpp (forward and backward), llmc/model/blocks/mot.cpp (the block), llmc/ops/ops.h (the
 // operations).
-#include <cstdio>
-
 #include "llmc/base/version.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/flags.h"
@@ -119,18 +117,5 @@ struct CommandLine {
 
 int main(int argc, char** argv) {
     CommandLine line;
-    try {
-        line.app.parse(argc, argv);
-        return line.execute();
-    } catch (const CLI::ParseError& error) {
-        if (error.get_exit_code() == 0) return line.app.exit(error);  // --help, --version
-        std::fprintf(stderr, "error: %s (see --help)\n", error.what());
-        return 2;
-    } catch (const InputError& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
-        return 2;
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
-        return 1;
-    }
+    return run_program(line.app, argc, argv, [&] { return line.execute(); });
 }

@@ -64,7 +64,7 @@ inline Vector decode(DType dtype, const std::vector<char>& bytes) {
     auto get = [&](auto zero) {
         for (size_t i = 0; i < v.size(); i++) {
             decltype(zero) x;
-            std::memcpy(&x, bytes.data() + i * sizeof x, sizeof x);
+            std::memcpy(static_cast<void*>(&x), bytes.data() + i * sizeof x, sizeof x);
             if constexpr (std::is_same_v<decltype(zero), bf16>) v[i] = float(x);
             else v[i] = static_cast<double>(x);
         }

@@ -2,6 +2,7 @@
 #pragma once
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdio>
 #include <set>
 #include <string>
 
@@ -49,6 +50,28 @@ inline std::set<std::string> given_fields(const CLI::App& app, ModelConfig& mode
     for_each_model_field(model, look);
     for_each_train_field(train, look);
     return given;
+}
+
+// What every main ends with: parses, runs `body` for its exit code, and turns an exception into one sentence on stderr and
+// exit code 2 (bad input) or 1 (failure).
+template <class Body>
+int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
+    auto fail = [](const std::string& what, int code) {
+        std::fflush(stdout);
+        std::fprintf(stderr, "error: %s\n", what.c_str());
+        return code;
+    };
+    try {
+        app.parse(argc, argv);
+        return body();
+    } catch (const CLI::ParseError& error) {
+        if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+        return fail(str(error.what(), " (see --help)"), 2);
+    } catch (const InputError& error) {
+        return fail(error.what(), 2);
+    } catch (const std::exception& error) {
+        return fail(error.what(), 1);
+    }
 }
 
 }  // namespace llmc

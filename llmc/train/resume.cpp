@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "llmc/base/files.h"
 #include "llmc/base/version.h"
+#include "llmc/data/tokenizer.h"
 
 namespace llmc {
 
@@ -13,6 +15,29 @@ nlohmann::json describe_run(const ModelConfig& model, const TrainConfig& config,
         {"data", {{"path", data.path}, {"train_tokens", data.train.tokens}, {"tokenizer_crc32", data.tokenizer_crc32}}},
         {"version", project_version},
         {"commit", version_commit()}};
+}
+
+void start_run_directory(const std::string& run_dir, const nlohmann::json& identity, const Dataset& data) {
+    write_file_atomic(run_dir + "/run.json", identity.dump(2) + "\n");
+    write_file_atomic(run_dir + "/tokenizer.tiktoken", Tokenizer::load(data.tokenizer_file).rank_file());
+}
+
+nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state, const LoaderState& position,
+                                const std::vector<std::vector<int32_t>>& fillers) {
+    identity["adam_t"] = state.t;
+    identity["skipped"] = state.skipped;
+    identity["skipped_in_a_row"] = state.skipped_in_a_row;
+    identity["data_position"] = {{"epoch", position.epoch}, {"sample", position.sample}};
+    identity["fillers"] = fillers;
+    return identity;
+}
+
+StepState step_state_from(const nlohmann::json& saved) {
+    StepState state;
+    state.t = saved.at("adam_t");
+    state.skipped = saved.at("skipped");
+    state.skipped_in_a_row = saved.at("skipped_in_a_row");
+    return state;
 }
 
 namespace {

@@ -8,7 +8,6 @@
 
 #include "llmc/base/version.h"
 #include "llmc/data/loader.h"
-#include "llmc/data/tokenizer.h"
 #include "llmc/train/checkpoint.h"
 #include "llmc/train/evaluate.h"
 #include "llmc/train/log.h"
@@ -81,18 +80,14 @@ struct Run {
     // ---- start
     void start_fresh() {
         model.initialize(uint64_t(config.seed));
-        write_file_atomic(options.run_dir + "/run.json", identity.dump(2) + "\n");
-        write_file_atomic(options.run_dir + "/tokenizer.tiktoken", Tokenizer::load(data.tokenizer_file).rank_file());
+        start_run_directory(options.run_dir, identity, data);
     }
     void start_from(const Checkpoint& checkpoint) {
         load_tensors(checkpoint, model_file, model.parameters(), ctx);
         load_tensors(checkpoint, optimizer_file, model.optimizer(), ctx);
         model.refresh_compute_copy();
         first_step = steps_done = checkpoint.step;
-        StepState state;
-        state.t = checkpoint.state.at("adam_t");
-        state.skipped = checkpoint.state.at("skipped");
-        state.skipped_in_a_row = checkpoint.state.at("skipped_in_a_row");
+        const StepState state = step_state_from(checkpoint.state);
         step->set_state(state);
         last_state = state;
         record({{"event", "resumed"}, {"step", steps_done}});
@@ -161,12 +156,7 @@ struct Run {
     bool save() {
         const StepState state = step->state();
         const LoaderState position = loader.state_at(steps_done * samples_per_step());
-        json j = identity;
-        j["adam_t"] = state.t;
-        j["skipped"] = state.skipped;
-        j["skipped_in_a_row"] = state.skipped_in_a_row;
-        j["data_position"] = {{"epoch", position.epoch}, {"sample", position.sample}};
-        j["fillers"] = evaluator.fillers();
+        const json j = checkpoint_state(identity, state, position, evaluator.fillers());
         try {
             save_checkpoint(options.run_dir, steps_done, model.parameters(), model.optimizer(), j, config.keep, ctx);
             return true;
