@@ -276,14 +276,16 @@ struct Run {
     Gpt gpt;
     std::optional<RunLog> log;
     std::vector<int32_t> tokens, targets;  // [B,T] on the host
+    double seconds = 0;                    // of training so far
 
     Run(const Options& options, Dataset dataset)
         : o(options), data(std::move(dataset)), loader(data.train, o.model.context, uint64_t(o.train.seed), true),
           ctx({.threads = o.threads}), gpt((prepare(), o), ctx), tokens(size_t(o.train.micro_batch * o.model.context)),
           targets(tokens.size()) {
         if (o.run_dir.empty()) return;
-        log.emplace(o.run_dir + "/log.jsonl", describe_run(o.model, o.train, data));
         start_run_directory(o.run_dir, describe_run(o.model, o.train, data), data);
+        std::filesystem::remove(o.run_dir + "/log.jsonl");  // of a run that ended before its first checkpoint
+        log.emplace(o.run_dir + "/log.jsonl", describe_run(o.model, o.train, data));
     }
 
     // One step on a Context that only counts says what the run needs before anything is allocated.
@@ -326,7 +328,7 @@ struct Run {
         if (o.run_dir.empty()) return true;
         const StepState state = gpt.read(gpt.a.step);
         const LoaderState position = loader.state_at(step * o.train.micro_batch);
-        const nlohmann::json j = checkpoint_state(describe_run(o.model, o.train, data), state, position, {});
+        const nlohmann::json j = checkpoint_state(describe_run(o.model, o.train, data), state, position, seconds, {});
         std::vector<NamedTensor> optimizer = named_tensors(gpt.table, gpt.moment1, "m.");
         for (const NamedTensor& t : named_tensors(gpt.table, gpt.moment2, "v.")) optimizer.push_back(t);
         try {
@@ -349,9 +351,10 @@ struct Run {
             loader.fill(tokens.data(), targets.data(), t.micro_batch, step * t.micro_batch);
             gpt.step(tokens.data(), targets.data(), lr);
             const StepState s = gpt.read(gpt.a.step);  // waits
-            const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+            const double step_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+            seconds += step_seconds;
             step++;
-            const double loss = s.loss_sum / double(s.loss_count), rate = double(tokens.size()) / seconds.count();
+            const double loss = s.loss_sum / double(s.loss_count), rate = double(tokens.size()) / step_seconds;
             if (due(t.log_interval, step) || step == 1 || step == t.steps) {
                 std::printf("step %7lld  loss %.6f  grad norm %.4f  lr %.2e  %.0f tokens/s%s\n", (long long)step, loss,
                             s.grad_norm, lr, rate, s.ok ? "" : "  skipped: not finite");
@@ -360,7 +363,7 @@ struct Run {
             }
             if (s.skipped_in_a_row >= t.max_skipped)
                 run_error(s.skipped_in_a_row, " steps in a row had a loss or gradient that is not finite: lower --lr");
-            if (due(t.eval_interval, step) || step == t.steps) validate(step);
+            if (due(t.eval_interval, step) || (t.eval_interval && step == t.steps)) validate(step);
             if (due(t.save_interval, step) && step < t.steps && !stop_signal()) save(step);
         }
         if (!save(step)) return 1;
@@ -379,7 +382,6 @@ int run(Options o) {
     check_schedule({o.train.lr, o.train.warmup_steps, o.train.decay_steps, o.train.final_lr_fraction});
     if (!o.run_dir.empty()) {
         if (find_latest(o.run_dir)) input_error(o.run_dir, " holds a run already: choose another --run-dir");
-        make_directories(o.run_dir);
     }
     return Run(o, std::move(data)).train();
 }

@@ -4,6 +4,7 @@
 // step), llmc/model/model.cpp (forward and backward), llmc/model/blocks/mot.cpp (the block), llmc/ops/ops.h (the
 // operations).
 #include "llmc/base/version.h"
+#include "llmc/data/shards.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/flags.h"
 #include "llmc/train/trainer.h"
@@ -58,15 +59,18 @@ struct CommandLine {
         eval_app->add_option("--eval-batches", eval.batches, "micro-batches, or sequences with --group-fill")
             ->capture_default_str()
             ->check(CLI::PositiveNumber);
-        eval_app->add_option("--micro-batch", eval.micro_batch, "sequences at once; 0: as in training")
-            ->check(CLI::NonNegativeNumber);
-        eval_app->add_option("--group-size", eval.group_size, "another MoT group size; 0: as in training")
-            ->check(CLI::NonNegativeNumber);
-        eval_app->add_flag("--discrete", eval.discrete, "MoT with one-hot merge and emit weights");
+        auto* rows = eval_app->add_option("--micro-batch", eval.micro_batch, "sequences at once; 0: as in training")
+                         ->check(CLI::NonNegativeNumber);
+        auto* group = eval_app->add_option("--group-size", eval.group_size, "another MoT group size; 0: as in training")
+                          ->check(CLI::NonNegativeNumber);
+        auto* discrete = eval_app->add_flag("--discrete", eval.discrete, "MoT with one-hot merge and emit weights");
         eval_app
             ->add_option("--group-fill", eval.group_fill,
                          "evaluate single sequences, each in a group filled by: data, self, zero")
-            ->check(CLI::IsMember({"data", "self", "zero"}));
+            ->check(CLI::IsMember({"data", "self", "zero"}))
+            ->excludes(rows)
+            ->excludes(group)
+            ->excludes(discrete);
         eval_app->add_option("--threads", eval.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
 
         generate_app = app.add_subcommand("generate", "continue prompts");
@@ -101,6 +105,8 @@ struct CommandLine {
         if (*eval_app) return run_eval(eval);
         if (*generate_app) return run_generate(generate);
         if (dry_run || *info_app) {
+            if (!run.data.empty() && !given_fields(app, model, train).count("vocab_size")) model.vocab_size = 0;
+            if (!run.data.empty() && model.vocab_size == 0) model.vocab_size = open_dataset(run.data).vocab_size;
             if (train.decay_steps == 0) train.decay_steps = train.steps;
             return show_info(model, train, run.threads);
         }

@@ -27,23 +27,27 @@ fi
 
 cores=$(nproc)
 threads=$((cores > 1 ? cores / 2 : 1))
-# half N COMMAND...: the command on the first (0) or second (1) half of the cores, if there are two.
+# half N COMMAND...: becomes the command, on the first (0) or second (1) half of the cores if it may choose them. For a background
+# shell only: exec leaves no shell in between, so that signals reach the training itself.
 half() {
-    local first=$(($1 * threads)); shift
-    if [ "$cores" -gt 1 ] && command -v taskset > /dev/null; then taskset -c "$first-$((first + threads - 1))" "$@"; else "$@"; fi
+    local first=$(($1 * threads)) cpus; shift
+    cpus=$first-$((first + threads - 1))
+    if [ "$cores" -gt 1 ] && taskset -c "$cpus" true 2> /dev/null; then exec taskset -c "$cpus" "$@"; fi
+    exec "$@"
 }
 # run_model NUMBER NAME STEPS DIR EXTRA...: one training in the background; output goes to DIR.txt.
 run_model() {
     local number=$1 name=$2 steps=$3 dir=$4; shift 4
-    OMP_WAIT_POLICY=active half "$number" $train --data "$data" --run-dir "$dir" --config "configs/tiny_$name.toml" --steps "$steps" \
+    half "$number" $train --data "$data" --run-dir "$dir" --config "configs/tiny_$name.toml" --steps "$steps" \
         --threads "$threads" "$@" > "$dir.txt" 2>&1 &
 }
 wait_for() { wait "$1" || { echo "demo: a training failed; its last lines ($2.txt):"; tail -n 5 "$2.txt"; exit 1; }; }
 
 stage 'speed: 40 steps of each model decide how many fit into the time'
+quiet=(--warmup-steps 5 --save-interval 0 --eval-interval 0)
 rm -rf "$DEMO_DIR/probe"; mkdir -p "$DEMO_DIR/probe"
-run_model 0 dense 40 "$DEMO_DIR/probe/dense" --save-interval 0 --eval-interval 0; dense_pid=$!
-run_model 1 mot 40 "$DEMO_DIR/probe/mot" --save-interval 0 --eval-interval 0; mot_pid=$!
+run_model 0 dense 40 "$DEMO_DIR/probe/dense" "${quiet[@]}"; dense_pid=$!
+run_model 1 mot 40 "$DEMO_DIR/probe/mot" "${quiet[@]}"; mot_pid=$!
 wait_for $dense_pid "$DEMO_DIR/probe/dense"; wait_for $mot_pid "$DEMO_DIR/probe/mot"
 seconds=$(grep -ho '"seconds":[0-9.]*' "$DEMO_DIR"/probe/*/log.jsonl | sed 's/.*://' | sort -g | tail -n 1)
 steps=$(awk -v s="$seconds" -v m="$MINUTES" 'BEGIN { n = int(m * 60 / (s / 40) / 50) * 50; print n < 100 ? 100 : n }')

@@ -8,18 +8,22 @@ out=$1; shift
 command -v gnuplot > /dev/null || { echo "plot_runs: gnuplot is missing: no plot"; exit 0; }
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 
-# values FIELD LOG: "step seconds value" of every log line that has the field; later lines win over earlier ones of a step.
+# values FIELD LOG: "step seconds value" of every log line that has the field.
 values() {
-    awk -v field="$1" 'function number(key) { return match($0, "\"" key "\":[-+0-9.eE]+") ?
-                           substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3) : "" }
-                       { v = number(field); s = number("step"); if (v != "" && s != "") print s, number("seconds"), v }' "$2"
+    [ -f "$2" ] || return 0
+    awk -v field="$1" '
+        function number(key) {
+            if (!match($0, "\"" key "\":[-+0-9.eE]+")) return ""
+            return substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3)
+        }
+        { v = number(field); s = number("step"); if (v != "" && s != "") print s, number("seconds"), v }' "$2"
 }
 
 by_step= by_time= text=
 for pair in "$@"; do
     name=${pair%%=*} log=${pair#*=}/log.jsonl data=$work/${pair%%=*}
-    values val_loss "$log" > "$data.val" 2> /dev/null || true
-    values loss "$log" > "$data.train" 2> /dev/null || true
+    values val_loss "$log" > "$data.val"
+    values loss "$log" > "$data.train"
     [ -s "$data.val" ] && by_step+="${by_step:+, }'$data.val' using 1:3 with lines lw 2 title '$name'"
     [ -s "$data.val" ] && by_time+="${by_time:+, }'$data.val' using (\$2/60):3 with lines lw 2 title '$name'"
     [ -s "$data.train" ] && text+="${text:+, }'$data.train' using 1:3 with lines title '$name'"

@@ -213,12 +213,13 @@ void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept)
 
 // x_0 [B,T,C] of tokens [B,T].
 Tensor Model::embed(Tensor tokens, const Run& run) {
+    const Unit& unit = *table.find_unit("embedding");
+    run.hooks.before(unit, Phase::forward);
     UnitView embedding = view("embedding", false);
     Tensor positions = config.positions == "learned" ? embedding.param("position.weight") : Tensor{};
-    run.hooks.before(*embedding.unit, Phase::forward);
     Tensor x = run.arena.tensor("x", precision.act, {run.B, run.T, config.d_model});
     embedding_forward(x, tokens, embedding.param("token.weight"), positions, run.first_position, ctx);
-    run.hooks.after(*embedding.unit, Phase::forward);
+    run.hooks.after(unit, Phase::forward);
     return x;
 }
 
@@ -263,16 +264,24 @@ void Model::backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>
     }
     for (size_t i = blocks.size(); i-- > 0;) backward_block(i, dstream, run, kept[i]);
 
+    const Unit& unit = *table.find_unit("embedding");
+    run.hooks.before(unit, Phase::backward);
     UnitView embedding = view("embedding", true);
     Tensor dpositions = config.positions == "learned" ? embedding.grad("position.weight") : Tensor{};
-    run.hooks.before(*embedding.unit, Phase::backward);
     embedding_backward(embedding.grad("token.weight"), dpositions, dstream, tokens, run.accumulate || config.tied_head,
                        run.accumulate, ctx);
-    run.hooks.after(*embedding.unit, Phase::backward);
+    run.hooks.after(unit, Phase::backward);
 }
 
-// The unit that holds the head's weight [V,C], and that weight's name in it. A tied head is the token embedding.
-UnitView Model::head_view(bool gradients) const { return view(config.tied_head ? "embedding" : "head", gradients); }
+// Runs use(unit) between the hooks of the unit that holds the head's weight [V,C]; a tied head is the token embedding.
+void Model::with_head(const Run& run, const std::function<void(const UnitView&)>& use) {
+    const Unit& unit = *table.find_unit(config.tied_head ? "embedding" : "head");
+    // Training does the head's forward and backward in one op. A tied gradient is complete only after the embedding's.
+    const Phase phase = run.training && !config.tied_head ? Phase::backward : Phase::forward;
+    run.hooks.before(unit, phase);
+    use(view(unit.name, run.training));
+    run.hooks.after(unit, phase);
+}
 const char* Model::head_weight() const { return config.tied_head ? "token.weight" : "weight"; }
 
 void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHooks& hooks) {
@@ -285,12 +294,10 @@ void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHoo
     Tensor h = forward(batch.tokens, run, kept);  // [B,T,C]
     Tensor dh = arena.tensor("dh", precision.act, h.shape);
 
-    UnitView head = head_view(true);
-    hooks.before(*head.unit, Phase::forward);
-    head_loss(batch.losses, dh.view({B * T, C}), head.grad(head_weight()), h.view({B * T, C}),
-              head.param(head_weight()), batch.targets.view({B * T}), batch.dloss, batch.accumulate, ctx);
-    if (!config.tied_head) hooks.after(*head.unit, Phase::backward);
-
+    with_head(run, [&](const UnitView& head) {
+        head_loss(batch.losses, dh.view({B * T, C}), head.grad(head_weight()), h.view({B * T, C}),
+                  head.param(head_weight()), batch.targets.view({B * T}), batch.dloss, batch.accumulate, ctx);
+    });
     backward(dh, batch.tokens, run, kept);
     arena.release(mark);
 }
@@ -303,10 +310,9 @@ void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOpt
     int64_t mark = arena.mark();
     std::vector<Kept> kept;
     Tensor h = forward(tokens, run, kept);
-    UnitView head = head_view(false);
-    hooks.before(*head.unit, Phase::forward);
-    head_loss(losses, {}, {}, h.view({B * T, C}), head.param(head_weight()), targets.view({B * T}), 0, false, ctx);
-    hooks.after(*head.unit, Phase::forward);
+    with_head(run, [&](const UnitView& head) {
+        head_loss(losses, {}, {}, h.view({B * T, C}), head.param(head_weight()), targets.view({B * T}), 0, false, ctx);
+    });
     arena.release(mark);
 }
 
@@ -316,10 +322,8 @@ void Model::logits(Tensor logits, Tensor tokens, const EvalOptions& options, Are
     int64_t mark = arena.mark();
     std::vector<Kept> kept;
     Tensor h = forward(tokens, run, kept);
-    UnitView head = head_view(false);
-    hooks.before(*head.unit, Phase::forward);
-    matmul(logits, h, head.param(head_weight()), {.transpose_b = true}, ctx);
-    hooks.after(*head.unit, Phase::forward);
+    with_head(run,
+              [&](const UnitView& head) { matmul(logits, h, head.param(head_weight()), {.transpose_b = true}, ctx); });
     arena.release(mark);
 }
 
@@ -366,10 +370,9 @@ void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const E
     Tensor h = finish_stream(x, branch, run, kept);
     Tensor last(static_cast<char*>(h.data) + (n - 1) * C * size_of(h.dtype), h.dtype, {B, C}, "last positions");
     last.stride = {n * C, 1};
-    UnitView head = head_view(false);
-    hooks.before(*head.unit, Phase::forward);
-    matmul(logits, last, head.param(head_weight()), {.transpose_b = true}, ctx);
-    hooks.after(*head.unit, Phase::forward);
+    with_head(run, [&](const UnitView& head) {
+        matmul(logits, last, head.param(head_weight()), {.transpose_b = true}, ctx);
+    });
     arena.release(mark);
     generation.position += n;
 }

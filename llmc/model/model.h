@@ -3,9 +3,10 @@
 //   x_0 = embedding(tokens);   x_{i+1} = x_i + block_i(norm_i(x_i));   losses = head([final_norm](x_n), targets)
 //
 // The model owns the parameter-shaped buffers (parameters, compute copy, gradients, Adam's moments). Activations live
-// on an Arena used as a stack: forward pushes what each block saves, backward pops it in reverse, so the arena's peak
-// is the activation memory.
+// on an Arena used as a stack: forward pushes what each block saves, backward pushes temporaries above, and the end of
+// the micro-batch pops it all, so the arena's peak is the activation memory.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,7 +18,8 @@ namespace llmc {
 
 enum class Phase { forward, backward };
 
-// Called around every use of a unit's parameters. Does nothing in one process: gathering, freeing, reducing and
+// Called in pairs around every use of a unit's parameters; after(unit, backward) comes once a micro-batch, when the
+// unit's gradient is complete. Does nothing in one process: gathering, freeing, reducing and
 // prefetching of sharded units hang here and nowhere else.
 struct UnitHooks {
     virtual ~UnitHooks() = default;
@@ -96,7 +98,7 @@ private:
     struct Run;   // one call: sizes, options, arena, hooks
     struct Kept;  // what one block leaves for backward
     UnitView view(const std::string& unit_name, bool gradients) const;
-    UnitView head_view(bool gradients) const;
+    void with_head(const Run& run, const std::function<void(const UnitView&)>& use);
     const char* head_weight() const;
     Pass pass_for(size_t i, const Run& run) const;
     void announce(size_t i, const Run& run, Phase phase, bool before) const;

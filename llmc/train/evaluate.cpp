@@ -9,28 +9,26 @@ namespace llmc {
 Evaluator::Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* chosen)
     : micro_batch(config.micro_batch), context(model.context) {
     if (has_mot(model)) {
-        Loader loader(data.train, context, eval_seed, true);
+        const Loader training(data.train, context, eval_seed, true);
         std::vector<int32_t> rows(size_t(model.group_size * context)), ignored(rows.size());
-        loader.fill(rows.data(), ignored.data(), model.group_size, 0);
+        training.fill(rows.data(), ignored.data(), model.group_size, 0);
         for (int64_t i = 0; i < model.group_size; i++)
             filler_rows.emplace_back(rows.begin() + i * context, rows.begin() + (i + 1) * context);
     }
     const Split& split = chosen ? *chosen : data.val;
     if (split.shards.empty()) return;
-    Loader loader(split, context, eval_seed, true);
+    loader.emplace(split, context, eval_seed, true);
     // A split smaller than one micro-batch is repeated; otherwise no sequence counts twice.
-    count = std::max<int64_t>(1, std::min(config.eval_batches, loader.windows() / micro_batch));
+    count = std::max<int64_t>(1, std::min(config.eval_batches, loader->windows() / micro_batch));
     bytes_per_token = split.bytes_per_token();
-    tokens.resize(size_t(count * micro_batch * context));
-    targets.resize(tokens.size());
-    loader.fill(tokens.data(), targets.data(), count * micro_batch, 0);
 }
 
 EvalResult Evaluator::run(Step& step, const EvalOptions& options) const {
     EvalResult result;
+    std::vector<int32_t> tokens(size_t(micro_batch * context)), targets(tokens.size());
     for (int64_t i = 0; i < count; i++) {
-        const int64_t at = i * micro_batch * context;
-        result.loss += step.evaluate(tokens.data() + at, targets.data() + at, options) / double(count);
+        loader->fill(tokens.data(), targets.data(), micro_batch, i * micro_batch);
+        result.loss += step.evaluate(tokens.data(), targets.data(), options) / double(count);
     }
     result.perplexity = std::exp(result.loss);
     result.bits_per_byte = bytes_per_token > 0 ? result.loss / (std::log(2.0) * bytes_per_token) : 0;

@@ -1,6 +1,7 @@
 // Validation on batches that never change: the same sequences in the same groups at every call, so that losses compare.
 #pragma once
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "llmc/data/loader.h"
 #include "llmc/train/step.h"
@@ -31,7 +32,7 @@ public:
 private:
     int64_t count = 0, micro_batch = 0, context = 0;
     double bytes_per_token = 0;
-    std::vector<int32_t> tokens, targets;  // [count, micro_batch, context]
+    std::optional<Loader> loader;  // of the split
     std::vector<std::vector<int32_t>> filler_rows;
 };
 

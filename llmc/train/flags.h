@@ -24,6 +24,11 @@ void add_field(CLI::App& app, const FieldInfo& info, T& field) {
             if (!info.choices.empty()) option->check(CLI::IsMember(info.choices));
         } else {
             option->check(CLI::Range(T(info.least), T(std::min(info.most, 9e18))));
+            option->check([](const std::string& text) {  // every comparison with NaN is false, so no range excludes it
+                return text.find("nan") == std::string::npos && text.find("NaN") == std::string::npos
+                           ? std::string()
+                           : str(text, " is not a number");
+            });
         }
     }
     option->group(info.group);
@@ -52,8 +57,8 @@ inline std::set<std::string> given_fields(const CLI::App& app, ModelConfig& mode
     return given;
 }
 
-// What every main ends with: parses, runs `body` for its exit code, and turns an exception into one sentence on stderr and
-// exit code 2 (bad input) or 1 (failure).
+// What every main ends with: parses, runs `body` for its exit code, and turns an exception into one sentence on stderr
+// and exit code 2 (bad input) or 1 (failure).
 template <class Body>
 int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
     auto fail = [](const std::string& what, int code) {

@@ -46,6 +46,10 @@ struct Workbench {
         twin.allocate(false);
         Arena measure("activations", counting);
         calls(twin, measure);
+        const int64_t needed = measure.peak() + counting.workspace_needed, available = device_memory_available(ctx);
+        if (needed > available)
+            input_error("this needs ", needed >> 20, " MiB beside the model but ", available >> 20,
+                        " MiB are available");
         ctx.workspace_fixed = false;
         reserve_workspace(counting.workspace_needed, ctx);
         arena.allocate(measure.peak());
@@ -91,8 +95,8 @@ std::vector<std::vector<int32_t>> generate(Model& model, const Sequences& prompt
 
     size_t longest = 0;
     for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
-    const int64_t last =
-        std::min(model.config.context, int64_t(longest) + options.max_tokens);  // positions that may be filled
+    const int64_t room = model.config.context - int64_t(longest);
+    const int64_t last = int64_t(longest) + std::min(room, options.max_tokens);  // positions that may be filled
     std::vector<RandomStream> streams;
     for (int64_t i = 0; i < P; i++) streams.emplace_back(options.seed, str("generate prompt ", i));
     Sequences text = prompts, fresh(prompts.size());

@@ -32,7 +32,7 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
                const EvalOptions& eval) {
     Context ctx({.threads = threads, .counting = true});
     Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
-    model.check_rows(config.micro_batch);
+    model.check_rows(config.micro_batch, eval.group_size);
     model.allocate(training);
     Arena arena("activations", ctx);
     UnitHooks hooks;

@@ -1,33 +1,54 @@
 #include "llmc/train/resume.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "llmc/base/files.h"
+#include "llmc/base/rng.h"
 #include "llmc/base/version.h"
 #include "llmc/data/tokenizer.h"
 
 namespace llmc {
 
+namespace {
+
+// Changes with the content, number or order of the shards, all of which decide what sample i is.
+std::string fingerprint(const Dataset& data) {
+    std::string text;
+    for (const Split* split : {&data.train, &data.val})
+        for (const Shard& shard : split->shards) text += str(split->name, " ", shard.count, " ", shard.crc32, "\n");
+    char hex[17];
+    std::snprintf(hex, sizeof hex, "%016llx", static_cast<unsigned long long>(hash_of(text)));
+    return hex;
+}
+
+}  // namespace
+
 nlohmann::json describe_run(const ModelConfig& model, const TrainConfig& config, const Dataset& data) {
-    return {
-        {"model", to_json(model)},
-        {"train", to_json(config)},
-        {"data", {{"path", data.path}, {"train_tokens", data.train.tokens}, {"tokenizer_crc32", data.tokenizer_crc32}}},
-        {"version", project_version},
-        {"commit", version_commit()}};
+    return {{"model", to_json(model)},
+            {"train", to_json(config)},
+            {"data",
+             {{"path", data.path},
+              {"train_tokens", data.train.tokens},
+              {"tokenizer_crc32", data.tokenizer_crc32},
+              {"shards", fingerprint(data)}}},
+            {"version", project_version},
+            {"commit", version_commit()}};
 }
 
 void start_run_directory(const std::string& run_dir, const nlohmann::json& identity, const Dataset& data) {
+    make_directories(run_dir);
     write_file_atomic(run_dir + "/run.json", identity.dump(2) + "\n");
     write_file_atomic(run_dir + "/tokenizer.tiktoken", Tokenizer::load(data.tokenizer_file).rank_file());
 }
 
 nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state, const LoaderState& position,
-                                const std::vector<std::vector<int32_t>>& fillers) {
+                                double seconds, const std::vector<std::vector<int32_t>>& fillers) {
     identity["adam_t"] = state.t;
     identity["skipped"] = state.skipped;
     identity["skipped_in_a_row"] = state.skipped_in_a_row;
     identity["data_position"] = {{"epoch", position.epoch}, {"sample", position.sample}};
+    identity["seconds"] = seconds;
     identity["fillers"] = fillers;
     return identity;
 }
@@ -79,10 +100,10 @@ void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std
 
 void check_same_data(const nlohmann::json& saved, const Dataset& data, const std::string& where) {
     const nlohmann::json& old = saved.at("data");
-    if (old.at("train_tokens") != data.train.tokens || old.at("tokenizer_crc32") != data.tokenizer_crc32)
+    if (old.at("shards") != fingerprint(data) || old.at("tokenizer_crc32") != data.tokenizer_crc32)
         input_error("the data in ", data.path, " (", data.train.tokens, " training tokens) is not what the run in ",
                     where, " was trained on (", old.at("train_tokens").dump(),
-                    " tokens): a resumed run goes on with the same data");
+                    " tokens), or it is cut into other shards: a resumed run goes on with the same data");
 }
 
 }  // namespace llmc

@@ -12,13 +12,14 @@ namespace llmc {
 // Identity of a run, part of run.json and of every checkpoint: configuration, data, version.
 nlohmann::json describe_run(const ModelConfig& model, const TrainConfig& config, const Dataset& data);
 
-// Writes what belongs to a run from its first moment: run.json, and the tokenizer that generation will need.
+// Makes the directory and what belongs to a run from its first moment: run.json, and the tokenizer that generation
+// needs.
 void start_run_directory(const std::string& run_dir, const nlohmann::json& identity, const Dataset& data);
 
-// The state.json of a checkpoint: the run's identity, Adam's count and the skipped steps, the position in the data, and
-// sequences to fill up MoT groups with in generation.
+// The state.json of a checkpoint: the run's identity, Adam's count and the skipped steps, the position in the data,
+// seconds of training so far, and sequences to fill up MoT groups with in generation.
 nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state, const LoaderState& position,
-                                const std::vector<std::vector<int32_t>>& fillers);
+                                double seconds, const std::vector<std::vector<int32_t>>& fillers);
 StepState step_state_from(const nlohmann::json& saved);
 
 // Replaces the configuration by the saved one. Fields the user gave may differ only if they do not change the function

@@ -78,15 +78,13 @@ struct Run {
     }
 
     // ---- start
-    void start_fresh() {
-        model.initialize(uint64_t(config.seed));
-        start_run_directory(options.run_dir, identity, data);
-    }
+    void start_fresh() { model.initialize(uint64_t(config.seed)); }
     void start_from(const Checkpoint& checkpoint) {
         load_tensors(checkpoint, model_file, model.parameters(), ctx);
         load_tensors(checkpoint, optimizer_file, model.optimizer(), ctx);
         model.refresh_compute_copy();
         first_step = steps_done = checkpoint.step;
+        all_busy_seconds = checkpoint.state.at("seconds");
         const StepState state = step_state_from(checkpoint.state);
         step->set_state(state);
         last_state = state;
@@ -156,12 +154,12 @@ struct Run {
     bool save() {
         const StepState state = step->state();
         const LoaderState position = loader.state_at(steps_done * samples_per_step());
-        const json j = checkpoint_state(identity, state, position, evaluator.fillers());
+        const json j = checkpoint_state(identity, state, position, all_busy_seconds, evaluator.fillers());
         try {
             save_checkpoint(options.run_dir, steps_done, model.parameters(), model.optimizer(), j, config.keep, ctx);
             return true;
         } catch (const RunError& error) {
-            std::fprintf(stderr, "warning: %s; training goes on\n", error.what());
+            std::fprintf(stderr, "warning: %s\n", error.what());
             record({{"event", "save failed"}, {"step", steps_done}, {"reason", error.what()}});
             return false;
         }
@@ -197,27 +195,28 @@ struct Run {
             const bool statistics = model.metric_count() && due(config.statistics_interval, steps_done + 1);
             one_step(lr, statistics);
             const bool last = steps_done == config.steps;
-            if (due(config.log_interval, steps_done) || last || steps_done == first_step + 1) {
-                report(lr);
-                if (last_state.skipped_in_a_row >= config.max_skipped) {
-                    std::fprintf(stderr,
-                                 "error: %lld steps in a row had a loss or gradient that is not finite: stopping; "
-                                 "lower --lr, or look at the data\n",
-                                 static_cast<long long>(last_state.skipped_in_a_row));
-                    return 1;
-                }
-            }
+            const int64_t skipped = step->state().skipped_in_a_row;
+            const bool hopeless = skipped >= config.max_skipped;
+            if (due(config.log_interval, steps_done) || last || hopeless || steps_done == first_step + 1) report(lr);
+            if (hopeless)
+                run_error(skipped,
+                          " steps in a row had a loss or gradient that is not finite: stopping; lower --lr, or look at "
+                          "the data");
             if (statistics) report_statistics();
-            if (evaluator.batches() && (due(config.eval_interval, steps_done) || last)) validate();
+            if (evaluator.batches() && config.eval_interval && (due(config.eval_interval, steps_done) || last))
+                validate();
             if (due(config.save_interval, steps_done) || steps_done == retry_at) {
                 if (save())
                     saved_at = steps_done, retry_at = -1;
-                else
+                else {
+                    std::fprintf(stderr, "training goes on; the next try is after step %lld\n",
+                                 static_cast<long long>(steps_done + retry_after));
                     retry_at = steps_done + retry_after;
+                }
             }
         }
         if (saved_at != steps_done && !save()) return 1;
-        if (int signal = stop_signal()) {
+        if (int signal = stop_signal(); signal && steps_done < config.steps) {
             std::printf("interrupted after step %lld; saved in %s: go on with --resume\n",
                         static_cast<long long>(steps_done), options.run_dir.c_str());
             return 128 + signal;
@@ -285,16 +284,19 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
         Context probe({.threads = options.threads});
         check_memory(plan, probe);
     }
+    const json identity = describe_run(model, config, data);
     try {
-        make_directories(options.run_dir);
-        write_file_atomic(options.run_dir + "/.writable", "");
-        std::filesystem::remove(options.run_dir + "/.writable");
+        start_run_directory(options.run_dir, identity, data);
     } catch (const RunError& error) {
-        input_error("--run-dir ", options.run_dir, " cannot be written: ", error.what());
+        input_error("--run-dir ", options.run_dir, " cannot be used: ", error.what());
     }
-    truncate_after_step(options.run_dir + "/log.jsonl",
-                        found ? found->step : -1);  // -1: of a run killed before its first checkpoint
-    Run run(model, config, options, data, plan, describe_run(model, config, data));
+    const std::string log_path = options.run_dir + "/log.jsonl";
+    if (!found)
+        std::filesystem::remove(log_path);  // of a run that ended before its first checkpoint
+    else if (const TruncatedLog cut = truncate_after_step(log_path, found->step); cut.unreadable > 1)
+        std::fprintf(stderr, "warning: %lld lines of %s were damaged and are gone\n",
+                     static_cast<long long>(cut.unreadable), log_path.c_str());
+    Run run(model, config, options, data, plan, identity);
     run.peak_flops = measure_peak_flops(run.model.precision.act, run.ctx);
     std::printf("%s; peak measured now: %.0f GFLOP/s\n", backend_description(run.ctx).c_str(), run.peak_flops * 1e-9);
     if (found)
