@@ -4,13 +4,13 @@
 #
 # Environment: LONG=1        trains for hours instead of minutes: until MoT's validation loss has been lower three times in a
 #                            row, or the budget ends
-#              MINUTES=N     of training, default 6 (LONG=1: 360)
+#              MINUTES=N     of training, default 5 (LONG=1: 360)
 #              DEMO_DIR=DIR  default runs/demo; a finished demo there is replaced
 # Both models see the same batches, have equal FLOPs a token (but for MoT's mixing), the same learning rate and schedule.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 LONG=${LONG:-} DEMO_DIR=${DEMO_DIR:-runs/demo}
-MINUTES=${MINUTES:-$([ -n "$LONG" ] && echo 360 || echo 6)}
+MINUTES=${MINUTES:-$([ -n "$LONG" ] && echo 360 || echo 5)}
 train=build/cpu/train_mot
 stage() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
 say() { printf '%s\n' "$*"; }

@@ -1,5 +1,5 @@
-// The contract that sharding will hang on: hooks come in pairs around every use of a unit, and once a unit's backward is
-// over, its gradient is complete.
+// The contract that sharding will hang on: hooks come in pairs around every use of a unit, and once a unit's backward
+// is over, its gradient is complete.
 #include <gtest/gtest.h>
 
 #include <map>

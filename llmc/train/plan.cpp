@@ -87,7 +87,7 @@ std::string describe_plan(const Plan& plan, const Model& model, const TrainConfi
     const double tokens = double(train.micro_batch * train.grad_accumulation * model.config.context);
     std::string text = "model\n";
     text += row("parameters", count_text(double(model.table.count())), str(model.table.count()));
-    text += row("  of these in matrices", count_text(double(model.table.count_matrices())), "as papers count: no norms, no biases");
+    text += row("  of these in matrices", count_text(double(model.table.count_matrices())), "no norms, no biases");
     text += row("tokens a step", count_text(tokens),
                 str(train.grad_accumulation, " x ", train.micro_batch, " sequences of ", model.config.context));
     text += row("FLOPs a token, forward",

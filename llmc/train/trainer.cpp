@@ -242,15 +242,13 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     std::printf("configuration\n");
     for_each_model_field(model, row);
     for_each_train_field(config, row);
-    std::printf("data\n  %-20s %s: %lld training tokens, %lld validation tokens\n", "", data.path.c_str(),
+    std::printf("data\n  %s: %lld training tokens, %lld validation tokens\n", data.path.c_str(),
                 static_cast<long long>(data.train.tokens), static_cast<long long>(data.val.tokens));
     Context counting({.threads = threads, .counting = true});
     Model shapes(model, Precision::from_name(config.precision), true, counting);
     std::printf("%s", describe_plan(plan, shapes, config).c_str());
     if (has_mot(model) && model.group_axis == "sequence")
-        std::printf(
-            "warning: --group-axis sequence mixes positions of one sequence: the model sees its own future. A control "
-            "only.\n");
+        std::printf("warning: --group-axis sequence mixes positions of one sequence: the model sees its own future\n");
     std::fflush(stdout);
 }
 
@@ -275,15 +273,13 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     model = resolved(model);
     check_vocabulary(data, model.vocab_size);
     check_schedule({config.lr, config.warmup_steps, config.decay_steps, config.final_lr_fraction});
-    Loader(data.train, model.context, uint64_t(config.seed),
-           true);  // refuses data shorter than a sequence before anything is made
+    // Data shorter than a sequence is refused here, before anything is made.
+    Loader(data.train, model.context, uint64_t(config.seed), true);
     const Plan plan = make_plan(model, config, true, options.threads);
     announce(model, config, data, plan, options.threads);
 
-    {
-        Context probe({.threads = options.threads});
-        check_memory(plan, probe);
-    }
+    Context device({.threads = options.threads});
+    check_memory(plan, device);
     const json identity = describe_run(model, config, data);
     try {
         start_run_directory(options.run_dir, identity, data);
