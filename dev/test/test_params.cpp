@@ -48,9 +48,7 @@ TEST(Counts, ThePapersModels) {
     for (const Case& c : cases) {
         const Counted counted(c.config);
         const int64_t count = counted.model.table.count();
-        int64_t matrices = 0;
-        for (const Unit& unit : counted.model.table.units)
-            for (const ParamSpec& p : unit.params) matrices += p.matrix() ? p.shape.numel() : 0;
+        const int64_t matrices = counted.model.table.count_matrices();
         EXPECT_NEAR(double(matrices) / 1e6, c.millions, c.within) << c.name;
         EXPECT_NEAR(double(count) / 1e6, c.millions, c.within + 0.01) << c.name;
         if (c.exact >= 0) {

@@ -188,7 +188,7 @@ void ShardWriter::write(std::span<const uint16_t> tokens) {
             in_shard = 0;
             tokens_crc32 = 0;
             int32_t header[header_ints] = {};
-            file->write(header, header_bytes);  // a placeholder until the count is known
+            file->write(header, header_bytes);  // written again when the count is known
         }
         auto piece = tokens.first(size_t(std::min(int64_t(tokens.size()), shard_tokens - in_shard)));
         file->write(piece.data(), piece.size_bytes());

@@ -61,8 +61,6 @@ int run_eval(const EvalCommand& command) {
     Loaded loaded(command.checkpoint, command.threads);
     const Dataset data = open_dataset(command.data);
     check_vocabulary(data, loaded.config.vocab_size);
-    if (command.split != "train" && command.split != "val")
-        input_error("--split ", command.split, " is unknown: use train or val");
     const Split& split = command.split == "train" || data.bare ? data.train : data.val;
     if (split.shards.empty()) input_error(data.path, " has no ", command.split, " split");
 
@@ -72,7 +70,7 @@ int run_eval(const EvalCommand& command) {
     EvalOptions options{.discrete = command.discrete, .group_size = command.group_size};
     if (!command.group_fill.empty()) {
         const GroupFill fill = group_fill_from_name(command.group_fill);
-        Loader loader(split, loaded.config.context, 1912, true);
+        Loader loader(split, loaded.config.context, eval_seed, true);
         const int64_t count = std::min(command.batches, loader.windows());
         std::vector<int32_t> tokens(size_t(count * loaded.config.context)), targets(tokens.size());
         loader.fill(tokens.data(), targets.data(), count, 0);
@@ -85,7 +83,6 @@ int run_eval(const EvalCommand& command) {
     const Plan plan = make_plan(loaded.config, config, false, command.threads, options);
     check_memory(plan, *loaded.ctx);
     loaded.load_parameters();
-    loaded.model->check_rows(config.micro_batch, command.group_size);
     reserve_workspace(plan.workspace_bytes, *loaded.ctx);
     Arena arena("activations", *loaded.ctx);
     arena.allocate(plan.activation_bytes);
