@@ -1,15 +1,20 @@
 # mot.cu's build. `make help` lists what can be made; scripts/detect.sh finds compiler and libraries.
 #
-# What a person may set: BACKEND, GEMM, SANITIZE, ARCH, CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, LDLIBS, V=1 (shows commands).
-# Everything is built below build/<backend>. A change of flags, libraries or list of sources rebuilds what it touches.
+# What a person may set: BACKEND, GEMM, GPU_ARCH, CUDA_HOME, SANITIZE, ARCH, CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, LDLIBS,
+# V=1 (shows commands).
+# Programs are built in build/<backend>; what does not depend on the backend is compiled once, in build/common. A change
+# of flags, libraries or list of sources rebuilds what it touches.
 SHELL := /bin/bash
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-DEFAULT_BACKEND := cpu
+# A machine with an NVIDIA GPU and its compiler builds for it unless told otherwise.
+CUDA_HOME ?= $(or $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v nvcc))),/usr/local/cuda)
+DEFAULT_BACKEND := $(if $(and $(wildcard /dev/nvidia0),$(wildcard $(CUDA_HOME)/bin/nvcc)),cuda,cpu)
 BACKEND ?= $(DEFAULT_BACKEND)
+GPU_ARCH ?=
 ARCH ?= native
 GEMM ?=
 SANITIZE ?=
@@ -19,13 +24,19 @@ endif
 Q := $(if $(V),,@)
 
 # --- what cannot work is refused in one sentence
-ifneq ($(filter cuda emu,$(BACKEND)),)
-$(error BACKEND=$(BACKEND) does not exist in this version yet: the only backend is cpu)
-else ifneq ($(BACKEND),cpu)
-$(error BACKEND=$(BACKEND) is not a backend: the only one in this version is cpu)
+ifeq ($(filter cpu cuda emu,$(BACKEND)),)
+$(error BACKEND=$(BACKEND) is not a backend: choose cpu, cuda, or emu (the CUDA kernels executed on the CPU, for tests))
 endif
-ifneq ($(filter-out address,$(SANITIZE)),)
-$(error SANITIZE=$(SANITIZE) is not known: the only choice is SANITIZE=address, which is ASan and UBSan together)
+ifneq ($(filter-out address thread,$(SANITIZE)),)
+$(error SANITIZE=$(SANITIZE) is not known: choose address (ASan and UBSan together) or, for BACKEND=emu, thread (TSan))
+endif
+ifeq ($(SANITIZE),thread)
+ifneq ($(BACKEND),emu)
+$(error SANITIZE=thread is for BACKEND=emu: TSan does not know the OpenMP of the other backends)
+endif
+endif
+ifneq ($(and $(SANITIZE),$(filter cuda,$(BACKEND))),)
+$(error SANITIZE=$(SANITIZE) does not go with BACKEND=cuda: use BACKEND=emu, or compute-sanitizer on a GPU)
 endif
 ifneq ($(filter-out onednn openblas plain,$(GEMM)),)
 $(error GEMM=$(GEMM) is not known: choose onednn, openblas or plain)
@@ -41,20 +52,26 @@ endif
 endif
 
 # --- goals that only start scripts look for nothing; all others know the compiler and the libraries
-B := build/$(BACKEND)$(if $(SANITIZE),-asan)
-SCRIPT_GOALS := help clean deps demo test
+SUFFIX := $(patsubst %,-%,$(SANITIZE:address=asan))
+SUFFIX := $(SUFFIX:thread=tsan)
+B := build/$(BACKEND)$(SUFFIX)
+COMMON := build/common$(SUFFIX)
+SCRIPT_GOALS := help clean deps demo test test-emu-full gpu-check
 ifneq ($(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all)),)
 BUILDING := yes
 ifneq ($(filter reconfigure,$(MAKECMDGOALS)),)
 $(shell rm -f $(B)/config.mk)
 endif
 SHOW_TABLE := $(shell CXX='$(CXX)' CPPFLAGS='$(CPPFLAGS)' CXXFLAGS='$(CXXFLAGS)' LDFLAGS='$(LDFLAGS)' GEMM='$(GEMM)' \
-    scripts/detect.sh $(B))
+    CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' BACKEND='$(BACKEND)' scripts/detect.sh $(B))
 include $(B)/config.mk
 NEED := $(MISSING) $(if $(filter tests bench $(B)/test/%,$(MAKECMDGOALS)),$(MISSING_TESTS))
 ifneq ($(if $(filter-out table reconfigure,$(or $(MAKECMDGOALS),all)),$(strip $(NEED))),)
 $(info $(file <$(B)/table.txt))
 $(error missing: $(strip $(NEED)); `make deps` installs it)
+endif
+ifneq ($(if $(filter-out table reconfigure,$(or $(MAKECMDGOALS),all)),$(CUDA_PROBLEM)),)
+$(error $(CUDA_PROBLEM))
 endif
 ifneq ($(SHOW_TABLE)$(filter table reconfigure,$(MAKECMDGOALS)),)
 $(info $(file <$(B)/table.txt))
@@ -69,32 +86,62 @@ endif
 
 # --- flags. NaN and infinity stay meaningful: no -ffast-math.
 OPTIMISE := $(if $(SANITIZE),-O1,-O3) $(if $(ARCH),-march=$(ARCH)) -fno-math-errno -fno-trapping-math -ffp-contract=fast
-ifneq ($(SANITIZE),)
+ifeq ($(SANITIZE),address)
 SANITIZER := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+else ifeq ($(SANITIZE),thread)
+SANITIZER := -fsanitize=thread -fno-omit-frame-pointer
 endif
-COMPILE := $(CXX) -std=c++20 $(OPTIMISE) -g1 -Wall -Wextra $(OPENMP_FLAGS) -pthread $(SANITIZER) -I. \
-    $(CPPFLAGS) $(CXXFLAGS)
-LIBRARIES := $(GEMM_LIBS) -lsimdjson -lz -lutf8proc
+BASIC := $(CXX) -std=c++20 -g1 -Wall -Wextra $(OPENMP_FLAGS) -pthread -I. $(CPPFLAGS) $(CXXFLAGS)
+COMPILE := $(BASIC) $(OPTIMISE) $(SANITIZER)
+LIBRARIES := -lsimdjson -lz -lutf8proc
 LINK := $(CXX) $(OPENMP_FLAGS) -pthread $(SANITIZER) $(CXXFLAGS) $(LDFLAGS)
 
-# --- sources. One of the matmul files is linked: that is the whole choice of a library.
+# --- sources. llmc/ops/<backend> is linked: that is the whole choice of a backend, and one gemm file that of a library.
 GEMM_FILES := $(foreach g,onednn openblas plain,llmc/ops/cpu/gemm_$g.cpp)
-NOT_IN_LIBRARY := llmc/base/version.cpp $(filter-out %/gemm_$(GEMM_LIB).cpp,$(GEMM_FILES))
-LIBRARY_SOURCES := $(filter-out $(NOT_IN_LIBRARY),$(sort $(wildcard \
-    llmc/base/*.cpp llmc/data/*.cpp llmc/comm/*.cpp llmc/ops/*.cpp llmc/ops/$(BACKEND)/*.cpp \
-    llmc/model/*.cpp llmc/model/blocks/*.cpp llmc/train/*.cpp)))
+COMMON_SOURCES := $(filter-out llmc/base/version.cpp,$(sort $(wildcard llmc/base/*.cpp llmc/data/*.cpp \
+    llmc/comm/*.cpp llmc/ops/*.cpp llmc/model/*.cpp llmc/model/blocks/*.cpp llmc/train/*.cpp)))
+ifeq ($(BACKEND),cpu)
+BACKEND_SOURCES := $(filter-out $(filter-out %/gemm_$(GEMM_LIB).cpp,$(GEMM_FILES)),$(wildcard llmc/ops/cpu/*.cpp))
+LIBRARIES += $(GEMM_LIBS)
+else
+BACKEND_SOURCES := $(wildcard llmc/ops/cuda/*.cu)
+endif
+ifeq ($(BACKEND),cuda)
+# Host code of the kernels' files gets the same g++ flags. -Xptxas -v is what `make gpu-report` reads.
+COMPILE_CUDA := $(CUDA_HOME)/bin/nvcc -ccbin $(CXX) -std=c++20 -O3 -lineinfo $(GPU_CODE) -Xptxas -v -I. $(NVCCFLAGS)
+LIBRARIES += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart -ldl
+else ifeq ($(BACKEND),emu)
+# Kernels are compiled like everything else, and instrumented; the emulator only knows which sanitizer watches them.
+EMULATOR_SOURCES := $(wildcard dev/emu/*.cpp)
+CUDA_HEADERS := -isystem $(CUDA_HOME)/include
+COMPILE_CUDA := $(BASIC) $(if $(SANITIZE),-O1,-O2) $(SANITIZER) $(CUDA_HEADERS) -Wno-unknown-pragmas \
+    -fno-strict-aliasing
+COMPILE_EMULATOR := $(BASIC) -O2 $(CUDA_HEADERS) $(if $(SANITIZE),-DEMU_$(if $(filter address,$(SANITIZE)),ASAN,TSAN))
+LIBRARIES += -ldl
+endif
 PROGRAMS := $(basename $(wildcard train_mot.cu train_gpt.cu test_mot.cu))
 TOOLS := $(basename $(notdir $(wildcard data/prepare.cpp)))
-TESTS := $(basename $(notdir $(wildcard dev/test/test_*.cpp)))
+ALL_TESTS := $(basename $(notdir $(wildcard dev/test/test_*.cpp)))
+# Tests of single ops: they need only llmc/base and llmc/ops. Those of the emulator itself are for BACKEND=emu.
+EMULATOR_TESTS := $(filter test_emu%,$(ALL_TESTS))
+KERNEL_TESTS := $(addprefix test_,activation attention embedding head matmul memory mot_ops norm optimizer)
+OTHER_BACKENDS := $(if $(filter emu,$(BACKEND)),,$(EMULATOR_TESTS)) \
+    $(if $(filter cpu,$(BACKEND)),test_backends,$(filter test_cpu%,$(ALL_TESTS)))
+TESTS := $(filter-out $(OTHER_BACKENDS),$(ALL_TESTS))
 TEST_HELPERS := $(filter-out $(wildcard dev/test/test_*.cpp),$(wildcard dev/test/*.cpp))
 BENCHES := $(basename $(notdir $(wildcard dev/bench/*.cpp)))
 
-object = $(patsubst %,$(B)/obj/%.o,$(basename $1))
-LIBRARY_OBJECTS := $(call object,$(LIBRARY_SOURCES))
+# Objects of the backend's own sources lie with it, all others in build/common.
+object = $(foreach s,$1,$(if $(filter llmc/ops/cpu/% llmc/ops/cuda/% dev/emu/% dev/test/test_emu%,$s),$B,$(COMMON))/obj/$(basename $s).o)
+BACKEND_OBJECTS := $(call object,$(BACKEND_SOURCES) $(EMULATOR_SOURCES))
+OPS_OBJECTS := $(call object,$(filter llmc/base/% llmc/ops/%,$(COMMON_SOURCES))) $(BACKEND_OBJECTS)
+LIBRARY_OBJECTS := $(call object,$(COMMON_SOURCES)) $(BACKEND_OBJECTS)
 TEST_HELPER_OBJECTS := $(call object,$(TEST_HELPERS))
 VERSION_OBJECT := $(call object,llmc/base/version.cpp)
 PROGRAM_FILES := $(addprefix $(B)/,$(PROGRAMS) $(TOOLS))
-TEST_FILES := $(foreach t,$(TESTS),$(if $(FILTER),$(if $(findstring $(FILTER),$t),$(B)/test/$t),$(B)/test/$t))
+filtered = $(foreach t,$1,$(if $(FILTER),$(if $(findstring $(FILTER),$t),$(B)/test/$t),$(B)/test/$t))
+TEST_FILES := $(call filtered,$(TESTS))
+KERNEL_TEST_FILES := $(call filtered,$(KERNEL_TESTS) $(if $(filter emu,$(BACKEND)),$(EMULATOR_TESTS)))
 BENCH_FILES := $(addprefix $(B)/bench/,$(BENCHES))
 
 # --- stamps: files whose text changes only when the flags, the libraries, the list of objects or the commit do
@@ -103,53 +150,85 @@ COMMIT := $(shell [ -z "$$(git rev-parse --show-cdup 2>&1)" ] && git describe --
 COMMIT := $(or $(COMMIT),unknown commit)
 same = $(and $(findstring $1,$2),$(findstring $2,$1))
 stamp = $(if $(call same,$(strip $2),$(strip $(file <$1))),,$(file >$1,$(strip $2)))
-$(call stamp,$(B)/compile.flags,$(COMPILE) for processor $(CPU_ID))
+$(shell mkdir -p $(COMMON))
+$(call stamp,$(COMMON)/compile.flags,$(COMPILE) for processor $(CPU_ID))
+$(call stamp,$(B)/cuda.flags,$(COMPILE_CUDA))
 $(call stamp,$(B)/link.flags,$(LINK) $(LIBRARY_OBJECTS) $(LIBRARIES) $(LDLIBS))
 $(call stamp,$(B)/gemm.flags,$(GEMM_LIB) $(GEMM_FLAGS))
-$(call stamp,$(B)/commit,$(COMMIT))
+$(call stamp,$(COMMON)/commit,$(COMMIT))
 endif
 
 # --- rules for files
-$(B)/obj/%.o: %.cpp $(B)/compile.flags
-	@mkdir -p $(@D); echo "  compile $<"
-	$(Q)$(COMPILE) $(EXTRA_FLAGS) -MMD -MP -c -o $@ $<
+compile = $(eval BUILT := yes)@mkdir -p $(@D); echo "  compile $<"; $(if $(V),set -x;) $1 -MMD -MP -c -o $@ $2 $<
 
-$(B)/obj/%.o: %.cu $(B)/compile.flags  # host code only: any C++ compiler takes it
-	@mkdir -p $(@D); echo "  compile $<"
-	$(Q)$(COMPILE) -MMD -MP -c -o $@ -x c++ $<
+$(COMMON)/obj/%.o: %.cpp $(COMMON)/compile.flags
+	$(call compile,$(COMPILE) $(EXTRA_FLAGS))
+
+$(COMMON)/obj/%.o: %.cu $(COMMON)/compile.flags  # host code only: any C++ compiler takes it
+	$(call compile,$(COMPILE),-x c++)
+
+$(B)/obj/llmc/%.o: llmc/%.cpp $(COMMON)/compile.flags
+	$(call compile,$(COMPILE) $(EXTRA_FLAGS))
+
+$(B)/obj/dev/test/%.o: dev/test/%.cpp $(B)/cuda.flags
+	$(call compile,$(COMPILE_CUDA),-x c++)
+
+$(B)/obj/dev/emu/%.o: dev/emu/%.cpp $(B)/cuda.flags
+	$(call compile,$(COMPILE_EMULATOR))
+
+# nvcc's report on registers, memory and spills is kept beside the object.
+$(B)/obj/llmc/ops/cuda/%.o: llmc/ops/cuda/%.cu $(B)/cuda.flags
+ifeq ($(BACKEND),cuda)
+	$(call compile,$(COMPILE_CUDA) -MF $(@:.o=.d) -MT $@) > $(@:.o=.ptxas) 2>&1 || \
+	    { grep -v '^ptxas info\|bytes stack frame' $(@:.o=.ptxas); false; }
+else
+	$(call compile,$(COMPILE_CUDA),-x c++)
+endif
 
 $(call object,$(GEMM_FILES)): EXTRA_FLAGS = $(GEMM_FLAGS)
 $(call object,$(GEMM_FILES)): $(B)/gemm.flags
 $(VERSION_OBJECT): EXTRA_FLAGS = -DLLMC_COMMIT='"$(COMMIT)"'
-$(VERSION_OBJECT): $(B)/commit
+$(VERSION_OBJECT): $(COMMON)/commit
 
 # q, not r: two rooms may hold files of one name.
 $(B)/libllmc.a: $(LIBRARY_OBJECTS) $(B)/link.flags
 	$(Q)rm -f $@ && ar qcs $@ $(LIBRARY_OBJECTS)
 
+$(B)/libops.a: $(OPS_OBJECTS) $(B)/link.flags
+	$(Q)rm -f $@ && ar qcs $@ $(OPS_OBJECTS)
+
 # $(call link_program,OBJECTS,LIBRARIES); BUILT lets the goals say when there was nothing to do
 link_program = $(eval BUILT := yes)@mkdir -p $(@D); echo "  link    $@"; $(if $(V),set -x;) \
-    $(LINK) -o $@ $1 $(VERSION_OBJECT) $(B)/libllmc.a $2 $(LIBRARIES) $(LDLIBS)
+    $(LINK) -o $@ $1 $2 $(LIBRARIES) $(LDLIBS)
+LLMC := $(VERSION_OBJECT) $(B)/libllmc.a
 
-$(addprefix $(B)/,$(PROGRAMS)): $(B)/%: $(B)/obj/%.o $(VERSION_OBJECT) $(B)/libllmc.a
-	$(call link_program,$<)
+$(addprefix $(B)/,$(PROGRAMS)): $(B)/%: $(COMMON)/obj/%.o $(LLMC)
+	$(call link_program,$<,$(LLMC))
 
-$(addprefix $(B)/,$(TOOLS)): $(B)/%: $(B)/obj/data/%.o $(VERSION_OBJECT) $(B)/libllmc.a
-	$(call link_program,$<)
+$(addprefix $(B)/,$(TOOLS)): $(B)/%: $(COMMON)/obj/data/%.o $(LLMC)
+	$(call link_program,$<,$(LLMC))
 
 # A new commit alone relinks the programs, not every test and bench.
-$(addprefix $(B)/test/,$(TESTS)): $(B)/test/%: $(B)/obj/dev/test/%.o $(TEST_HELPER_OBJECTS) $(B)/libllmc.a \
-    | $(VERSION_OBJECT)
-	$(call link_program,$< $(TEST_HELPER_OBJECTS),-lgtest_main -lgtest)
+GTEST := -lgtest_main -lgtest
+$(addprefix $(B)/test/,$(filter-out $(KERNEL_TESTS) $(EMULATOR_TESTS),$(TESTS))): $(B)/test/%: \
+    $(COMMON)/obj/dev/test/%.o $(TEST_HELPER_OBJECTS) $(B)/libllmc.a | $(VERSION_OBJECT)
+	$(call link_program,$< $(TEST_HELPER_OBJECTS),$(LLMC) $(GTEST))
 
-$(BENCH_FILES): $(B)/bench/%: $(B)/obj/dev/bench/%.o $(B)/libllmc.a | $(VERSION_OBJECT)
-	$(call link_program,$<)
+$(addprefix $(B)/test/,$(KERNEL_TESTS)): $(B)/test/%: $(COMMON)/obj/dev/test/%.o $(B)/libops.a
+	$(call link_program,$<,$(B)/libops.a $(GTEST))
+
+$(addprefix $(B)/test/,$(EMULATOR_TESTS)): $(B)/test/%: $(B)/obj/dev/test/%.o $(B)/libops.a
+	$(call link_program,$<,$(B)/libops.a $(GTEST))
+
+$(BENCH_FILES): $(B)/bench/%: $(COMMON)/obj/dev/bench/%.o $(B)/libllmc.a | $(VERSION_OBJECT)
+	$(call link_program,$<,$(LLMC))
 
 -include $(patsubst %.o,%.d,$(LIBRARY_OBJECTS) $(TEST_HELPER_OBJECTS) $(VERSION_OBJECT) $(call object,\
     $(addsuffix .cu,$(PROGRAMS)) $(TOOLS:%=data/%.cpp) $(wildcard dev/test/test_*.cpp dev/bench/*.cpp)))
 
 # --- goals
-.PHONY: all $(PROGRAMS) prepare tests benches table reconfigure deps demo test bench clean help
+.PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo test test-emu-full bench clean \
+    gpu-report gpu-check help
 
 # The programs in the root (and data/prepare) are links to the default backend's; nothing else ever moves them.
 root_link = $(if $(filter prepare,$1),../$(B)/$1 data/$1,$(B)/$1 $1)
@@ -164,17 +243,36 @@ $(PROGRAMS) $(TOOLS): %: $(B)/% ## one program: train_mot, train_gpt, test_mot, 
 
 demo: ## a MoT model and its dense twin learn English side by side (LONG=1: for hours)
 	@scripts/deps.sh demo
-	+@$(MAKE) all
+	+@$(MAKE) BACKEND=cpu all
 	+@LONG='$(LONG)' scripts/demo.sh
 
-test: ## all tests, then all under sanitizers (FILTER=word: only tests with that word; ASAN=no: no sanitizers)
-	+@FILTER='$(FILTER)' ASAN='$(ASAN)' scripts/test.sh
+test: ## all tests, also under sanitizers and on the emulated GPU (FILTER=word: only these; ASAN=no, GPU=no: less)
+	+@FILTER='$(FILTER)' ASAN='$(ASAN)' GPU='$(GPU)' scripts/test.sh
+
+test-emu-full: ## all kernels on the emulated GPU, at all sizes and in five schedules
+	+@FILTER='$(FILTER)' ASAN='$(ASAN)' EMU=full scripts/test.sh
+
+gpu-check: ## everything that needs a GPU: kernels, golden files, training, sanitizers, speed; writes gpu_check.json
+	+@BACKEND='$(if $(filter emu,$(BACKEND)),emu,cuda)' scripts/gpu_check.sh
+
+ifeq ($(BACKEND),cuda)
+gpu-report: $(BACKEND_OBJECTS) $(B)/bench/roofline ## registers, spills, 128-bit accesses of all kernels, and floors
+	@UPDATE='$(UPDATE)' scripts/gpu_report.sh $(B) $(CUDA_HOME)
+	@for config in dense_medium mot_medium_32E dense_base mot_base_32E; do \
+	    echo; $(B)/bench/roofline --config configs/$$config.toml --micro-batch 256; done
+else
+gpu-report:
+	+@$(MAKE) BACKEND=cuda gpu-report
+endif
 
 bench: all $(BENCH_FILES) ## speed and memory
 	+@scripts/bench.sh
 
 tests: $(TEST_FILES) ## only builds the tests
 	@$(call done_or_idle,the tests are)
+
+kernel-tests: $(KERNEL_TEST_FILES)
+	@$(call done_or_idle,the kernel tests are)
 
 benches: $(BENCH_FILES) ## only builds the benchmarks
 	@$(call done_or_idle,the benchmarks are)
@@ -193,12 +291,14 @@ clean: ## removes everything that was built
 
 help: ## this list
 	@echo 'make [GOAL] [NAME=VALUE]'; echo
-	@sed -n -e 's/^\$$(PROGRAMS)[^#]*## /PROGRAM: ## /' -e 's/^\([A-Za-z]*\):.* ## /\1\t/p' Makefile | \
+	@sed -n -e 's/^\$$(PROGRAMS)[^#]*## /PROGRAM: ## /' -e 's/^\([A-Za-z-]*\):.* ## /\1\t/p' Makefile | \
 	    while IFS=$$'\t' read -r goal text; do printf '  %-16s %s\n' "$$goal" "$$text"; done
 	@echo
 	@printf '  %-16s %s\n' \
-	    BACKEND=cpu 'the only backend in this version' \
+	    BACKEND=NAME 'cpu, cuda, or emu: the CUDA kernels executed on the CPU, for tests' \
+    GPU_ARCH=LIST 'compute capabilities to compile for, for example "90"; default: 80 90 100' \
+    CUDA_HOME=DIR 'where the CUDA toolkit is, if nvcc is not in the PATH' \
 	    GEMM=NAME 'insists on one library for matrix products: onednn, openblas or plain' \
 	    ARCH=native 'any -march value, for example x86-64-v3; empty: what the compiler takes by itself' \
-	    SANITIZE=address 'ASan and UBSan, built apart in build/cpu-asan' \
+	    SANITIZE=NAME 'address (ASan and UBSan) or, with BACKEND=emu, thread (TSan); built apart' \
 	    V=1 'shows the commands; CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, LDLIBS and -j work as always'

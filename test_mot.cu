@@ -39,7 +39,7 @@ int run(const Options& options) {
 }
 
 std::string version() {
-    llmc::Context ctx;
+    llmc::Context ctx({.counting = true});
     return llmc::version_text(llmc::backend_description(ctx));
 }
 

@@ -399,7 +399,10 @@ int main(int argc, char** argv) {
     app.add_option("--layers", o.layers, "layers")->check(CLI::Range(1, 10000))->capture_default_str();
     app.add_option("--batch", o.train.micro_batch, "sequences")->check(CLI::Range(1, 1 << 24))->capture_default_str();
     app.add_option("--threads", o.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096))->capture_default_str();
-    app.set_version_flag("--version", [] { Context ctx; return version_text(backend_description(ctx)); });
+    app.set_version_flag("--version", [] {
+        Context ctx({.counting = true});
+        return version_text(backend_description(ctx));
+    });
     const std::set<std::string> offered = {
         "d_model", "heads", "d_ff", "context", "vocab_size", "init", "init_scale", "steps", "seed", "lr", "clip",
         "warmup_steps", "decay_steps", "final_lr_fraction", "weight_decay", "log_interval", "eval_interval",

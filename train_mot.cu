@@ -30,7 +30,7 @@ struct CommandLine {
         app.option_defaults()
             ->take_last();  // a flag given twice: the last one counts, so that scripts can append their own
         app.set_version_flag("--version", [this] {
-            Context ctx({.threads = run.threads});
+            Context ctx({.threads = run.threads, .counting = true});
             return version_text(backend_description(ctx));
         });
         add_fields(app, model, train);
@@ -44,6 +44,8 @@ struct CommandLine {
             ->group("Run");
         app.add_flag("--dry-run", dry_run, "print what the run would need, and stop")->group("Run");
         app.add_flag("--profile", run.profile, "time every op; print the table at the end")->group("Run");
+        app.add_flag("--cuda-graph", run.cuda_graph, "launch a micro-batch, and the update, as one CUDA graph each")
+            ->group("Run");
         app.require_subcommand(0, 1);
 
         train_app = app.add_subcommand("train", "train a model (the default)")->fallthrough();

@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 if [ -x dev/bench/run.sh ]; then exec dev/bench/run.sh; fi
 for source in dev/bench/*.cpp; do
     [ -e "$source" ] || { echo "there are no benchmarks in dev/bench"; exit 0; }
-    "build/cpu/bench/$(basename "$source" .cpp)"
+    [ "$source" != dev/bench/roofline.cpp ] || continue  # `make gpu-report` shows it
+    "${1:-build/cpu}/bench/$(basename "$source" .cpp)"
 done

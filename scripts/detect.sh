@@ -3,20 +3,22 @@
 #
 #   scripts/detect.sh DIR      writes DIR/config.mk (make variables) and DIR/table.txt (for people)
 #
-# Environment: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, GEMM (onednn, openblas or plain: insist on one matmul library).
+# Environment: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, GEMM (onednn, openblas or plain: insist on one matmul library), BACKEND,
+# CUDA_HOME, GPU_ARCH (compute capabilities, for example "80 90").
 # Prints `searched` when it searched: the answer is kept while compiler, flags and processor stay the same and nothing
-# was missing. Always exits 0: what is missing stands in MISSING (Debian packages without which nothing builds) and in
-# MISSING_TESTS.
+# was missing. Always exits 0: what is missing stands in MISSING (Debian packages without which nothing builds), in
+# MISSING_TESTS, and in CUDA_PROBLEM (a sentence: why the asked-for backend cannot be built with the CUDA toolkit here).
 set -u
 out=$1
 cxx=${CXX:-g++}
 gemm_wish=${GEMM:-}
+backend=${BACKEND:-cpu} cuda_home=${CUDA_HOME:-/usr/local/cuda} gpu_arch=${GPU_ARCH:-}
 flags="${CPPFLAGS:-} ${CXXFLAGS:-}"
 link_flags=${LDFLAGS:-}
 
 compiler=$($cxx --version 2>/dev/null | head -n 1)
 cpu=$(grep -m 1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null | cksum | cut -d ' ' -f 1)
-key="$cxx | $compiler | $flags | $link_flags | $gemm_wish | $cpu | $(cksum < "$0")"
+key="$cxx | $compiler | $flags | $link_flags | $gemm_wish | $backend | $cuda_home | $gpu_arch | $cpu | $(cksum < "$0")"
 if [ -f "$out/config.mk" ] && [ -f "$out/table.txt" ] && [ "$(head -n 1 "$out/config.mk")" = "# $key" ] &&
     grep -q '^COMPLETE := yes' "$out/config.mk"; then
     exit 0
@@ -126,8 +128,54 @@ has_header gtest && links -lgtest_main -lgtest -pthread || missing_tests+=(libgt
 # --- found and shown only
 mpi=$(mpicxx --showme:version 2>/dev/null | sed -n 's/^mpicxx: \(.*\) (Language.*/\1/p')
 [ -n "$mpi" ] || { command -v mpicxx > /dev/null && mpi=mpicxx; }
-nvcc=$(command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; })
-[ -z "$nvcc" ] || nvcc="nvcc $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')"
+
+# --- the CUDA toolkit: its compiler for BACKEND=cuda, its headers for BACKEND=emu
+nvcc_version=$("$cuda_home/bin/nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+has_cuda_header() { echo "#include <$1>" | $cxx $flags -I"$cuda_home/include" -fsyntax-only -x c++ - 2>/dev/null; }
+at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }  # VERSION MINIMUM
+cuda_problem() {
+    local header arch known
+    for header in cuda_runtime.h cuda_bf16.h cublasLt.h nvtx3/nvToolsExt.h; do
+        has_cuda_header $header || {
+            echo "BACKEND=$backend needs the CUDA toolkit's header $header, not found in $cuda_home/include:" \
+                "install the toolkit (12.4 or newer) or set CUDA_HOME"
+            return
+        }
+    done
+    [ "$backend" = cuda ] || {
+        [ "$(uname -m)" = x86_64 ] || echo "BACKEND=emu runs on x86-64 only, this machine is $(uname -m)"
+        return
+    }
+    if [ -z "$nvcc_version" ]; then
+        echo "BACKEND=cuda needs nvcc, not found in $cuda_home/bin: install the CUDA toolkit or set CUDA_HOME"
+    elif ! at_least "$nvcc_version" 12.4; then
+        echo "BACKEND=cuda needs nvcc 12.4 or newer, $cuda_home has $nvcc_version: install a newer CUDA toolkit"
+    elif ! links -L"$cuda_home/lib64" -lcublasLt -lcudart; then
+        echo "BACKEND=cuda needs the libraries cublasLt and cudart, not found in $cuda_home/lib64: install the toolkit's cuBLAS"
+    else
+        known=$("$cuda_home/bin/nvcc" --list-gpu-arch | sed 's/compute_//' | xargs)
+        for arch in $gpu_arch; do
+            [[ " $known " == *" $arch "* ]] && [ "$arch" -ge 80 ] 2>/dev/null || {
+                echo "GPU_ARCH=$gpu_arch: nvcc $nvcc_version cannot compile for $arch; choose from those of 80 and above in: $known"
+                return
+            }
+        done
+    fi
+}
+cuda_says= gpu_code=
+[ "$backend" = cpu ] || cuda_says=$(cuda_problem)
+if [ "$backend" = cuda ] && [ -z "$cuda_says" ]; then
+    [ -n "$gpu_arch" ] || { gpu_arch="80 90"; at_least "$nvcc_version" 12.8 && gpu_arch+=" 100"; }
+    for arch in $gpu_arch; do gpu_code+=" -gencode arch=compute_$arch,code=sm_$arch"; done
+    gpu_code+=" -gencode arch=compute_$arch,code=compute_$arch"  # newer GPUs translate this by themselves
+fi
+nvcc=${nvcc_version:+nvcc $nvcc_version}
+case $backend in
+    cpu) gpu_note="not used by this build: BACKEND=cuda is for it" ;;
+    emu) gpu_note="its headers; kernels are executed on the CPU, for tests" ;;
+    *) gpu_note="compiling for $gpu_arch"
+       at_least "${nvcc_version:-0}" 12.8 || gpu_note+="; 100 (Blackwell) needs nvcc 12.8" ;;
+esac
 
 join() { local IFS=,; echo "$*" | sed 's/,/, /g'; }
 row() { printf '  %-11s %-44s %s\n' "$1" "$2" "$3"; }
@@ -135,14 +183,14 @@ row() { printf '  %-11s %-44s %s\n' "$1" "$2" "$3"; }
 choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi; }
 {
     row part found "what it means"
+    row backend "$backend" ""
     choose "${cxx20#no}" compiler "$compiler" "" \
         "${compiler:-no $cxx}" "required: C++20, for example g++ 12 (g++)"
     row matmul "$gemm_text" "$gemm_note"
     choose "$openmp" threads OpenMP "" "no OpenMP" "runs on one thread only"
     choose "$mpi" processes "$mpi" "not used by this version: one process" \
         "no MPI" "one process, as always in this version"
-    choose "$nvcc" GPU "$nvcc" "not used by this version: CPU backend" \
-        "no nvcc" "CPU backend, the only one in this version"
+    choose "$nvcc" GPU "$nvcc" "$gpu_note" "no nvcc in $cuda_home" "CPU backend only"
     [ ${#found_libraries[@]} = 0 ] || row libraries "$(join "${found_libraries[@]}")" ""
     [ ${#missing_libraries[@]} = 0 ] ||
         row libraries "no $(join "${missing_libraries[@]}")" "required: \`make deps\` installs them"
@@ -150,12 +198,15 @@ choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi;
 } | sed 's/ *$//' > "$out/table.txt"
 
 complete=yes
-[ "${#missing[@]}${#missing_tests[@]}" = 00 ] && { [ -n "$gemm_wish" ] || [ "$gemm" = onednn ]; } || complete=no
+[ "${#missing[@]}${#missing_tests[@]}" = 00 ] && [ -z "$cuda_says" ] &&
+    { [ -n "$gemm_wish" ] || [ "$gemm" = onednn ]; } || complete=no
 cat > "$out/config.mk" <<EOF
 # $key
 COMPLETE := $complete
 MISSING := ${missing[*]-}
 MISSING_TESTS := ${missing_tests[*]-}
+CUDA_PROBLEM := $cuda_says
+GPU_CODE := $gpu_code
 OPENMP_FLAGS := ${openmp:--Wno-unknown-pragmas}
 GEMM_LIB := $gemm
 GEMM_FLAGS := $gemm_flags

@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# `make test`: builds everything, runs every test, then the tests again under ASan and UBSan.
+# `make test`: builds everything, runs every test, then the tests again under ASan and UBSan; executes the CUDA kernels
+# on the CPU (dev/emu) in three schedules, under ASan and UBSan, and under TSan; compiles them for GPUs.
 #
 # Environment: FILTER=word  only tests whose name holds the word (test_attention, golden, build)
-#              ASAN=no      leaves the sanitized run out
+#              ASAN=no      leaves the sanitized runs out
+#              GPU=no       leaves everything about CUDA out
+#              EMU=full     only the emulated kernels, at all sizes and in more schedules (`make test-emu-full`)
 #              DEPS=no      installs nothing
 # The last line is `N passed, N failed, N skipped`; the lines before it name what failed or was skipped, and why.
 # A test that crashes, hangs or ends without a verdict is a failure. Exit code 1 if anything failed or nothing ran.
+#
+# Time, on two cores from a fresh clone: TIME_BUDGET
 set -u
 cd "$(dirname "$0")/.."
-FILTER=${FILTER:-} ASAN=${ASAN:-}
+FILTER=${FILTER:-} ASAN=${ASAN:-} GPU=${GPU:-} EMU=${EMU:-}
 limit=${TEST_TIMEOUT:-600}  # seconds one test program may take
 
 passed=0 failed=0 skipped=0
@@ -22,6 +27,7 @@ phase() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} OMP_DYNAMIC=${OMP_DYNAMIC:-false}
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export ASAN_OPTIONS=halt_on_error=1:detect_leaks=1
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:atexit_sleep_ms=0
 
 # ending CODE: what an exit code says, for people.
 ending() {
@@ -42,11 +48,12 @@ excerpt() {
 # report NAME PASSED FAILED SKIPPED SECONDS
 report() { printf '  %-34s %4d passed, %d failed, %d skipped  (%d s)\n' "$@"; }
 
-# run_gtest NAME PROGRAM: one GoogleTest program; the whole output goes to PROGRAM.log.
+# run_gtest NAME PROGRAM [PREFIX...]: one GoogleTest program; the whole output goes to PROGRAM.log.
 run_gtest() {
     local name=$1 program=$2 log=$2.log code ok bad none start=$SECONDS line reason=
+    shift 2
     if [ ! -x "$program" ]; then fail "$name: did not build"; return; fi
-    timeout "$limit" "$program" --gtest_color=no > "$log" 2>&1 < /dev/null
+    timeout "$limit" "$@" "$program" --gtest_color=no > "$log" 2>&1 < /dev/null
     code=$?
     count() { sed -n "s/^\[  $1 *\] \([0-9]*\) tests\{0,1\}[.,].*/\1/p" "$log" | tail -n 1; }
     ok=$(count PASSED) bad=$(count FAILED) none=$(count SKIPPED)
@@ -92,15 +99,53 @@ run_golden() {
     [ "$bad" = 0 ] || excerpt "$log"
 }
 
-# run_variant PREFIX DIRECTORY
+# run_variant NAME_PREFIX DIRECTORY
 run_variant() {
     local prefix=$1 directory=$2 source name
     for source in dev/test/test_*.cpp; do
         name=$(basename "$source" .cpp)
-        if [ -e "$source" ] && wanted "$name"; then run_gtest "$prefix$name" "$directory/test/$name"; fi
+        [[ $name == test_emu* || $name == test_backends ]] && continue  # of the emulated build
+        if wanted "$name"; then run_gtest "$prefix$name" "$directory/test/$name"; fi
     done
     if wanted golden; then run_golden "${prefix}golden" "$directory/test_mot"; fi
 }
+
+# --- the CUDA kernels, executed by dev/emu
+kernel_tests="activation attention embedding head matmul memory mot_ops norm optimizer"
+emulator_tests=$(cd dev/test && echo test_emu*.cpp | sed 's/\.cpp//g')
+
+# run_kernels NAME_PREFIX DIRECTORY SEED [PREFIX...]: the tests of all kernels in one schedule.
+run_kernels() {
+    local prefix=$1 directory=$2 seed=$3 name
+    shift 3
+    for name in $kernel_tests; do
+        if wanted "test_$name"; then
+            EMU_SEED=$seed run_gtest "${prefix}seed $seed:test_$name" "$directory/test/test_$name" "$@"
+        fi
+    done
+}
+run_emulator_tests() {  # NAME_PREFIX DIRECTORY [PREFIX...]
+    local prefix=$1 directory=$2 name
+    shift 2
+    for name in $emulator_tests; do
+        if wanted "$name"; then run_gtest "$prefix$name" "$directory/test/$name" "$@"; fi
+    done
+}
+# Bugs planted on purpose, each of which must be caught: lines "ok NAME ..." and "FAILED NAME ...".
+run_planted_bugs() {
+    local line
+    wanted planted_bugs || return
+    while IFS= read -r line; do
+        case $line in
+            ok\ *) passed=$((passed + 1)) ;;
+            FAILED\ *) fail "planted bug: ${line#FAILED }" ;;
+        esac
+        echo "  $line"
+    done < <(dev/test/emu_bugs.sh "$@" 2>&1)
+}
+# TSan needs its shadow memory where address randomisation might put something else.
+without_randomisation="setarch -R"
+setarch -R true 2> /dev/null || without_randomisation=
 
 # check NAME COMMAND...: one test of the build itself.
 check() {
@@ -108,33 +153,94 @@ check() {
     shift
     if "$@"; then passed=$((passed + 1)); else fail "$name"; fi
 }
-second_make_is_idle() { [ "$(make all)" = "everything is up to date" ] || { make all; false; }; }
-refuses_backend() {
-    local said
-    said=$(make "BACKEND=$1" test_mot 2>&1)
-    [ $? = 2 ] && [ "$(wc -l <<< "$said")" = 1 ]
+second_make_is_idle() { [ "$(make BACKEND=cpu all)" = "everything is up to date" ]; }
+refuses() {  # WORD MAKE_ARGUMENT...: exit code 2 and one line that holds the word
+    local word=$1 said
+    shift
+    said=$(make "$@" test_mot 2>&1)
+    [ $? = 2 ] && [ "$(wc -l <<< "$said")" = 1 ] && [[ $said == *"$word"* ]]
 }
 
-phase "build"
+why_no_cuda() { sed -n 's/^CUDA_PROBLEM := //p' "build/$1/config.mk" 2> /dev/null; }
+
+test_cpu() {
+    phase "build"
+    make -k BACKEND=cpu all tests || fail "build: a program or test does not build, see above"
+
+    phase "tests"
+    if wanted build && [ $failed = 0 ]; then
+        make BACKEND=cpu all > /dev/null
+        check "build: a second make has something to do" second_make_is_idle
+        check "build: an unknown backend" refuses gpu BACKEND=gpu
+        check "build: an unknown GPU" refuses GPU_ARCH BACKEND=cuda GPU_ARCH=75
+        check "build: TSan without the emulator" refuses emu BACKEND=cpu SANITIZE=thread
+        report build 4 "$failed" 0 0
+    fi
+    run_variant "" build/cpu
+
+    if [ "$ASAN" = no ]; then
+        skip "everything under ASan and UBSan: ASAN=no"
+    else
+        phase "build with ASan and UBSan"
+        make -k BACKEND=cpu SANITIZE=address test_mot tests || fail "build: SANITIZE=address does not build, see above"
+        phase "tests with ASan and UBSan"
+        run_variant "asan:" build/cpu-asan
+    fi
+}
+
+# The CUDA sources executed on the CPU. SEED...: schedules of the plain build (0: threads in ascending order).
+test_emu() {
+    local seed
+    phase "build of the emulated GPU"
+    make -k BACKEND=emu all kernel-tests build/emu/test/test_backends build/emu/test/test_train_mot ||
+        fail "build: BACKEND=emu does not build, see above"
+    phase "kernels on the emulated GPU"
+    for seed in "$@"; do run_kernels "emu:" build/emu "$seed"; done
+    run_emulator_tests "emu:" build/emu
+    for name in test_backends test_train_mot; do
+        if wanted $name; then run_gtest "emu:$name" build/emu/test/$name; fi
+    done
+    if wanted golden; then run_golden "emu:golden" build/emu/test_mot; fi
+
+    if [ "$ASAN" = no ]; then
+        skip "kernels under ASan and UBSan, and TSan: ASAN=no"
+        return
+    fi
+    phase "build of the emulated GPU with ASan and UBSan, and with TSan"
+    make -k BACKEND=emu SANITIZE=address kernel-tests || fail "build: BACKEND=emu SANITIZE=address, see above"
+    make -k BACKEND=emu SANITIZE=thread kernel-tests || fail "build: BACKEND=emu SANITIZE=thread, see above"
+    phase "kernels with ASan and UBSan"
+    TEST_SIZES=small run_kernels "emu-asan:" build/emu-asan 5
+    run_emulator_tests "emu-asan:" build/emu-asan
+    phase "kernels with TSan"
+    TEST_SIZES=small run_kernels "emu-tsan:" build/emu-tsan 5 $without_randomisation
+    run_planted_bugs build/emu build/emu-asan build/emu-tsan
+}
+
+# nvcc and ptxas accept every kernel, and none spills.
+test_compiler() {
+    phase "kernels compiled for GPUs"
+    make -k BACKEND=cuda all || fail "build: BACKEND=cuda does not build, see above"
+    if wanted gpu_report; then check "gpu_report: spills, or the table is out of date" make BACKEND=cuda gpu-report; fi
+}
+
 scripts/deps.sh test || exit 2
-make -k all tests || fail "build: a program or test does not build, see above"
-
-phase "tests"
-if wanted build && [ $failed = 0 ]; then
-    check "build: a second make has something to do" second_make_is_idle
-    check "build: BACKEND=cuda must say in one line that it does not exist yet, with exit code 2" refuses_backend cuda
-    check "build: BACKEND=emu must say in one line that it does not exist yet, with exit code 2" refuses_backend emu
-    report build 3 "$failed" 0 0
-fi
-run_variant "" build/cpu
-
-if [ "$ASAN" = no ]; then
-    skip "everything under ASan and UBSan: ASAN=no"
+if [ "$EMU" = full ]; then
+    phase "build"
+    make BACKEND=cpu train_mot || fail "build: see above"  # what the emulated training is compared with
+    test_emu 0 1 2 3 4
 else
-    phase "build with ASan and UBSan"
-    make -k SANITIZE=address test_mot tests || fail "build: SANITIZE=address does not build, see above"
-    phase "tests with ASan and UBSan"
-    run_variant "asan:" build/cpu-asan
+    test_cpu
+    make BACKEND=emu table > /dev/null 2>&1
+    if [ "$GPU" = no ]; then
+        skip "everything about CUDA: GPU=no"
+    else
+        reason=$(why_no_cuda emu)
+        if [ -n "$reason" ]; then skip "kernels on the emulated GPU: $reason"; else TEST_SIZES=small test_emu 0 1 7; fi
+        make BACKEND=cuda table > /dev/null 2>&1
+        reason=$(why_no_cuda cuda)
+        if [ -n "$reason" ]; then skip "kernels compiled for GPUs: $reason"; else test_compiler; fi
+    fi
 fi
 
 phase "result"

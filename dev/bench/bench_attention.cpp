@@ -30,7 +30,7 @@ void report(const Case& c, const char* pass, int64_t flops, DType act, Context& 
     f();
     double best = 0, best_share = 0;
     for (int i = 0; i < samples; i++) {
-        const double seconds = seconds_of(f), peak = measure_peak_flops(act, ctx), rate = double(flops) / seconds;
+        const double seconds = seconds_of(f), peak = peak_flops(act, ctx).flops, rate = double(flops) / seconds;
         if (rate > best) best = rate, best_share = rate / peak;
     }
     std::printf("%-8s %-9s %9.3f ms %8.1f GFLOP/s  %5.1f %% of the FMA loop beside it\n", c.name, pass,
@@ -74,7 +74,7 @@ int main(int argc, char** argv) {
     const DType act = dtype == "bf16" ? DType::bf16 : dtype == "f64" ? DType::f64 : DType::f32;
     Context ctx(options);
     std::printf("%s, %s, FMA loop %.1f GFLOP/s\n", backend_description(ctx).c_str(), name_of(act),
-                measure_peak_flops(act, ctx) * 1e-9);
+                peak_flops(act, ctx).flops * 1e-9);
     for (const Case& c :
          {Case{"Tiny", 32, 128, 128, 4}, Case{"Medium", 32, 256, 512, 8}, Case{"long", 1, 4096, 512, 8}})
         bench(c, act, ctx);

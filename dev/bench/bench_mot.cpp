@@ -134,7 +134,7 @@ int main(int argc, char** argv) {
         llmc::DType act = argc > 2 && std::string(argv[2]) == "bf16" ? llmc::DType::bf16 : llmc::DType::f32;
         Bench b(options);
         std::printf("%s; peak %.0f GFLOP/s (f32)\n", llmc::backend_description(b.ctx).c_str(),
-                    llmc::measure_peak_flops(llmc::DType::f32, b.ctx) * 1e-9);
+                    llmc::peak_flops(llmc::DType::f32, b.ctx).flops * 1e-9);
         llmc::Tensor from = b.tensor(llmc::DType::f32, {64 << 20}, "from"),
                      to = b.tensor(llmc::DType::f32, {64 << 20}, "to");
         b.line("copy of 256 MiB", {from, to}, [&] { llmc::copy(to, from, b.ctx); });

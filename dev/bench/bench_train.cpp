@@ -69,8 +69,8 @@ int64_t peak_resident_bytes() {
 
 json op_times(const Context& ctx) {
     json list = json::array();
-    for (const auto& [name, time] : ctx.times)
-        list.push_back({{"op", name}, {"calls", time.calls}, {"seconds", time.seconds}, {"flops", time.flops}});
+    for (const auto& [name, cost] : ctx.costs)
+        list.push_back({{"op", name}, {"calls", cost.calls}, {"seconds", cost.seconds}, {"flops", cost.flops}});
     return list;
 }
 
@@ -103,7 +103,7 @@ int work(const Options& o) {
         synchronize(ctx);
     };
     one_step();  // pages are touched and primitives made
-    ctx.times.clear();
+    ctx.costs.clear();
     std::cout << json{{"tokens", N},
                       {"parameters", model.table.count()},
                       {"flops", plan.step_flops},
@@ -262,7 +262,7 @@ int coordinate(const Options& o) {
     double best_probe = 0;
     std::vector<std::unique_ptr<Worker>> all;
     auto probe = [&] {
-        const double flops = measure_peak_flops(DType::f32, ctx);
+        const double flops = peak_flops(DType::f32, ctx).flops;
         best_probe = std::max(best_probe, flops);
         return flops;
     };

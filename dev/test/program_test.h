@@ -58,6 +58,7 @@ class ProgramTest : public testing::Test {
 protected:
     TempDir dir;
     const std::string output = dir / "output.txt", data = dir / "data";
+    uint64_t vocabulary = 257;  // of the data
 
     void SetUp() override {
         for (const char* name : {"train_gpt", "train_mot"})
@@ -66,12 +67,12 @@ protected:
         std::vector<uint16_t> tokens(6000);
         RandomStream random(1, "test tokens");
         for (size_t i = 0; i < tokens.size(); i++)
-            tokens[i] = uint16_t(i % 2 ? (tokens[i - 1] + 1) % 257 : random.bits(i) % 257);
+            tokens[i] = uint16_t(i % 2 ? (tokens[i - 1] + 1) % vocabulary : random.bits(i) % vocabulary);
         make_directories(data);
         ShardWriter train(data, "train", 3000), val(data, "val", 3000);
         train.write(std::span(tokens).first(5000));
         val.write(std::span(tokens).subspan(5000));
-        write_dataset_json(data, BpeTrainer().train(257), 257, {1, 5000, 5000, train.finish()},
+        write_dataset_json(data, BpeTrainer().train(257), int64_t(vocabulary), {1, 5000, 5000, train.finish()},
                            {1, 1000, 1000, val.finish()});
     }
 

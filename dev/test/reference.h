@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -120,8 +121,18 @@ class Device {
     std::vector<std::pair<void*, int64_t>> owned;
 };
 
-// The three activation types, for loops over all of them.
-inline const std::vector<DType> all_act = {DType::f32, DType::bf16, DType::f64};
+// The activation types of the linked backend, for loops over all of them.
+inline const std::vector<DType> all_act = [] {
+    std::vector<DType> types;
+    for (DType act : {DType::f32, DType::bf16, DType::f64})
+        if (backend_supports(act)) types.push_back(act);
+    return types;
+}();
+// True where a test should try few and small sizes: kernels that are executed thread by thread, under a sanitizer.
+inline bool small_sizes() {
+    const char* sizes = std::getenv("TEST_SIZES");
+    return sizes && std::string(sizes) == "small";
+}
 // Type of statistics and of gradients of parameters beside activations of this type.
 inline DType statistics_dtype(DType act) { return act == DType::f64 ? DType::f64 : DType::f32; }
 

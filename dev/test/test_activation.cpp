@@ -107,6 +107,31 @@ TEST(Activation, GatedMatchesFormulaAndFiniteDifferences) {
         }
 }
 
+// Where Phi(x) is 1e-12 and less, the rounding error of x^2 / 2 is as large as what it is the exponent of allows.
+TEST(Activation, GeluErfInTheTail) {
+    Vector tail(4001);
+    for (size_t i = 0; i < tail.size(); i++) tail[i] = -8 + double(i) / 4000;
+    Device device;
+    Tensor x = device.tensor(DType::f32, {4001}, tail, "x"), out = device.tensor(DType::f32, {4001}, "out");
+    activation_forward(out, x, Activation::gelu_erf, device.ctx);
+    Vector vx = device.read(x), want = map(vx, [&](double v) { return oracle(Activation::gelu_erf, v); });
+    expect_each_close(device.read(out), want, vx, 40 * 0x1p-24, 0, "gelu_erf");
+}
+
+// Slices may begin anywhere, not only where 16 bytes begin.
+TEST(Activation, ArraysMayBeginAnywhere) {
+    for (DType type : all_act) {
+        Device device;
+        Tensor x = device.tensor(type, {38}, random_vector(38, 4, 3.0), "x"), out = device.tensor(type, {38}, "out");
+        Tensor from_slice = device.tensor(type, {38}, Vector(38, 0.5), "from_slice");
+        activation_forward(out, x, Activation::gelu, device.ctx);
+        activation_forward(from_slice.slice(1, 37), x.slice(1, 37), Activation::gelu, device.ctx);
+        Vector want = device.read(out);
+        want.front() = want.back() = 0.5;
+        EXPECT_EQ(device.read(from_slice), want);
+    }
+}
+
 TEST(Activation, ExtremeInputs) {
     const double nan_value = std::numeric_limits<double>::quiet_NaN(),
                  infinity = std::numeric_limits<double>::infinity();

@@ -33,7 +33,14 @@ struct NormOracle {
 struct Case {
     int64_t B, T, C;
 };
-const std::vector<Case> cases = {{2, 5, 1}, {3, 7, 16}, {1, 1, 17}, {5, 29, 40}, {4, 33, 130}, {0, 3, 16}};
+// On the GPU: rows of 16 bytes at a time (C of 16, 40) or one element (C of 1, 17, 130), several rows at a time in a
+// block or one (1032, 2056).
+const std::vector<Case> cases = [] {
+    std::vector<Case> all = {{2, 5, 1}, {3, 7, 16}, {1, 1, 17}, {0, 3, 16}};
+    if (small_sizes()) all.insert(all.end(), {{2, 9, 40}, {1, 7, 130}, {1, 3, 1032}});
+    else all.insert(all.end(), {{5, 29, 40}, {4, 33, 130}, {1, 3, 2056}});
+    return all;
+}();
 constexpr double eps = 1e-5;
 
 Vector sum_of(const Vector& a, const Vector& b) {
@@ -147,48 +154,169 @@ Backward run_backward(Device& d, DType act, Shape shape, Norm kind, const Vector
     return {d.read(dx), d.read(dweight), dbias ? d.read(dbias) : Vector()};
 }
 
-TEST(Norm, BackwardMatchesFiniteDifferences) {
-    for (const Case& k : {Case{2, 3, 1}, Case{3, 1, 17}, Case{2, 2, 40}, Case{10, 7, 3}})
-        for (Norm kind : {Norm::layernorm, Norm::rmsnorm})
-            for (bool with_bias : {true, false}) {
-                SCOPED_TRACE(str("C", k.C, kind == Norm::layernorm ? " layernorm" : " rmsnorm"));
-                int64_t n = k.B * k.T * k.C;
-                Vector x = random_vector(n, 9, 2.0), dout = random_vector(n, 10);
-                Vector w = random_vector(k.C, 11), b = random_vector(with_bias ? k.C : 0, 12);
-                NormOracle oracle{k.B * k.T, k.C, kind, eps, {}, {}};
-                Vector dx = numeric_gradient([&](const Vector& v) { return dot(oracle(v, w, b), dout); }, x);
-                Vector dw = numeric_gradient([&](const Vector& v) { return dot(oracle(x, v, b), dout); }, w);
-                Vector db = numeric_gradient([&](const Vector& v) { return dot(oracle(x, w, v), dout); }, b);
-                Device d;
-                for (bool accumulate : {false, true}) {
-                    Backward got = run_backward(d, DType::f64, {k.B, k.T, k.C}, kind, x, w, b, dout, accumulate);
-                    EXPECT_TRUE(close(got.dx, accumulate ? sum_of(dx, dout) : dx, 1e-6));
-                    EXPECT_TRUE(close(got.dweight, accumulate ? sum_of(dw, w) : dw, 1e-7));
-                    EXPECT_TRUE(close(got.dbias, accumulate ? sum_of(db, b) : db, 1e-7));
-                }
-            }
+// dx = rstd (d - mean(d) - n mean(d n)) with n = (x - mean) rstd and d = dout w; dweight = sum of dout n, dbias = sum
+// of dout over the rows.
+Backward backward_oracle(NormOracle& o, const Vector& x, const Vector& w, const Vector& b, const Vector& dout) {
+    o(x, w, b);
+    Backward g{Vector(x.size()), Vector(w.size()), Vector(b.size())};
+    for (int64_t row = 0; row < o.rows; row++) {
+        const double m = o.mean[size_t(row)], rstd = o.rstd[size_t(row)];
+        auto at = [&](int64_t c) { return size_t(row * o.columns + c); };
+        double mean_d = 0, mean_dn = 0;
+        for (int64_t c = 0; c < o.columns; c++) {
+            const double n = (x[at(c)] - m) * rstd, d = dout[at(c)] * w[size_t(c)];
+            mean_d += o.kind == Norm::layernorm ? d / double(o.columns) : 0;
+            mean_dn += d * n / double(o.columns);
+            g.dweight[size_t(c)] += dout[at(c)] * n;
+            if (!b.empty()) g.dbias[size_t(c)] += dout[at(c)];
+        }
+        for (int64_t c = 0; c < o.columns; c++)
+            g.dx[at(c)] = rstd * (dout[at(c)] * w[size_t(c)] - mean_d - (x[at(c)] - m) * rstd * mean_dn);
+    }
+    return g;
 }
 
-// The low-precision kernels against the f64 kernel that finite differences have confirmed.
-TEST(Norm, BackwardAgreesAcrossTypes) {
-    for (DType act : {DType::f32, DType::bf16})
+TEST(Norm, BackwardFormulaMatchesFiniteDifferences) {
+    for (const Case& k : {Case{2, 3, 1}, Case{3, 1, 17}, Case{2, 2, 40}, Case{10, 7, 3}})
+        for (Norm kind : {Norm::layernorm, Norm::rmsnorm}) {
+            SCOPED_TRACE(str("C", k.C, kind == Norm::layernorm ? " layernorm" : " rmsnorm"));
+            int64_t n = k.B * k.T * k.C;
+            Vector x = random_vector(n, 9, 2.0), dout = random_vector(n, 10);
+            Vector w = random_vector(k.C, 11), b = random_vector(k.C, 12);
+            NormOracle oracle{k.B * k.T, k.C, kind, eps, {}, {}};
+            Backward got = backward_oracle(oracle, x, w, b, dout);
+            Vector dx = numeric_gradient([&](const Vector& v) { return dot(oracle(v, w, b), dout); }, x);
+            Vector dw = numeric_gradient([&](const Vector& v) { return dot(oracle(x, v, b), dout); }, w);
+            Vector db = numeric_gradient([&](const Vector& v) { return dot(oracle(x, w, v), dout); }, b);
+            EXPECT_TRUE(close(got.dx, dx, 1e-6));
+            EXPECT_TRUE(close(got.dweight, dw, 1e-7));
+            EXPECT_TRUE(close(got.dbias, db, 1e-7));
+        }
+}
+
+TEST(Norm, BackwardMatchesTheFormula) {
+    for (DType act : all_act)
         for (const Case& k : cases) {
             if (k.C == 1) continue;  // layernorm of one column has gradient 0: only rounding is left
             for (Norm kind : {Norm::layernorm, Norm::rmsnorm})
-                for (bool accumulate : {false, true}) {
-                    SCOPED_TRACE(str(name_of(act), " C", k.C));
-                    int64_t n = k.B * k.T * k.C;
-                    Vector x = rounded(act, random_vector(n, 13, 2.0)), dout = rounded(act, random_vector(n, 14));
-                    Vector w = rounded(act, random_vector(k.C, 15)), b = rounded(act, random_vector(k.C, 16));
-                    Device d;
-                    Shape shape = {k.B, k.T, k.C};
-                    Backward want = run_backward(d, DType::f64, shape, kind, x, w, b, dout, accumulate);
-                    Backward got = run_backward(d, act, shape, kind, x, w, b, dout, accumulate);
-                    EXPECT_TRUE(close(got.dx, want.dx, 4 * tolerance(act, k.C)));
-                    EXPECT_TRUE(close(got.dweight, want.dweight, tolerance(DType::f32, k.B * k.T)));
-                    EXPECT_TRUE(close(got.dbias, want.dbias, tolerance(DType::f32, k.B * k.T)));
-                }
+                for (bool with_bias : {true, false})
+                    for (bool accumulate : {false, true}) {
+                        SCOPED_TRACE(str(name_of(act), " C", k.C, kind == Norm::layernorm ? " layernorm" : " rmsnorm"));
+                        int64_t n = k.B * k.T * k.C;
+                        Vector x = rounded(act, random_vector(n, 13, 2.0)), dout = rounded(act, random_vector(n, 14));
+                        Vector w = rounded(act, random_vector(k.C, 15)),
+                               b = rounded(act, random_vector(with_bias ? k.C : 0, 16));
+                        NormOracle oracle{k.B * k.T, k.C, kind, eps, {}, {}};
+                        Backward want = backward_oracle(oracle, x, w, b, dout);
+                        if (accumulate) want = {sum_of(want.dx, dout), sum_of(want.dweight, w), sum_of(want.dbias, b)};
+                        Device d;
+                        Backward got = run_backward(d, act, {k.B, k.T, k.C}, kind, x, w, b, dout, accumulate);
+                        DType f = statistics_dtype(act);
+                        EXPECT_TRUE(close(got.dx, want.dx, 4 * tolerance(act, k.C)));
+                        EXPECT_TRUE(close(got.dweight, want.dweight, tolerance(f, k.B * k.T)));
+                        EXPECT_TRUE(close(got.dbias, want.dbias, tolerance(f, k.B * k.T)));
+                    }
         }
+}
+
+// Rows, or sums over rows, that do not fit into a GPU's shared memory: in 16 bytes, and element by element.
+TEST(Norm, RowsLongerThanSharedMemory) {
+    for (DType act : all_act)
+        for (int64_t C : {49160, 49155}) {
+            Vector x = rounded(act, random_vector(2 * C, 32)), w = rounded(act, random_vector(C, 33));
+            Vector branch = rounded(act, random_vector(2 * C, 34)), stored = rounded(act, sum_of(x, branch));
+            NormOracle oracle{2, C, Norm::layernorm, eps, {}, {}};
+            Device d;
+            DType f = statistics_dtype(act);
+            Tensor tx = d.tensor(act, {2, C}, x, "x"), weight = d.tensor(act, {C}, w, "weight");
+            Tensor out = d.tensor(act, {2, C}, "out"), sum = d.tensor(act, {2, C}, "sum");
+            Tensor mean = d.tensor(f, {2}, "mean"), rstd = d.tensor(f, {2}, "rstd");
+            norm_forward(out, mean, rstd, tx, weight, {}, Norm::layernorm, eps, d.ctx);
+            EXPECT_TRUE(close(d.read(out), oracle(x, w, {}), tolerance(act, C)));
+            residual_norm_forward(sum, out, mean, rstd, tx, d.tensor(act, {2, C}, branch, "branch"), weight, {},
+                                  Norm::layernorm, eps, d.ctx);
+            EXPECT_TRUE(close(d.read(out), oracle(stored, w, {}), tolerance(act, C)));
+            EXPECT_EQ(d.read(sum), stored);
+        }
+    for (DType act : all_act)
+        for (int64_t C : {12296, 12291}) {
+            if (small_sizes() && (act == DType::bf16) == (C % 8 == 0)) continue;
+            Vector x = rounded(act, random_vector(9 * C, 35)), dout = rounded(act, random_vector(9 * C, 36));
+            Vector w = rounded(act, random_vector(C, 37));
+            NormOracle oracle{9, C, Norm::layernorm, eps, {}, {}};
+            Backward want = backward_oracle(oracle, x, w, {}, dout);
+            Device d;
+            Backward got = run_backward(d, act, {1, 9, C}, Norm::layernorm, x, w, {}, dout, false);
+            EXPECT_TRUE(close(got.dx, want.dx, 4 * tolerance(act, C)));
+            EXPECT_TRUE(close(got.dweight, want.dweight, tolerance(statistics_dtype(act), 9)));
+        }
+}
+
+// Many more rows than one block has a turn for.
+TEST(Norm, BackwardOfManyRows) {
+    const int64_t rows = small_sizes() ? 300 : 2500, C = 12;
+    for (DType act : all_act) {
+        Vector x = rounded(act, random_vector(rows * C, 22, 2.0)), dout = rounded(act, random_vector(rows * C, 23));
+        Vector w = rounded(act, random_vector(C, 24)), b = w;
+        NormOracle oracle{rows, C, Norm::layernorm, eps, {}, {}};
+        Backward want = backward_oracle(oracle, x, w, b, dout);
+        Device d;
+        Backward got = run_backward(d, act, {1, rows, C}, Norm::layernorm, x, w, b, dout, false);
+        EXPECT_TRUE(close(got.dx, want.dx, 4 * tolerance(act, C)));
+        EXPECT_TRUE(close(got.dweight, want.dweight, tolerance(statistics_dtype(act), rows)));
+        EXPECT_TRUE(close(got.dbias, want.dbias, tolerance(statistics_dtype(act), rows)));
+    }
+}
+
+// A NaN spoils its own row and the sums over rows in all columns that it reaches, and nothing else.
+TEST(Norm, NotANumberStaysInItsRow) {
+    const double nan_value = std::numeric_limits<double>::quiet_NaN();
+    for (DType act : all_act)
+        for (Norm kind : {Norm::layernorm, Norm::rmsnorm}) {
+            Vector x = random_vector(3 * 40, 25), dout = random_vector(3 * 40, 26), w = random_vector(40, 27), b = w;
+            x[40 + 7] = nan_value;
+            Device d;
+            Backward got = run_backward(d, act, {1, 3, 40}, kind, x, w, b, dout, false);
+            for (size_t i = 0; i < 120; i++) EXPECT_EQ(std::isnan(got.dx[i]), i / 40 == 1) << i;
+            for (double g : got.dweight) EXPECT_TRUE(std::isnan(g));
+            for (double g : got.dbias) EXPECT_FALSE(std::isnan(g));
+            Tensor out = d.tensor(act, {3, 40}, "out"), mean = d.tensor(statistics_dtype(act), {3}, "mean"),
+                   rstd = d.tensor(statistics_dtype(act), {3}, "rstd"), weight = d.tensor(act, {40}, w, "weight");
+            norm_forward(out, kind == Norm::layernorm ? mean : Tensor(), rstd, d.tensor(act, {3, 40}, x, "x"), weight,
+                         weight, kind, eps, d.ctx);
+            Vector y = d.read(out), r = d.read(rstd);
+            for (size_t i = 0; i < 120; i++) EXPECT_EQ(std::isnan(y[i]), i / 40 == 1) << i;
+            for (size_t i = 0; i < 3; i++) EXPECT_EQ(std::isnan(r[i]), i == 1);
+        }
+}
+
+// Slices may begin anywhere, although rows of this length could be moved 16 bytes at a time.
+TEST(Norm, RowsMayBeginAnywhere) {
+    for (DType act : all_act) {
+        const int64_t C = 16;
+        Vector x = rounded(act, random_vector(3 * C, 28)), dout = rounded(act, random_vector(3 * C, 29));
+        Vector w = rounded(act, random_vector(C, 30)), b = rounded(act, random_vector(C, 31));
+        NormOracle oracle{3, C, Norm::layernorm, eps, {}, {}};
+        Vector want = oracle(x, w, b);
+        Backward want_back = backward_oracle(oracle, x, w, b, dout);
+        Device d;
+        DType f = statistics_dtype(act);
+        auto shifted_tensor = [&](Shape shape, Vector v, const char* name) {
+            v.insert(v.begin(), 0.0);
+            return d.tensor(act, {int64_t(v.size())}, v, name).slice(1, int64_t(v.size())).view(shape);
+        };
+        Tensor tx = shifted_tensor({3, C}, x, "x"), dy = shifted_tensor({3, C}, dout, "dout");
+        Tensor out = shifted_tensor({3, C}, Vector(size_t(3 * C)), "out"), dx = shifted_tensor({3, C}, x, "dx");
+        Tensor weight = shifted_tensor({C}, w, "weight"), bias = shifted_tensor({C}, b, "bias");
+        Tensor mean = d.tensor(f, {3}, "mean"), rstd = d.tensor(f, {3}, "rstd");
+        Tensor dweight = d.tensor(f, {C}, "dweight"), dbias = d.tensor(f, {C}, "dbias");
+        norm_forward(out, mean, rstd, tx, weight, bias, Norm::layernorm, eps, d.ctx);
+        norm_backward(dx, dweight, dbias, dy, tx, mean, rstd, weight, Norm::layernorm, false, false, d.ctx);
+        EXPECT_TRUE(close(d.read(out), want, tolerance(act, C)));
+        EXPECT_TRUE(close(d.read(dx), want_back.dx, 4 * tolerance(act, C)));
+        EXPECT_TRUE(close(d.read(dweight), want_back.dweight, tolerance(f, 3)));
+        EXPECT_TRUE(close(d.read(dbias), want_back.dbias, tolerance(f, 3)));
+    }
 }
 
 TEST(Norm, BackwardDoesNotDependOnThreads) {
@@ -205,8 +333,10 @@ TEST(Norm, BackwardDoesNotDependOnThreads) {
 }
 
 TEST(Norm, AddAlsoInPlace) {
+    std::vector<int64_t> sizes = {0, 1, 17, 5000};
+    if (!small_sizes()) sizes.push_back(2200003);  // every GPU thread comes round again
     for (DType act : all_act)
-        for (int64_t n : {0, 1, 17, 5000}) {
+        for (int64_t n : sizes) {
             Vector a = rounded(act, random_vector(n, 20)), b = rounded(act, random_vector(n, 21));
             Device d;
             Tensor ta = d.tensor(act, {n}, a, "a"), tb = d.tensor(act, {n}, b, "b"), out = d.tensor(act, {n}, "out");
@@ -214,6 +344,11 @@ TEST(Norm, AddAlsoInPlace) {
             EXPECT_EQ(d.read(out), rounded(act, sum_of(a, b)));
             add(ta, ta, tb, d.ctx);
             EXPECT_EQ(d.read(ta), d.read(out));
+            if (n < 2) continue;
+            Tensor shifted_out = out.slice(1, n);  // not where 16 bytes begin
+            add(shifted_out, ta.slice(1, n), tb.slice(1, n), d.ctx);
+            Vector rest(b.begin() + 1, b.end());
+            EXPECT_EQ(d.read(shifted_out), rounded(act, sum_of(d.read(ta.slice(1, n)), rest)));
         }
 }
 

@@ -1,10 +1,18 @@
 // The sums, the decision and AdamW of a step against a plain float64 AdamW.
 #include "dev/test/reference.h"
+#include "llmc/base/rng.h"
 
 namespace llmc {
 namespace {
 
 using namespace test;
+
+// Master parameters without rounding to bf16.
+const std::vector<DType> master_types = [] {
+    std::vector<DType> types = {DType::f32};
+    if (backend_supports(DType::f64)) types.push_back(DType::f64);
+    return types;
+}();
 
 Tensor make_step(Device& d) {
     Tensor step = step_state_tensor(nullptr);
@@ -43,11 +51,11 @@ struct PlainAdamW {
 
 // Five steps, the third of them with a NaN gradient and so skipped.
 TEST(Optimizer, FiveStepsMatchPlainAdamW) {
-    const int64_t n = 40003, decayed = 25001;  // several chunks, the decayed part ends inside one
+    const int64_t n = small_sizes() ? 9003 : 40003, decayed = n / 8 * 5 + 1;  // several chunks, decay ends inside one
     const double clip = 0.5;
     AdamW options;
     options.beta2 = 0.98;
-    for (DType dtype : {DType::f32, DType::f64}) {
+    for (DType dtype : master_types) {
         Device d;
         Vector start = rounded(dtype, random_vector(n, 1));
         PlainAdamW want{start, Vector(size_t(n)), Vector(size_t(n)), 0};
@@ -91,20 +99,44 @@ TEST(Optimizer, FiveStepsMatchPlainAdamW) {
 // Parameters of one element see exactly the formula: a misplaced eps, a decay inside the gradient or a forgotten bias
 // correction would be seen here in the first digits.
 TEST(Optimizer, OneElementByHand) {
-    Device d;
-    Tensor p = d.tensor(DType::f64, {2}, {2.0, 2.0}, "p"), m = d.tensor(DType::f64, {2}, {0.0, 0.0}, "m");
-    Tensor v = d.tensor(DType::f64, {2}, {0.0, 0.0}, "v"), grad = d.tensor(DType::f64, {2}, {0.3, 0.4}, "grad"),
-           step = make_step(d);
-    AdamW options{.beta1 = 0.9, .beta2 = 0.999, .eps = 0.1, .weight_decay = 0.5};
-    step_begin(step, 0.25, d.ctx);
-    grad_norm_accumulate(step, grad, d.ctx);
-    step_decide(step, 0, options.beta1, options.beta2, d.ctx);  // no clipping
-    adamw_update(p, {}, m, v, grad, step, 1, options, d.ctx);
-    // First step: m_hat = g, v_hat = g^2; p0 = 2 (1 - 0.25 * 0.5) - 0.25 * 0.3 / (0.3 + 0.1); p1 is not decayed.
-    EXPECT_NEAR(d.read(p)[0], 1.75 - 0.1875, 1e-15);
-    EXPECT_NEAR(d.read(p)[1], 2.0 - 0.2, 1e-15);
-    EXPECT_NEAR(read_step(d, step).grad_norm, 0.5, 1e-15);
-    EXPECT_EQ(read_step(d, step).grad_scale, 1.0);
+    for (DType type : master_types) {
+        Device d;
+        Tensor p = d.tensor(type, {2}, {2.0, 2.0}, "p"), m = d.tensor(type, {2}, {0.0, 0.0}, "m");
+        Tensor v = d.tensor(type, {2}, {0.0, 0.0}, "v"), grad = d.tensor(type, {2}, {0.3, 0.4}, "grad"),
+               step = make_step(d);
+        AdamW options{.beta1 = 0.9, .beta2 = 0.999, .eps = 0.1, .weight_decay = 0.5};
+        step_begin(step, 0.25, d.ctx);
+        grad_norm_accumulate(step, grad, d.ctx);
+        step_decide(step, 0, options.beta1, options.beta2, d.ctx);  // no clipping
+        adamw_update(p, {}, m, v, grad, step, 1, options, d.ctx);
+        // First step: m_hat = g, v_hat = g^2; p0 = 2 (1 - 0.25 * 0.5) - 0.25 * 0.3 / (0.3 + 0.1); p1 is not decayed.
+        const double tol = 8 * roundoff(type);
+        EXPECT_NEAR(d.read(p)[0], 1.75 - 0.1875, tol);
+        EXPECT_NEAR(d.read(p)[1], 2.0 - 0.2, tol);
+        EXPECT_NEAR(read_step(d, step).grad_norm, 0.5, tol);
+        EXPECT_EQ(read_step(d, step).grad_scale, 1.0);
+    }
+}
+
+// More elements than the threads of a GPU launch update in one turn, not a multiple of anything, and addresses where no
+// 16 bytes begin. One step from zero moments: p = 1 - lr sign(g), nearly.
+TEST(Optimizer, EveryElementIsUpdatedOnce) {
+    const int64_t n = small_sizes() ? 5003 : 4200003;
+    for (int64_t skip : {0, 1}) {
+        Device d;
+        auto slice_of = [&](double value, const char* name) {
+            return d.tensor(DType::f32, {n + 1}, Vector(size_t(n + 1), value), name).slice(skip, n + skip);
+        };
+        Tensor p = slice_of(1, "p"), m = slice_of(0, "m"), v = slice_of(0, "v"), grad = slice_of(-3, "grad");
+        Tensor half = d.tensor(DType::bf16, {n}, "half"), step = make_step(d);
+        step_begin(step, 0.25, d.ctx);
+        grad_norm_accumulate(step, grad, d.ctx);
+        step_decide(step, 0, 0.9, 0.999, d.ctx);
+        adamw_update(p, half, m, v, grad, step, 0, {}, d.ctx);
+        EXPECT_TRUE(close(d.read(p), Vector(size_t(n), 1.25), 4 * roundoff(DType::f32)));
+        EXPECT_EQ(d.read(half), Vector(size_t(n), 1.25));
+        EXPECT_NEAR(read_step(d, step).grad_square_sum, 9.0 * double(n), 1e-6);
+    }
 }
 
 // Without a master copy, bf16 parameters are rounded to the nearest bf16 of the f32 result.
@@ -128,12 +160,96 @@ TEST(Optimizer, Bf16ParametersRoundToNearest) {
     EXPECT_NE(results[1], start);
 }
 
+// bf16 parameters after one step without gradient: p (1 - lr weight_decay), rounded as `options` say. `size` elements
+// from `first` on of the unit `start`, in the t-th step.
+Vector decayed_bf16(const Vector& start, int64_t first, int64_t size, AdamW options, double lr, int64_t t) {
+    Device d;
+    Vector part(start.begin() + first, start.begin() + first + size), zero(static_cast<size_t>(size));
+    Tensor p = d.tensor(DType::bf16, {size}, part, "p"), grad = d.tensor(DType::f32, {size}, zero, "grad");
+    Tensor m = d.tensor(DType::f32, {size}, zero, "m"), v = d.tensor(DType::f32, {size}, zero, "v");
+    Tensor step = make_step(d);
+    StepState state;
+    state.lr = lr, state.t = t;
+    upload(step, &state, d.ctx);
+    options.first_index = first;
+    adamw_update(p, {}, m, v, grad, step, size, options, d.ctx);
+    return d.read(p);
+}
+
+// Bit for bit what ops.h says, on every backend: 16 bits of Philox per element, added below the last place of bf16.
+TEST(Optimizer, StochasticRoundingFollowsItsFormula) {
+    const int64_t n = 1003, t = 70000000007;
+    Vector start = rounded(DType::bf16, random_vector(n, 7, 2.0));
+    start[5] = std::nan(""), start[6] = std::numeric_limits<double>::infinity(), start[7] = 0;
+    AdamW options{.weight_decay = 0.125, .stochastic_rounding = true, .seed = 0x123456789abcdef0};
+    const double lr = 0.01;
+    Vector want(start.size());
+    for (size_t i = 0; i < want.size(); i++) {
+        const auto block = philox4x32({uint32_t(i / 8), 0, uint32_t(t), uint32_t(t >> 32)}, {0x9abcdef0, 0x12345678});
+        const uint32_t noise = block[i % 8 / 2] >> (i % 2 ? 16 : 0) & 0xffff;
+        const float exact = float(start[i]) * float(1 - lr * options.weight_decay);
+        want[i] = double(std::bit_cast<float>((std::bit_cast<uint32_t>(exact) + noise) & 0xffff0000));
+    }
+    EXPECT_TRUE(std::isnan(want[5]));
+    Vector whole = decayed_bf16(start, 0, n, options, lr, t);
+    EXPECT_TRUE(close(whole, want, 0));
+    // Slices of the unit are rounded like the whole, wherever they begin.
+    for (int64_t cut : {400, 403}) {
+        Vector parts = decayed_bf16(start, 0, cut, options, lr, t);
+        const Vector rest = decayed_bf16(start, cut, n - cut, options, lr, t);
+        parts.insert(parts.end(), rest.begin(), rest.end());
+        EXPECT_TRUE(close(parts, want, 0));
+    }
+    EXPECT_FALSE(close(decayed_bf16(start, 0, n, options, lr, t + 1), want, 0));
+    options.seed++;
+    EXPECT_FALSE(close(decayed_bf16(start, 0, n, options, lr, t), want, 0));
+}
+
+// Adding to the bits of a NaN could carry it into a number.
+TEST(Optimizer, StochasticRoundingKeepsNaN) {
+    Device d;
+    std::vector<uint32_t> bits(64, 0x7fffffff);
+    Tensor p = d.tensor(DType::bf16, {64}, Vector(64, 1.0), "p"), grad = d.tensor(DType::f32, {64}, "grad");
+    Tensor m = d.tensor(DType::f32, {64}, Vector(64), "m"), v = d.tensor(DType::f32, {64}, Vector(64), "v");
+    upload(grad, bits.data(), d.ctx);
+    adamw_update(p, {}, m, v, grad, make_step(d), 0, {.stochastic_rounding = true}, d.ctx);
+    for (double x : d.read(p)) EXPECT_TRUE(std::isnan(x)) << x;
+}
+
+// An update of 0.3 units in the last place: to nearest it is lost, at random it is right on average.
+TEST(Optimizer, StochasticRoundingIsRightOnAverage) {
+    const int64_t n = small_sizes() ? 4000 : 40000;
+    const double unit = 0x1p-8, part = 0.3;  // distance of the bf16 numbers below 1
+    AdamW options{.weight_decay = 1, .stochastic_rounding = true, .seed = 3};
+    double sum = 0;
+    for (double p : decayed_bf16(Vector(size_t(n), 1.0), 0, n, options, part * unit, 1)) {
+        EXPECT_TRUE(p == 1 || p == 1 - unit) << p;
+        sum += (1 - p) / unit;
+    }
+    EXPECT_NEAR(sum / double(n), part, 5 * std::sqrt(part * (1 - part) / double(n)));
+    options.stochastic_rounding = false;
+    EXPECT_EQ(decayed_bf16(Vector(8, 1.0), 0, 8, options, part * unit, 1), Vector(8, 1.0));
+}
+
+// Without stochastic rounding asked for, or with f32 parameters, the seed changes nothing.
+TEST(Optimizer, StochasticRoundingIsForBf16) {
+    Device d;
+    Tensor p = d.tensor(DType::f32, {3}, {1.0, 2.0, 3.0}, "p"), zero = d.tensor(DType::f32, {3}, Vector(3), "zero");
+    Tensor m = d.tensor(DType::f32, {3}, Vector(3), "m"), v = d.tensor(DType::f32, {3}, Vector(3), "v");
+    Tensor step = make_step(d);
+    StepState state;
+    state.lr = 0.01;
+    upload(step, &state, d.ctx);
+    adamw_update(p, {}, m, v, zero, step, 3, {.weight_decay = 1, .stochastic_rounding = true, .seed = 1}, d.ctx);
+    EXPECT_TRUE(close(d.read(p), {0.99, 1.98, 2.97}, 2 * roundoff(DType::f32)));
+}
+
 TEST(Optimizer, LossesAreSummedOverTargets) {
-    for (DType dtype : {DType::f32, DType::f64}) {
+    const int64_t T = small_sizes() ? 100 : 1000;
+    for (DType dtype : master_types) {
         Device d;
         Tensor step = make_step(d);
-        Vector losses = rounded(dtype, random_vector(33 * 1000, 4, 5.0)),
-               targets = random_integers(33 * 1000, -1, 3, 5);
+        Vector losses = rounded(dtype, random_vector(33 * T, 4, 5.0)), targets = random_integers(33 * T, -1, 3, 5);
         double sum = 0;
         int64_t count = 0;
         for (size_t i = 0; i < losses.size(); i++) {
@@ -142,8 +258,7 @@ TEST(Optimizer, LossesAreSummedOverTargets) {
             else
                 sum += losses[i], count++;
         }
-        Tensor l = d.tensor(dtype, {33, 1000}, losses, "losses"),
-               t = d.tensor(DType::i32, {33, 1000}, targets, "targets");
+        Tensor l = d.tensor(dtype, {33, T}, losses, "losses"), t = d.tensor(DType::i32, {33, T}, targets, "targets");
         step_begin(step, 0.1, d.ctx);
         loss_accumulate(step, l, t, d.ctx);
         loss_accumulate(step, l, t, d.ctx);
@@ -161,7 +276,9 @@ TEST(Optimizer, NotFiniteSkipsAndCounts) {
     Tensor step = make_step(d), targets = d.tensor(DType::i32, {1}, {0}, "targets");
     Tensor nan_loss = d.tensor(DType::f32, {1}, {std::nan("")}, "nan_loss"),
            loss = d.tensor(DType::f32, {1}, {1.0}, "loss");
-    Tensor huge = d.tensor(DType::f64, {1}, {1e200}, "huge"), fine = d.tensor(DType::f64, {1}, {1.0}, "fine");
+    const bool f64 = backend_supports(DType::f64);  // the square of 1e200 overflows; no square of an f32 does
+    Tensor huge = d.tensor(f64 ? DType::f64 : DType::f32, {1}, {f64 ? 1e200 : 1e200 * 1e200}, "huge"),
+           fine = d.tensor(DType::f32, {1}, {1.0}, "fine");
     auto run = [&](Tensor l, Tensor g) {
         step_begin(step, 0.1, d.ctx);
         loss_accumulate(step, l, targets, d.ctx);
@@ -170,7 +287,7 @@ TEST(Optimizer, NotFiniteSkipsAndCounts) {
         return read_step(d, step);
     };
     EXPECT_EQ(run(nan_loss, fine).ok, 0);
-    StepState s = run(loss, huge);  // the square overflows
+    StepState s = run(loss, huge);
     EXPECT_EQ(s.ok, 0);
     EXPECT_EQ(s.skipped, 2);
     EXPECT_EQ(s.skipped_in_a_row, 2);
@@ -221,6 +338,9 @@ TEST(Optimizer, WrongTensorsAreNamed) {
     EXPECT_TRUE(refuses([&] { adamw_update(p, {}, p, p, p, p, 8, {}, d.ctx); }, "step"));
     EXPECT_TRUE(refuses([&] { grad_norm_accumulate(step, half, d.ctx); }, "half"));
     EXPECT_TRUE(refuses([&] { loss_accumulate(step, p, q, d.ctx); }, "q"));
+    if (backend_supports(DType::f64)) return;
+    EXPECT_TRUE(refuses([&] { grad_norm_accumulate(step, doubles, d.ctx); }, "doubles"));
+    EXPECT_TRUE(refuses([&] { adamw_update(doubles, {}, doubles, doubles, doubles, step, 8, {}, d.ctx); }, "F64"));
 }
 
 }  // namespace

@@ -23,6 +23,8 @@ Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everyt
     : config(resolved(c)), precision(precision), buffers("parameters", ctx), ctx(ctx),
       norm(config.norm == "rmsnorm" ? Norm::rmsnorm : Norm::layernorm) {
     const int64_t V = config.vocab_size, C = config.d_model;
+    if (!backend_supports(precision.act))
+        input_error("--precision ", precision.name, " is for the CPU: this build's backend computes in fp32 and bf16");
     if (V < 1) input_error("the vocabulary size is not known: set --vocab-size or give --data");
     auto add_unit = [&](const std::string& name, const std::string& prefix, bool experts = false) {
         table.units.push_back({name, experts, 0, 0, 0, {}, prefix});
@@ -167,6 +169,7 @@ void Model::announce(size_t i, const Run& run, Phase phase, bool before) const {
 // else survives.
 Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& run) {
     announce(i, run, Phase::forward, true);
+    const Range range(blocks[i]->kind());
     Pass pass = pass_for(i, run);
     std::vector<SavedSpec> specs = blocks[i]->declare_saved(run.B, run.T, pass);
     Kept kept;
@@ -191,6 +194,7 @@ Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& r
 // dstream [B,T,C]: the gradient of the residual stream above the block on entry, below it on return.
 void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept) {
     announce(i, run, Phase::backward, true);
+    const Range range(blocks[i]->kind());
     int64_t mark = run.arena.mark();
     Pass pass = pass_for(i, run);
     pass.slots = kept.slots;

@@ -3,7 +3,7 @@
 // Counting. With `counting` set, ops check their shapes, add up FLOPs and workspace, and touch no memory. The memory
 // plan of a run is made by executing one whole step that way, so the plan cannot disagree with the step.
 //
-// Guard. With `guard` set, device memory is unreadable (PROT_NONE on the CPU) except while an op runs: code above ops/
+// Guard. With `guard` set, device memory on the CPU is unreadable (PROT_NONE) except while an op runs: code above ops/
 // that looks at tensor data crashes, as it would with GPU memory. A test trains a model in this mode.
 #pragma once
 #include <cstdint>
@@ -24,13 +24,14 @@ struct ContextOptions {
     int threads = 0;  // CPU threads; 0: as many as the affinity mask of the process allows
     bool counting = false;
     bool guard = false;
-    bool profile = false;  // time every op: see Context::times
+    bool profile = false;  // time every op, waiting for the device around each one: see Context::costs
 };
 
-struct OpTime {
-    int64_t calls = 0;
-    double seconds = 0;
-    int64_t flops = 0;
+// What all calls of one op cost. Bytes are the least that must go to or come from device memory: every input read once,
+// every output written once.
+struct OpCost {
+    int64_t calls = 0, flops = 0, bytes = 0;
+    double seconds = 0;  // measured, with `profile`
 };
 
 struct Context {
@@ -43,19 +44,27 @@ struct Context {
     int threads;
     int64_t flops = 0;             // floating point operations of all ops so far (one fused multiply-add is two)
     int64_t workspace_needed = 0;  // largest workspace any op has asked for so far, in bytes
-    bool workspace_fixed = false;  // set once the plan is made: asking for more is then an error, not an allocation
-    std::map<std::string, OpTime> times;  // filled if `profile`
+    int64_t launches = 0;                 // kernels and library calls given to a GPU so far
+    std::map<std::string, OpCost> costs;  // by op, filled while counting and with `profile`
+
+    struct {                   // scratch of the ops, one op at a time
+        void* data = nullptr;
+        int64_t bytes = 0;
+        bool in_use = false;
+        bool fixed = false;    // the plan is made: asking for more is an error now, not an allocation
+    } workspace;
+    int64_t counted_bytes = 0;  // fake addresses handed out while counting
 
     std::unique_ptr<Backend, BackendDeleter> backend;
 };
 
 // Every op opens with one of these, after its shape checks:
-//     Op op(ctx, "matmul", 2 * m * n * k, workspace_bytes);
+//     Op op(ctx, "matmul", 2 * m * n * k, workspace_bytes, total_bytes({out, a, b}));
 //     if (!op.run) return;             // counting: nothing to do
-// It adds the FLOPs, provides the workspace (contents undefined, 64-byte aligned or better), lifts the guard, and times
+// It adds up the cost, provides the workspace (contents undefined, 64-byte aligned or better), lifts the guard, and times
 // the op.
 struct Op {
-    Op(Context& ctx, const char* name, int64_t flops = 0, int64_t workspace_bytes = 0);
+    Op(Context& ctx, const char* name, int64_t flops = 0, int64_t workspace_bytes = 0, int64_t bytes = 0);
     ~Op();
     Op(const Op&) = delete;
     Op& operator=(const Op&) = delete;
@@ -65,8 +74,15 @@ struct Op {
 private:
     Context& ctx;
     const char* name;
-    int64_t flops;
     double start = 0;
+};
+
+// A named stretch of the timeline that profilers show: a block's forward pass, an update.
+struct Range {
+    explicit Range(const char* name);
+    ~Range();
+    Range(const Range&) = delete;
+    Range& operator=(const Range&) = delete;
 };
 
 // Makes the workspace that the counted step needs and forbids growing it afterwards. Bytes are part of the memory plan.

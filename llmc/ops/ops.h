@@ -23,7 +23,7 @@ namespace llmc {
 // address.
 void* device_alloc(int64_t bytes, Context& ctx);
 void device_free(void* data, int64_t bytes, Context& ctx);
-int64_t device_memory_available(Context& ctx);  // bytes that could still be allocated now
+int64_t device_memory_available(Context& ctx);  // bytes that could still be allocated now; -1: there is no device
 
 void upload(Tensor dst, const void* host, Context& ctx);  // dst.bytes() bytes from the host
 void download(void* host, Tensor src, Context& ctx);      // waits until src is final, then copies src.bytes() bytes
@@ -31,12 +31,20 @@ void fill(Tensor t, double value, Context& ctx);          // any dtype, contiguo
 void copy(Tensor dst, Tensor src, Context& ctx);          // equal numel, contiguous; converts between float types
 void synchronize(Context& ctx);
 
+bool backend_supports(DType act);                    // as the type of activations: f64 is for the CPU only
 std::string backend_description(Context& ctx);       // e.g. "cpu, 2 threads, AVX-512, oneDNN 2.6.3"
-double measure_peak_flops(DType act, Context& ctx);  // FLOP/s of a fused-multiply-add loop on all threads, about 0.1 s
+// The most FLOP/s that matrix products with these activations could reach.
+struct Peak {
+    double flops;     // 0: unknown
+    std::string how;  // "measured now" (a loop of multiply-adds, about 0.1 s), or whose datasheet says so
+};
+Peak peak_flops(DType act, Context& ctx);
 
 // --------------------------------------------------------------------------------------------------- embedding
 // out[b,t,:] = token_table[tokens[b,t],:] + position_table[first_position + t,:]
 // out [B,T,C] act; tokens [B,T] i32; token_table [V,C]; position_table [context,C] or not given
+// A token outside the vocabulary is refused; by a GPU, which cannot say so in time, its row is made NaN and its
+// gradient left out.
 void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor position_table, int64_t first_position,
                        Context& ctx);
 // dtoken_table [V,C] f32 (+)= rows of dout by token; dposition_table [context,C] f32 (rows >= T get zero unless
@@ -65,14 +73,18 @@ enum class Activation { none, relu, gelu, gelu_erf, silu };  // gelu is the tanh
 
 struct MatmulOptions {
     bool transpose_a = false, transpose_b = false;
-    bool accumulate = false;                   // out += instead of out =; not together with bias or activation
+    bool accumulate = false;                   // out += instead of out =; not together with any of the following
     Tensor bias{};                             // [N], added to every row
-    Activation activation = Activation::none;  // applied after the bias: none or relu
+    Activation activation = Activation::none;  // applied after the bias
+    Activation backward = Activation::none;    // out *= f'(pre): back through the activation f
+    // Like out. With `activation`, if given, it gets the values before the activation; with `backward` it holds them
+    // (for relu, the activation's output will do).
+    Tensor pre{};
 };
 // out = act(op(a) op(b) + bias), row-major, op transposes if asked.
 // If out, a and b all have rank 3, the first axis is a batch: out [n,M,N], a [n,M,K], b [n,K,N].
 // Otherwise each is folded into rows x columns: x [B,T,C] times weight [O,C] (transpose_b) gives [B,T,O].
-// a and b have one float type; out has the same, or f32 for bf16 inputs.
+// a and b have one float type; out has the same, or f32 for bf16 inputs. With an activation, out is contiguous.
 void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Context& ctx);
 
 // dbias [N] f32 (+)= column sums of dout [..., N].
@@ -80,6 +92,7 @@ void bias_backward(Tensor dbias, Tensor dout, bool accumulate, Context& ctx);
 
 // ------------------------------------------------------------------------------------------------- activations
 // out = f(x). gelu: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (Hendrycks & Gimpel 2016); silu: x sigmoid(x).
+// out may alias x.
 void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx);
 // dx = dout * f'(x). For relu, x may be the output as well as the input. dx may alias dout.
 void activation_backward(Tensor dx, Tensor dout, Tensor x, Activation kind, Context& ctx);
@@ -176,6 +189,13 @@ void step_decide(Tensor step, double clip, double beta1, double beta2, Context& 
 
 struct AdamW {
     double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.1;
+    // bf16 parameters only: round up with the probability that makes the rounding right on average, instead of to
+    // nearest, so that updates below half a unit in the last place are not lost (Zamirai et al. 2020). Element i adds
+    // the 16 bits number (first_index + i) % 8 of the Philox block with counter ((first_index + i) / 8, t) and key seed
+    // to the half of the f32 result that bf16 has no room for, and cuts that half off.
+    bool stochastic_rounding = false;
+    uint64_t seed = 0;
+    int64_t first_index = 0;  // of param[0]: slices of a unit, updated apart, are rounded like the whole
 };
 // One unit in one pass (Loshchilov & Hutter 2019), unless ok = 0:
 //   g = grad * grad_scale;  p *= 1 - lr * weight_decay (elements [0, decayed) only);  m, v = moving averages of g, g^2;

@@ -18,8 +18,11 @@ int show_info(const ModelConfig& model_config, const TrainConfig& config, int th
     const Plan plan = make_plan(model_config, config, true, threads);
     std::printf("%s%s", describe_units(model).c_str(), describe_plan(plan, model, config).c_str());
     const int64_t available = device_memory_available(ctx);
-    std::printf("  %-28s %14s  %s\n", "available here", bytes_text(double(available)).c_str(),
-                plan.total() > available ? "not enough to train this" : "");
+    if (available < 0)
+        std::printf("  %-28s %14s  %s\n", "available here", "no GPU", backend_description(ctx).c_str());
+    else
+        std::printf("  %-28s %14s  %s\n", "available here", bytes_text(double(available)).c_str(),
+                    plan.total() > available ? "not enough to train this" : "");
     return 0;
 }
 

@@ -19,6 +19,7 @@ struct TrainConfig {
     double beta1 = 0.9, beta2 = 0.999, adam_eps = 1e-8, clip = 0.5;
     int64_t max_skipped = 10;
     std::string precision = "fp32";
+    bool stochastic_rounding = false;
     std::string recompute = "none";  // none | blocks
     int64_t seed = 1;
     int64_t log_interval = 10, statistics_interval = 100, eval_interval = 1000, eval_batches = 10, save_interval = 1000,
@@ -33,6 +34,9 @@ void for_each_train_field(Config& c, F&& f) {
     f(FieldInfo{"grad_accumulation", "micro-batches in a step", {}, 1, 1 << 20, step}, c.grad_accumulation);
     f(FieldInfo{"steps", "steps of the whole run", {}, 0, 1e12, step}, c.steps);
     f(FieldInfo{"precision", "element types", {"fp32", "bf16-mixed", "bf16", "fp64"}, 0, 0, step}, c.precision);
+    f(FieldInfo{"stochastic_rounding", "of the parameters, with --precision bf16: small updates are not lost", {}, 0, 0,
+                step},
+      c.stochastic_rounding);
     f(FieldInfo{"recompute",
                 "blocks: keep only block inputs and run each block's forward again in backward",
                 {"none", "blocks"},

@@ -50,7 +50,7 @@ struct Workbench {
         if (needed > available)
             input_error("this needs ", needed >> 20, " MiB beside the model but ", available >> 20,
                         " MiB are available");
-        ctx.workspace_fixed = false;
+        ctx.workspace.fixed = false;
         reserve_workspace(counting.workspace_needed, ctx);
         arena.allocate(measure.peak());
     }

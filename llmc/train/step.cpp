@@ -1,9 +1,12 @@
 #include "llmc/train/step.h"
 
+#include "llmc/base/rng.h"
+
 namespace llmc {
 
-Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx)
-    : model(model), config(config), arena(arena), hooks(hooks), ctx(ctx) {
+Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx,
+           bool graphs)
+    : model(model), config(config), arena(arena), hooks(hooks), ctx(ctx), graphs(graphs) {
     const int64_t B = config.micro_batch, T = model.config.context;
     tokens = arena.tensor("tokens", DType::i32, {B, T});
     targets = arena.tensor("targets", DType::i32, {B, T});
@@ -21,18 +24,32 @@ void Step::begin(double lr) { step_begin(step, lr, ctx); }
 void Step::micro_batch(const int32_t* host_tokens, const int32_t* host_targets, int64_t k, bool statistics) {
     upload(tokens, host_tokens, ctx);
     upload(targets, host_targets, ctx);
+    const bool accumulate = k > 0;
+    if (!graphs) return enqueue_micro_batch(accumulate, statistics);
+    micro_batch_graphs[accumulate][statistics].run(ctx, [&] { enqueue_micro_batch(accumulate, statistics); });
+}
+
+void Step::enqueue_micro_batch(bool accumulate, bool statistics) {
     const double dloss =
         1.0 / double(config.grad_accumulation * losses.numel());  // the step's loss is the mean over all tokens
-    model.train({tokens, targets, losses, dloss, k > 0, statistics ? metric_values : Tensor{}},
+    model.train({tokens, targets, losses, dloss, accumulate, statistics ? metric_values : Tensor{}},
                 config.recompute == "blocks", arena, hooks);
     loss_accumulate(step, losses, targets.view({targets.numel()}), ctx);
 }
 
 void Step::update() {
+    if (!graphs) return enqueue_update();
+    update_graph.run(ctx, [&] { enqueue_update(); });
+}
+
+void Step::enqueue_update() {
+    const Range range("update");
     grad_norm_accumulate(step, model.grads, ctx);
     step_decide(step, config.clip, config.beta1, config.beta2, ctx);
-    const AdamW options{config.beta1, config.beta2, config.adam_eps, config.weight_decay};
+    AdamW options{config.beta1, config.beta2, config.adam_eps, config.weight_decay, config.stochastic_rounding,
+                  uint64_t(config.seed) ^ hash_of("stochastic rounding")};
     for (const Unit& unit : model.table.units) {
+        options.first_index = unit.offset;
         Tensor copy = model.precision.compute_copy() ? unit_range(unit, model.compute) : Tensor{};
         adamw_update(unit_range(unit, model.params), copy, unit_range(unit, model.moment1),
                      unit_range(unit, model.moment2), unit_range(unit, model.grads), step, unit.decayed, options, ctx);

@@ -4,14 +4,17 @@
 // host learns of it when it asks.
 #pragma once
 #include "llmc/model/model.h"
+#include "llmc/ops/graph.h"
 #include "llmc/train/config.h"
 
 namespace llmc {
 
 class Step {
 public:
-    // Takes its small buffers (tokens, targets, losses, step state, metrics) from `arena`, for good.
-    Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx);
+    // Takes its small buffers (tokens, targets, losses, step state, metrics) from `arena`, for good. With `graphs`,
+    // everything between two uploads is recorded once and launched as a whole; `hooks` are then called only for the
+    // recording.
+    Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx, bool graphs = false);
 
     void begin(double lr);
     // tokens, targets: micro_batch x context on the host. k: number of the micro-batch in the step, from 0.
@@ -26,11 +29,16 @@ public:
     double evaluate(const int32_t* tokens, const int32_t* targets, const EvalOptions& options);
 
 private:
+    void enqueue_micro_batch(bool accumulate, bool statistics);
+    void enqueue_update();
+
     Model& model;
     const TrainConfig config;
     Arena& arena;
     UnitHooks& hooks;
     Context& ctx;
+    const bool graphs;
+    Graph micro_batch_graphs[2][2], update_graph;  // [accumulate][statistics]
     Tensor tokens, targets, losses, step, eval_step, metric_values;
 };
 

@@ -74,7 +74,7 @@ struct Run {
         reserve_workspace(plan.workspace_bytes, ctx);
         arena.allocate(plan.activation_bytes);
         model.allocate(true);
-        step = std::make_unique<Step>(model, config, arena, hooks, ctx);
+        step = std::make_unique<Step>(model, config, arena, hooks, ctx, options.cuda_graph);
     }
 
     // ---- start
@@ -108,7 +108,7 @@ struct Run {
         std::printf(
             "step %7lld/%lld  loss %8.4f  norm %8.3f  lr %.2e  %8.0f tok/s  %6.1f GFLOP/s (%2.0f %%)  ETA %s%s\n",
             static_cast<long long>(steps_done), static_cast<long long>(config.steps), loss, state.grad_norm, lr,
-            tokens_per_second, gflops, 100 * gflops * 1e9 / peak_flops,
+            tokens_per_second, gflops, peak_flops > 0 ? 100 * gflops * 1e9 / peak_flops : NAN,
             duration_text(double(config.steps - steps_done) * step_seconds).c_str(), note.c_str());
         std::fflush(stdout);
         record({{"step", steps_done},
@@ -228,9 +228,9 @@ struct Run {
 
     void print_profile() const {
         std::printf("%-28s %10s %12s %10s\n", "op", "calls", "ms", "GFLOP/s");
-        for (const auto& [name, time] : ctx.times)
-            std::printf("%-28s %10lld %12.1f %10.1f\n", name.c_str(), static_cast<long long>(time.calls),
-                        time.seconds * 1e3, double(time.flops) / time.seconds * 1e-9);
+        for (const auto& [name, cost] : ctx.costs)
+            std::printf("%-28s %10lld %12.1f %10.1f\n", name.c_str(), static_cast<long long>(cost.calls),
+                        cost.seconds * 1e3, double(cost.flops) / cost.seconds * 1e-9);
     }
 };
 
@@ -270,6 +270,13 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
         take_saved_configuration(model, config, options.given, found->state, found->directory);
         check_same_data(found->state, data, found->directory);
     }
+    if (config.stochastic_rounding && config.precision != "bf16")
+        input_error("--stochastic-rounding is for --precision bf16: with ", config.precision,
+                    " the parameters are not rounded");
+    if (options.cuda_graph && !backend_has_graphs())
+        input_error("--cuda-graph needs a GPU: leave it out with this build, which is for the CPU");
+    if (options.cuda_graph && options.profile)
+        input_error("--profile times single ops and --cuda-graph launches them all at once: choose one");
     model = resolved(model);
     check_vocabulary(data, model.vocab_size);
     check_schedule({config.lr, config.warmup_steps, config.decay_steps, config.final_lr_fraction});
@@ -293,8 +300,10 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
         std::fprintf(stderr, "warning: %lld lines of %s were damaged and are gone\n",
                      static_cast<long long>(cut.unreadable), log_path.c_str());
     Run run(model, config, options, data, plan, identity);
-    run.peak_flops = measure_peak_flops(run.model.precision.act, run.ctx);
-    std::printf("%s; peak measured now: %.0f GFLOP/s\n", backend_description(run.ctx).c_str(), run.peak_flops * 1e-9);
+    const Peak peak = peak_flops(run.model.precision.act, run.ctx);
+    run.peak_flops = peak.flops;
+    std::printf("%s; peak %.0f GFLOP/s, %s\n", backend_description(run.ctx).c_str(), peak.flops * 1e-9,
+                peak.how.c_str());
     if (found)
         run.start_from(*found);
     else

@@ -20,6 +20,7 @@ struct RunOptions {
     std::set<std::string> given;  // fields that the user set: on resume they must not contradict the saved run
     int threads = 0;
     bool profile = false;
+    bool cuda_graph = false;  // launch a micro-batch, and the update, as one CUDA graph each
 };
 
 // Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps or a last checkpoint that could not be

@@ -39,11 +39,10 @@ public:
             matmul(p.saved("gate"), x, p.param("gate.weight"), {.transpose_b = true}, p.ctx);
             matmul(p.saved("up"), x, p.param("up.weight"), {.transpose_b = true}, p.ctx);
             gated_forward(hidden, p.saved("gate"), p.saved("up"), f, p.ctx);
-        } else if (f == Activation::relu) {
-            matmul(hidden, x, p.param("up.weight"), {.transpose_b = true, .bias = up_bias, .activation = f}, p.ctx);
         } else {
-            matmul(p.saved("up"), x, p.param("up.weight"), {.transpose_b = true, .bias = up_bias}, p.ctx);
-            activation_forward(hidden, p.saved("up"), f, p.ctx);
+            const Tensor pre = f == Activation::relu ? Tensor{} : p.saved("up");
+            matmul(hidden, x, p.param("up.weight"),
+                   {.transpose_b = true, .bias = up_bias, .activation = f, .pre = pre}, p.ctx);
         }
         matmul(out, hidden, p.param("down.weight"), {.transpose_b = true, .bias = down_bias}, p.ctx);
     }
@@ -51,17 +50,18 @@ public:
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
         const Activation f = activation_of(config.ffn_activation);
         Tensor hidden = p.saved("hidden");
-        Tensor dhidden = p.temp("dhidden", hidden.shape);  // [B,T,F]; becomes the gradient before the activation
-        matmul(dhidden, dout, p.param("down.weight"), {}, p.ctx);
-        matmul(p.grad("down.weight"), dout, hidden, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
+        Tensor dhidden = p.temp("dhidden", hidden.shape);  // [B,T,F], before the activation (swiglu: of up)
         if (gated()) {
+            matmul(dhidden, dout, p.param("down.weight"), {}, p.ctx);
             Tensor dgate = p.temp("dgate", hidden.shape);
             gated_backward(dgate, dhidden, dhidden, p.saved("gate"), p.saved("up"), f, p.ctx);
             matmul(dx, dgate, p.param("gate.weight"), {}, p.ctx);
             matmul(p.grad("gate.weight"), dgate, x, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
         } else {
-            activation_backward(dhidden, dhidden, f == Activation::relu ? hidden : p.saved("up"), f, p.ctx);
+            const Tensor pre = f == Activation::relu ? hidden : p.saved("up");
+            matmul(dhidden, dout, p.param("down.weight"), {.backward = f, .pre = pre}, p.ctx);
         }
+        matmul(p.grad("down.weight"), dout, hidden, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
         matmul(dx, dhidden, p.param("up.weight"), {.accumulate = gated()}, p.ctx);
         matmul(p.grad("up.weight"), dhidden, x, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
         if (biased()) {

@@ -52,13 +52,8 @@ public:
         if (p.live_rows && p.live_rows < p.B) fill(x.slice(p.live_rows, p.B), 0, p.ctx);
         weigh(p, merge, emit, x);
         mot_merge(mixed, merge, x, group(p), p.ctx);
-        if (relu()) {
-            matmul(hidden, mixed, p.param("experts.up.weight"), {.transpose_b = true, .activation = Activation::relu},
-                   p.ctx);
-        } else {
-            matmul(p.saved("up"), mixed, p.param("experts.up.weight"), {.transpose_b = true}, p.ctx);
-            activation_forward(hidden, p.saved("up"), activation_of(config.expert_activation), p.ctx);
-        }
+        matmul(hidden, mixed, p.param("experts.up.weight"),
+               {.transpose_b = true, .activation = activation(), .pre = relu() ? Tensor{} : p.saved("up")}, p.ctx);
         matmul(output, hidden, p.param("experts.down.weight"), {.transpose_b = true}, p.ctx);
         mot_emit(out, emit, output, group(p), false, p.ctx);
     }
@@ -67,13 +62,12 @@ public:
         Tensor merge = p.saved("merge"), emit = separate_emit() ? p.saved("emit") : merge;
         Tensor mixed = p.saved("mixed"), hidden = p.saved("hidden"), output = p.saved("output");
         Tensor dslots = p.temp("dslots", mixed.shape);     // [E,R,C]: doutput, later dmixed
-        Tensor dhidden = p.temp("dhidden", hidden.shape);  // [E,R,F]
+        Tensor dhidden = p.temp("dhidden", hidden.shape);  // [E,R,F], before the activation
 
         mot_merge(dslots, emit, dout, group(p), p.ctx);  // the transpose of emit is merge
-        matmul(dhidden, dslots, p.param("experts.down.weight"), {}, p.ctx);
+        matmul(dhidden, dslots, p.param("experts.down.weight"),
+               {.backward = activation(), .pre = relu() ? hidden : p.saved("up")}, p.ctx);
         matmul(p.grad("experts.down.weight"), dslots, hidden, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
-        activation_backward(dhidden, dhidden, relu() ? hidden : p.saved("up"), activation_of(config.expert_activation),
-                            p.ctx);
         matmul(dslots, dhidden, p.param("experts.up.weight"), {}, p.ctx);
         matmul(p.grad("experts.up.weight"), dhidden, mixed, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
         mot_emit(dx, merge, dslots, group(p), false, p.ctx);  // the transpose of merge is emit
@@ -83,6 +77,7 @@ public:
 private:
     bool learned() const { return config.router == "learned"; }
     bool separate_emit() const { return config.emit == "experts"; }
+    Activation activation() const { return activation_of(config.expert_activation); }
     bool relu() const { return config.expert_activation == "relu"; }
     Group group(const Pass& p) const { return {p.group_size, config.group_axis == "sequence"}; }
 

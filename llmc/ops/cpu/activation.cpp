@@ -1,6 +1,7 @@
 // Activations and gated activations: one pass over memory each, arithmetic in float (double for f64).
 #include <numbers>
 
+#include "llmc/ops/checks/activation.h"
 #include "llmc/ops/cpu/cpu.h"
 #include "llmc/ops/cpu/math.h"
 
@@ -14,17 +15,15 @@ template <class A> A clamp(A x, A limit) {
     return x < -limit ? -limit : x;
 }
 
-// Each kind has value(x) = f(x), slope(x) = f'(x), and what one of them costs in operations, roughly.
+// Each kind has value(x) = f(x) and slope(x) = f'(x).
 
 struct Relu {  // max(x, 0); NaN stays NaN
-    static constexpr int64_t flops = 1;
     template <class A> static A value(A x) { return x < A(0) ? A(0) : x; }
     template <class A> static A slope(A x) { return x > A(0) ? A(1) : A(0); }
 };
 
 // 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps digits where tanh u = -1.
 struct Gelu {
-    static constexpr int64_t flops = 14;
     static constexpr double two_root = 2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi, cubic = 0.044715;
     template <class A> static A value(A x) { return x * fast_sigmoid(A(two_root) * (x + A(cubic) * x * x * x)); }
     template <class A> static A slope(A x) {
@@ -54,7 +53,6 @@ inline float normal_tail(float x, float density) {
 inline double normal_tail(double x, double) { return 0.5 * std::erfc(std::abs(x) / std::numbers::sqrt2); }
 
 struct GeluErf {  // x Phi(x), Phi the distribution function of the standard normal
-    static constexpr int64_t flops = 24;
     template <class A> static A value(A x) {
         A tail = normal_tail(x, fast_exp(A(-0.5) * x * x));
         return x * (x < A(0) ? tail : A(1) - tail);
@@ -67,7 +65,6 @@ struct GeluErf {  // x Phi(x), Phi the distribution function of the standard nor
 };
 
 struct Silu {  // x sigmoid(x)
-    static constexpr int64_t flops = 12;
     template <class A> static A value(A x) { return x * fast_sigmoid(x); }
     template <class A> static A slope(A x) {
         x = clamp(x, A(87));
@@ -78,13 +75,13 @@ struct Silu {  // x sigmoid(x)
 
 // Calls f with the kind's struct.
 template <class F>
-void dispatch_kind(Activation kind, const char* what, F&& f) {
+void dispatch_kind(Activation kind, F&& f) {
     switch (kind) {
         case Activation::relu: return f(Relu{});
         case Activation::gelu: return f(Gelu{});
         case Activation::gelu_erf: return f(GeluErf{});
         case Activation::silu: return f(Silu{});
-        case Activation::none: run_error(what, " was given no activation to apply");
+        case Activation::none: break;  // refused by activation_flops
     }
 }
 
@@ -114,17 +111,15 @@ void map_blocks(const Tensor (&out)[outputs], const Tensor (&in)[inputs], int th
     }
 }
 
-// What all four ops share: checks, the choice of kind and type, the Op. per_element(k) is the cost with kind k.
-template <size_t inputs, size_t outputs, class Cost, class F>
+// What all four ops share: checks, the Op, the choice of kind and type. Per element: `evaluations` of the activation or
+// its slope and `rest` operations more.
+template <size_t inputs, size_t outputs, class F>
 void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&in)[inputs], Activation kind,
-                 Context& ctx, Cost per_element, F f) {
-    const Tensor& x = in[0];
-    for (const Tensor& t : in) check(t, x.dtype, x.shape, name);
-    for (const Tensor& t : out) check(t, x.dtype, x.shape, name);
-    dispatch_kind(kind, name, [&](auto k) {
-        Op op(ctx, name, per_element(k) * x.numel());
-        if (!op.run) return;
-        dispatch(x.dtype, [&](auto zero) {
+                 int64_t evaluations, int64_t rest, Context& ctx, F f) {
+    Op op(ctx, name, check_elementwise(name, out, in, kind, evaluations, rest), 0, elementwise_bytes(out, in));
+    if (!op.run) return;
+    dispatch_kind(kind, [&](auto k) {
+        dispatch(in[0].dtype, [&](auto zero) {
             map_blocks<decltype(zero)>(out, in, ctx.threads,
                                        [&](auto& from, auto& to, int64_t n) { f(k, from, to, n); });
         });
@@ -134,7 +129,7 @@ void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&
 }  // namespace
 
 void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx) {
-    elementwise("activation_forward", {out}, {x}, kind, ctx, [](auto k) { return k.flops; },
+    elementwise("activation_forward", {out}, {x}, kind, 1, 0, ctx,
                 [](auto k, auto& from, auto& to, int64_t n) {
 #pragma omp simd
                     for (int64_t j = 0; j < n; j++) to[0][j] = k.value(from[0][j]);
@@ -142,7 +137,7 @@ void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx) {
 }
 
 void activation_backward(Tensor dx, Tensor dout, Tensor x, Activation kind, Context& ctx) {
-    elementwise("activation_backward", {dx}, {x, dout}, kind, ctx, [](auto k) { return k.flops + 1; },
+    elementwise("activation_backward", {dx}, {x, dout}, kind, 1, 1, ctx,
                 [](auto k, auto& from, auto& to, int64_t n) {
 #pragma omp simd
                     for (int64_t j = 0; j < n; j++) to[0][j] = from[1][j] * k.slope(from[0][j]);
@@ -150,7 +145,7 @@ void activation_backward(Tensor dx, Tensor dout, Tensor x, Activation kind, Cont
 }
 
 void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context& ctx) {
-    elementwise("gated_forward", {out}, {gate, up}, kind, ctx, [](auto k) { return k.flops + 1; },
+    elementwise("gated_forward", {out}, {gate, up}, kind, 1, 1, ctx,
                 [](auto k, auto& from, auto& to, int64_t n) {
 #pragma omp simd
                     for (int64_t j = 0; j < n; j++) to[0][j] = k.value(from[0][j]) * from[1][j];
@@ -159,7 +154,7 @@ void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context&
 
 // dgate = dout * up * f'(gate), dup = dout * f(gate).
 void gated_backward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up, Activation kind, Context& ctx) {
-    elementwise("gated_backward", {dgate, dup}, {gate, up, dout}, kind, ctx, [](auto k) { return 2 * k.flops + 3; },
+    elementwise("gated_backward", {dgate, dup}, {gate, up, dout}, kind, 2, 3, ctx,
                 [](auto k, auto& from, auto& to, int64_t n) {
 #pragma omp simd
                     for (int64_t j = 0; j < n; j++) {

@@ -84,16 +84,14 @@ template void attend_head(HeadRows<double>, double*, const HeadQkv<const double>
                           const AttendScratch<double>&);
 
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, int64_t heads, Context& ctx) {
-    const AttentionShape s = attention_shape("attention_forward", qkv, heads);
-    check(out, qkv.dtype, {s.B, s.T, s.C}, "attention_forward: out");
-    check(lse, arithmetic_dtype(qkv.dtype), {s.B, s.H, s.T}, "attention_forward: lse");
+    const AttentionShape s = check_attention_forward(out, lse, qkv, heads);
     dispatch(qkv.dtype, [&](auto zero) {
         using T = decltype(zero);
         using F = arithmetic_t<T>;
         Carver counter;
         AttendScratch<F>(counter, s.T, s.D);
         const int64_t bytes = int64_t(counter.next);
-        Op op(ctx, "attention_forward", 4 * s.pairs() * s.D, ctx.threads * bytes);
+        Op op(ctx, "attention_forward", s.forward_flops(), ctx.threads * bytes, total_bytes({out, lse, qkv}));
         if (!op.run) return;
 #pragma omp parallel for num_threads(ctx.threads) schedule(static)
         for (int64_t bh = 0; bh < s.B * s.H; bh++) {

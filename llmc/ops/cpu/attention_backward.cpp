@@ -108,18 +108,15 @@ void backward_head(const HeadQkv<T>& dx, HeadRows<const T> dout, const HeadQkv<c
 }  // namespace
 
 void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor lse, int64_t heads, Context& ctx) {
-    const AttentionShape s = attention_shape("attention_backward", qkv, heads);
-    check(dqkv, qkv.dtype, qkv.shape, "attention_backward: dqkv");
-    check(dout, qkv.dtype, {s.B, s.T, s.C}, "attention_backward: dout");
-    check(out, qkv.dtype, {s.B, s.T, s.C}, "attention_backward: out");
-    check(lse, arithmetic_dtype(qkv.dtype), {s.B, s.H, s.T}, "attention_backward: lse");
+    const AttentionShape s = check_attention_backward(dqkv, dout, qkv, out, lse, heads);
     dispatch(qkv.dtype, [&](auto zero) {
         using T = decltype(zero);
         using F = arithmetic_t<T>;
         Carver counter;
         BackwardScratch<F>(counter, s.T, s.D);
         const int64_t bytes = int64_t(counter.next);
-        Op op(ctx, "attention_backward", 10 * s.pairs() * s.D, ctx.threads * bytes);
+        Op op(ctx, "attention_backward", s.backward_flops(), ctx.threads * bytes,
+              total_bytes({dqkv, dout, qkv, out, lse}));
         if (!op.run) return;
 #pragma omp parallel for num_threads(ctx.threads) schedule(static)
         for (int64_t bh = 0; bh < s.B * s.H; bh++) {

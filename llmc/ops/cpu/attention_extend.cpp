@@ -52,22 +52,16 @@ void append(T* keys, T* values, const T* qkv, const AttentionShape& s, int64_t c
 
 void attention_extend(Tensor out, Tensor keys, Tensor values, Tensor qkv, int64_t first_position, int64_t heads,
                       Context& ctx) {
-    const AttentionShape s = attention_shape("attention_extend", qkv, heads);
-    const int64_t context = keys.shape.rank == 3 ? keys.shape[1] : 0;
-    check(keys, qkv.dtype, {s.B, context, s.C}, "attention_extend: keys");
-    check(values, qkv.dtype, {s.B, context, s.C}, "attention_extend: values");
-    check(out, qkv.dtype, {s.B, s.T, s.C}, "attention_extend: out");
-    if (first_position < 0 || first_position + s.T > context)
-        run_error("attention_extend: positions ", first_position, " to ", first_position + s.T,
-                  " do not fit into keys ", keys.name, " ", keys.shape.text(), ", which holds ", context);
+    const AttentionShape s = check_attention_extend(out, keys, values, qkv, first_position, heads);
+    const int64_t context = keys.shape[1];
     dispatch(qkv.dtype, [&](auto zero) {
         using T = decltype(zero);
         using F = arithmetic_t<T>;
         Carver counter;  // the same for every first_position and n: one plan serves a whole generation
         AttendScratch<F>(counter, context, s.D);
         const int64_t bytes = int64_t(counter.next) + round_up(context * int64_t(sizeof(F)), 64);
-        const int64_t pairs = s.B * s.H * (s.T * first_position + s.T * (s.T + 1) / 2);
-        Op op(ctx, "attention_extend", 4 * pairs * s.D, ctx.threads * bytes);
+        Op op(ctx, "attention_extend", s.forward_flops(first_position), ctx.threads * bytes,
+              attention_extend_bytes(s, out, qkv, first_position));
         if (!op.run) return;
         append(ptr<T>(keys), ptr<T>(values), ptr<T>(qkv), s, context, first_position);
 #pragma omp parallel for num_threads(ctx.threads) schedule(static)

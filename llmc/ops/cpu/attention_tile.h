@@ -7,6 +7,7 @@
 #pragma once
 #include <limits>
 
+#include "llmc/ops/checks/attention.h"
 #include "llmc/ops/cpu/math.h"
 #include "llmc/ops/cpu/tile.h"
 
@@ -15,20 +16,6 @@ namespace llmc {
 constexpr int64_t attention_tile = 64;
 // Positions in a tile come in multiples of this: whole vectors and whole blocks of rows.
 template <class F> constexpr int64_t tile_step = std::max(tile_lanes<F>, block_rows);
-
-struct AttentionShape {
-    int64_t B, T, C, H, D;
-    int64_t pairs() const { return B * H * (T * (T + 1) / 2); }  // of a query and a key it sees
-};
-// The sizes behind qkv [B,T,3C] and a number of heads. RunError if they do not fit each other.
-inline AttentionShape attention_shape(const char* op, const Tensor& qkv, int64_t heads) {
-    if (qkv.shape.rank != 3 || qkv.shape[2] % 3 != 0 || !qkv.contiguous())
-        run_error(op, ": qkv ", qkv.name, " has shape ", qkv.shape.text(), ", expected contiguous [B, T, 3 * C]");
-    const int64_t C = qkv.shape[2] / 3;
-    if (heads < 1 || C < heads || C % heads != 0)
-        run_error(op, ": qkv ", qkv.name, " has C = ", C, ", which cannot be cut into ", heads, " heads");
-    return {qkv.shape[0], qkv.shape[1], C, heads, C / heads};
-}
 
 // One head of one sequence inside a tensor: D elements of position t at data + t * stride.
 template <class T> struct HeadRows {

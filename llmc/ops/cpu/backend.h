@@ -9,13 +9,9 @@ namespace llmc {
 
 struct Backend {
     GemmLibrary* gemm = nullptr;
-    void* workspace = nullptr;              // shared scratch of the ops, one op at a time
-    int64_t workspace_bytes = 0;
-    bool workspace_in_use = false;
     std::vector<float> widened;             // float copies of bf16 matrices, where the GEMM library has no bf16
     std::map<void*, int64_t> allocations;   // live device memory: what the guard protects
     int open_ops = 0;                       // guard: memory is readable while > 0
-    int64_t counted = 0;                    // bytes of fake addresses handed out while counting
 };
 
 }  // namespace llmc

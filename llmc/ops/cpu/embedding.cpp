@@ -1,4 +1,5 @@
 // Token and position embedding on the CPU.
+#include "llmc/ops/checks/embedding.h"
 #include "llmc/ops/cpu/cpu.h"
 
 namespace llmc {
@@ -77,59 +78,36 @@ void position_gradient(arithmetic_t<T>* dtable, const T* dout, int64_t context, 
 
 void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor position_table, int64_t first_position,
                        Context& ctx) {
-    if (tokens.shape.rank != 2)
-        run_error("tokens ", tokens.name, " has shape ", tokens.shape.text(), ", expected [B, T]");
-    int64_t sequences = tokens.shape[0], positions = tokens.shape[1], columns = last_dim(out);
-    int64_t vocabulary = token_table.shape[0], context = position_table.shape[0];
-    check(tokens, DType::i32, tokens.shape, "tokens");
-    check(out, out.dtype, {sequences, positions, columns}, "out");
-    check(token_table, out.dtype, {vocabulary, columns}, "token_table");
-    if (position_table) {
-        check(position_table, out.dtype, {context, columns}, "position_table");
-        if (first_position < 0 || first_position + positions > context)
-            run_error("position_table ", position_table.name, " has ", context, " positions, asked for ",
-                      first_position, " .. ", first_position + positions - 1);
-    }
-    Op op(ctx, "embedding_forward", position_table ? out.numel() : 0);
+    const EmbeddingShape s = check_embedding_forward(out, tokens, token_table, position_table, first_position);
+    Op op(ctx, "embedding_forward", position_table ? out.numel() : 0, 0,
+          total_bytes({out, out, tokens}));  // as many rows of the table as of out
     if (!op.run) return;
-    check_tokens(tokens, vocabulary);
+    check_tokens(tokens, s.vocabulary);
     dispatch(out.dtype, [&](auto zero) {
         using T = decltype(zero);
-        const T* first = position_table ? ptr<T>(position_table) + first_position * columns : nullptr;
-        lookup(ptr<T>(out), ptr<int32_t>(tokens), ptr<T>(token_table), first, sequences * positions, positions, columns,
+        const T* first = position_table ? ptr<T>(position_table) + first_position * s.columns : nullptr;
+        lookup(ptr<T>(out), ptr<int32_t>(tokens), ptr<T>(token_table), first, s.rows(), s.positions, s.columns,
                ctx.threads);
     });
 }
 
 void embedding_backward(Tensor dtoken_table, Tensor dposition_table, Tensor dout, Tensor tokens, bool accumulate_token,
                         bool accumulate_position, Context& ctx) {
-    if (tokens.shape.rank != 2)
-        run_error("tokens ", tokens.name, " has shape ", tokens.shape.text(), ", expected [B, T]");
-    int64_t sequences = tokens.shape[0], positions = tokens.shape[1], columns = last_dim(dout);
-    int64_t rows = sequences * positions, vocabulary = dtoken_table.shape[0], context = dposition_table.shape[0];
-    DType gradient = arithmetic_dtype(dout.dtype);
-    check(tokens, DType::i32, tokens.shape, "tokens");
-    check(dout, dout.dtype, {sequences, positions, columns}, "dout");
-    check(dtoken_table, gradient, {vocabulary, columns}, "dtoken_table");
-    if (dposition_table) {
-        check(dposition_table, gradient, {context, columns}, "dposition_table");
-        if (positions > context)
-            run_error("dposition_table ", dposition_table.name, " has ", context, " positions, dout ", dout.name,
-                      " has ", positions);
-    }
+    const EmbeddingShape s = check_embedding_backward(dtoken_table, dposition_table, dout, tokens);
     Op op(ctx, "embedding_backward", (dposition_table ? 2 : 1) * dout.numel(),
-          (vocabulary + 1 + rows) * int64_t(sizeof(int64_t)));
+          (s.vocabulary + 1 + s.rows()) * int64_t(sizeof(int64_t)),
+          total_bytes({dtoken_table, dposition_table, dout, tokens}));
     if (!op.run) return;
-    check_tokens(tokens, vocabulary);
-    int64_t *begin = static_cast<int64_t*>(op.workspace), *order = begin + vocabulary + 1;
-    sort_by_token(begin, order, ptr<int32_t>(tokens), rows, vocabulary);
+    check_tokens(tokens, s.vocabulary);
+    int64_t *begin = static_cast<int64_t*>(op.workspace), *order = begin + s.vocabulary + 1;
+    sort_by_token(begin, order, ptr<int32_t>(tokens), s.rows(), s.vocabulary);
     dispatch(dout.dtype, [&](auto zero) {
         using T = decltype(zero);
         using A = arithmetic_t<T>;
-        token_gradient(ptr<A>(dtoken_table), ptr<T>(dout), begin, order, vocabulary, columns, accumulate_token,
+        token_gradient(ptr<A>(dtoken_table), ptr<T>(dout), begin, order, s.vocabulary, s.columns, accumulate_token,
                        ctx.threads);
         if (dposition_table)
-            position_gradient(ptr<A>(dposition_table), ptr<T>(dout), context, sequences, positions, columns,
+            position_gradient(ptr<A>(dposition_table), ptr<T>(dout), s.context, s.sequences, s.positions, s.columns,
                               accumulate_position, ctx.threads);
     });
 }

@@ -1,30 +1,15 @@
 // The one door to a GEMM library. Exactly one of gemm_onednn.cpp, gemm_openblas.cpp, gemm_plain.cpp is linked.
 #pragma once
-#include <compare>
-
-#include "llmc/ops/context.h"
+#include "llmc/ops/checks/matmul.h"
 
 namespace llmc {
-
-// Row-major matrices. out[b] (+)= op(A[b]) op(B[b]), b = 0 .. batch-1; op transposes if asked.
-struct GemmProblem {
-    int64_t batch, m, n, k;
-    DType in, out;                       // in: f32 or bf16 (f64: handled before the library, by plain loops)
-    bool transpose_a, transpose_b;
-    int64_t lda, ldb, ldc;               // leading dimensions as stored
-    int64_t stride_a, stride_b, stride_c;  // elements between batches
-    bool accumulate, bias;               // bias [n] in the type of `in`
-
-    auto operator<=>(const GemmProblem&) const = default;
-    std::string text() const;            // for messages: "f32 [8192x512] x [512x1536]"
-};
 
 struct GemmLibrary;                      // handles and cached primitives; lives in the Backend
 GemmLibrary* gemm_create(int threads);
 void gemm_destroy(GemmLibrary*);
 const char* gemm_library();              // name and version, e.g. "oneDNN 2.6.3"
-// in, out: f32, or bf16 where gemm_has_bf16; no size is 0. Its own scratch (a few MB at most) belongs to the library
-// handle, so it is not for calls from several threads at a time.
+// in, out: f32, or bf16 where gemm_has_bf16 (f64 is for gemm_any); no size is 0. Its own scratch (a few MB at most)
+// belongs to the library handle, so it is not for calls from several threads at a time.
 void gemm(GemmLibrary*, const GemmProblem&, const void* a, const void* b, const void* bias, void* c);
 bool gemm_has_bf16(GemmLibrary*);
 // What the library calls its implementation of this problem (oneDNN: impl_info_str); for tests and the bench.

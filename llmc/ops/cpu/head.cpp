@@ -2,43 +2,19 @@
 // cache, their gradient in the same memory, and from it the chunk's dx = dlogits W and dW += dlogits^T x.
 #include <limits>
 
-#include "llmc/ops/cpu/gemm.h"
+#include "llmc/ops/checks/head.h"
 #include "llmc/ops/cpu/cpu.h"
+#include "llmc/ops/cpu/gemm.h"
 #include "llmc/ops/cpu/math.h"
 
 namespace llmc {
 
 namespace {
 
-struct HeadShape {
-    int64_t rows, model, vocabulary;
-    int64_t ld() const { return round_up(vocabulary, 64); }  // columns past the vocabulary are never read
-    // Rows of logits at a time. Every chunk reads and writes all of dweight once, so they must not be few; nor must the
-    // logits leave the caches. Measured with V = 50257, C = 512, f32, two cores, in GFLOP/s of forward and backward
-    // together: 128 rows 211, 256: 230, 512: 245, 768: 229, 1024: 225, 2048: 216.
-    int64_t chunk() const {
-        return std::min(rows, std::clamp<int64_t>((int64_t(26) << 20) / ld() / 64 * 64, 64, 8192));
-    }
-};
-
-HeadShape check_head(const Tensor& losses, const Tensor& dx, const Tensor& dweight, const Tensor& x,
-                     const Tensor& weight, const Tensor& targets) {
-    if (weight.shape.rank != 2 || x.columns() != weight.shape[1])
-        run_error("head_loss: ", weight.name, " has shape ", weight.shape.text(), ", expected [vocabulary, ",
-                  x.columns(), "] for ", x.name, " ", x.shape.text());
-    if (weight.shape[0] < 1) run_error("head_loss: ", weight.name, " has an empty vocabulary");
-    const HeadShape s{x.rows(), x.columns(), weight.shape[0]};
-    check(x, x.dtype, x.shape, "head_loss:");
-    check(weight, x.dtype, weight.shape, "head_loss:");
-    for (const Tensor& t : {losses, targets})
-        if (t.numel() != s.rows)
-            run_error("head_loss: ", t.name, " has shape ", t.shape.text(), " for ", s.rows, " rows of ", x.name);
-    check(losses, arithmetic_dtype(x.dtype), losses.shape, "head_loss:");
-    check(targets, DType::i32, targets.shape, "head_loss:");
-    if (dx) check(dx, x.dtype, x.shape, "head_loss:");
-    if (dweight) check(dweight, arithmetic_dtype(x.dtype), weight.shape, "head_loss:");
-    return s;
-}
+// Elements of a chunk of logits. Every chunk reads and writes all of dweight once, so its rows must not be few; nor
+// must the logits leave the caches. Measured with V = 50257, C = 512, f32, two cores, in GFLOP/s of forward and
+// backward together: 128 rows 211, 256: 230, 512: 245, 768: 229, 1024: 225, 2048: 216.
+constexpr int64_t chunk_elements = int64_t(26) << 20;
 
 // Turns one row of logits into exp(logit - max) and returns max and the sum. A NaN or +inf logit makes the sum NaN.
 template <class A>
@@ -124,10 +100,12 @@ struct HeadChunks {
 void head_loss(Tensor losses, Tensor dx, Tensor dweight, Tensor x, Tensor weight, Tensor targets, double dloss,
                bool accumulate, Context& ctx) {
     const HeadShape s = check_head(losses, dx, dweight, x, weight, targets);
-    const int64_t products = 1 + (dx ? 1 : 0) + (dweight ? 1 : 0), logits = s.chunk() * s.ld();
+    const int64_t products = 1 + (dx ? 1 : 0) + (dweight ? 1 : 0);
+    const int64_t chunk = s.chunk(chunk_elements), logits = chunk * s.ld();
     const bool copy = x.dtype == DType::bf16 && (dx || dweight);
-    Op op(ctx, "head_loss", products * 2 * s.rows * s.vocabulary * s.model,
-          logits * (size_of(arithmetic_dtype(x.dtype)) + (copy ? size_of(x.dtype) : 0)));
+    Op op(ctx, "head_loss", s.flops(products),
+          logits * (size_of(arithmetic_dtype(x.dtype)) + (copy ? size_of(x.dtype) : 0)),
+          total_bytes({losses, dx, dweight, x, weight, targets}));
     if (!op.run) return;
     dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -137,7 +115,7 @@ void head_loss(Tensor losses, Tensor dx, Tensor dweight, Tensor x, Tensor weight
         // With no rows at all one empty chunk still gives dweight its zeros.
         int64_t first = 0;
         do {
-            const int64_t count = std::min(s.chunk(), s.rows - first);
+            const int64_t count = std::min(chunk, s.rows - first);
             chunks.run(first, count, accumulate || first > 0);
             first += count;
         } while (first < s.rows);

@@ -1,4 +1,4 @@
-// matmul and bias_backward: shapes here, the multiplication in the GEMM library (gemm.h).
+// matmul and bias_backward; the multiplication itself is done by the GEMM library (gemm.h).
 #include <vector>
 
 #include "llmc/ops/cpu/backend.h"
@@ -6,65 +6,7 @@
 
 namespace llmc {
 
-std::string GemmProblem::text() const {
-    auto operand = [](int64_t rows, int64_t columns, bool transposed) {
-        return transposed ? str("[", columns, "x", rows, "]^T") : str("[", rows, "x", columns, "]");
-    };
-    return str(name_of(in), batch > 1 ? str(" ", batch, " times") : "", " ", operand(m, k, transpose_a), " x ",
-               operand(k, n, transpose_b), " -> ", name_of(out));
-}
-
 namespace {
-
-// Rows x columns with a leading dimension: a tensor with its leading axes folded into rows, or a batch of matrices.
-struct Matrix { int64_t batch, rows, columns, ld, stride; };
-
-Matrix fold(const Tensor& t, bool batched) {
-    const int rank = t.shape.rank, first = batched ? 1 : 0;
-    if (rank == 0) run_error("matmul: ", t.name, " is a scalar, not a matrix");
-    Matrix m{batched ? t.shape[0] : 1, 1, t.shape[-1], t.shape[-1], batched ? t.stride[0] : 0};
-    for (int i = first; i < rank - 1; i++) m.rows *= t.shape[i];
-    bool regular = m.columns <= 1 || t.stride[-1] == 1;
-    int64_t ld = 0;  // rows lie ld apart; axes of length 1 have no say
-    for (int64_t i = rank - 2, below = 1; i >= first; below *= t.shape[int(i--)]) {
-        if (t.shape[int(i)] == 1) continue;
-        if (ld == 0) ld = t.stride[int(i)] / below;
-        regular = regular && t.stride[int(i)] == ld * below;
-    }
-    m.ld = std::max(m.columns, ld);
-    if (!regular || (m.rows > 1 && ld < m.columns))
-        run_error("matmul: ", t.name, " ", t.shape.text(),
-                  " does not lie in memory as rows with one leading dimension (strides ", t.stride.text(), ")");
-    return m;
-}
-
-// The product that out = op(a) op(b) asks for, after all checks.
-GemmProblem plan(const Tensor& out, const Tensor& a, const Tensor& b, const MatmulOptions& o) {
-    const bool batched = out.shape.rank == 3 && a.shape.rank == 3 && b.shape.rank == 3;
-    const Matrix ma = fold(a, batched), mb = fold(b, batched), mo = fold(out, batched);
-    const int64_t m = o.transpose_a ? ma.columns : ma.rows, k = o.transpose_a ? ma.rows : ma.columns;
-    const int64_t n = o.transpose_b ? mb.rows : mb.columns, k_of_b = o.transpose_b ? mb.columns : mb.rows;
-    const char* ta = o.transpose_a ? " transposed" : "";
-    const char* tb = o.transpose_b ? " transposed" : "";
-    if (k_of_b != k || mb.batch != ma.batch)
-        run_error("matmul: ", b.name, " ", b.shape.text(), tb, " does not fit ", a.name, " ", a.shape.text(), ta);
-    if (mo.rows != m || mo.columns != n || mo.batch != ma.batch)
-        run_error("matmul: ", out.name, " ", out.shape.text(), " cannot hold ", a.name, " ", a.shape.text(), ta,
-                  " times ", b.name, " ", b.shape.text(), tb, ", which is ", m, " x ", n);
-    if (a.dtype == DType::i32) run_error("matmul: ", a.name, " has dtype I32, not a float type");
-    check_dtype(b, a.dtype, "matmul:");
-    if (out.dtype != a.dtype && !(a.dtype == DType::bf16 && out.dtype == DType::f32))
-        check_dtype(out, a.dtype, "matmul:");
-    if (o.activation != Activation::none && o.activation != Activation::relu)
-        run_error("matmul: only relu can be applied on the way to ", out.name, "; use activation_forward");
-    if (o.accumulate && (o.bias || o.activation != Activation::none))
-        run_error("matmul: ", out.name, " cannot accumulate together with a bias or an activation");
-    if (o.bias) check(o.bias, a.dtype, {n}, "matmul:");
-    return {.batch = ma.batch, .m = m, .n = n, .k = k, .in = a.dtype, .out = out.dtype,
-            .transpose_a = o.transpose_a, .transpose_b = o.transpose_b, .lda = ma.ld, .ldb = mb.ld, .ldc = mo.ld,
-            .stride_a = ma.stride, .stride_b = mb.stride, .stride_c = mo.stride,
-            .accumulate = o.accumulate, .bias = bool(o.bias)};
-}
 
 // Copies a stack of matrices between bf16 and f32, row by row. (rows, columns) as stored.
 template <class To, class From>
@@ -127,31 +69,18 @@ void gemm_any(const GemmProblem& p, const void* a, const void* b, const void* bi
                          ctx);
 }
 
-namespace {
-
-// A pass of its own: oneDNN's fused ReLU turns NaN into 0 and would hide a model that has diverged.
-template <class T>
-void relu_rows(const GemmProblem& p, T* c, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < p.batch * p.m; row++) {
-        T* out = c + row / p.m * p.stride_c + row % p.m * p.ldc;
-#pragma omp simd
-        for (int64_t j = 0; j < p.n; j++) {
-            arithmetic_t<T> value = out[j];
-            put(out[j], value < 0 ? arithmetic_t<T>(0) : value);
-        }
-    }
-}
-
-}  // namespace
-
+// Activations are passes of their own. (oneDNN could apply a ReLU on the way, but its ReLU turns NaN into 0 and would
+// hide a model that has diverged.)
 void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Context& ctx) {
-    const GemmProblem p = plan(out, a, b, options);
-    Op op(ctx, "matmul", 2 * p.batch * p.m * p.n * p.k);
-    if (!op.run) return;
-    gemm_any(p, a.data, b.data, options.bias.data, out.data, ctx);
-    if (options.activation == Activation::relu)
-        dispatch(out.dtype, [&](auto zero) { relu_rows(p, ptr<decltype(zero)>(out), ctx.threads); });
+    const GemmProblem p = check_matmul(out, a, b, options);
+    const bool forward = options.activation != Activation::none, backward = options.backward != Activation::none;
+    const Tensor product = forward && options.pre ? options.pre : out;
+    {
+        Op op(ctx, "matmul", p.flops(), 0, matmul_bytes(out, a, b, options));
+        if (op.run) gemm_any(p, a.data, b.data, options.bias.data, product.data, ctx);
+    }
+    if (forward) activation_forward(out, product, options.activation, ctx);
+    if (backward) activation_backward(out, out, options.pre, options.backward, ctx);
 }
 
 namespace {
@@ -190,10 +119,10 @@ void column_sums(Tensor dbias, Tensor dout, bool accumulate, void* workspace, in
 }  // namespace
 
 void bias_backward(Tensor dbias, Tensor dout, bool accumulate, Context& ctx) {
-    if (!dout.contiguous()) run_error("bias_backward: ", dout.name, " must be contiguous");
+    check_bias_backward(dbias, dout);
     const int64_t n = dout.columns();
-    check(dbias, arithmetic_dtype(dout.dtype), {n}, "bias_backward:");
-    Op op(ctx, "bias_backward", dout.numel(), bias_chunks(dout.rows()) * n * size_of(dbias.dtype));
+    Op op(ctx, "bias_backward", dout.numel(), bias_chunks(dout.rows()) * n * size_of(dbias.dtype),
+          total_bytes({dbias, dout}));
     if (!op.run || n == 0) return;
     dispatch(dout.dtype, [&](auto zero) {
         column_sums<decltype(zero)>(dbias, dout, accumulate, op.workspace, ctx.threads);

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <limits>
 
+#include "llmc/ops/backend.h"
 #include "llmc/ops/cpu/backend.h"
 #include "llmc/ops/cpu/cpu.h"
 
@@ -15,11 +16,7 @@ namespace llmc {
 
 namespace {
 
-// Addresses that a counting Context hands out: above anything the kernel gives a process, never dereferenced.
-const uintptr_t fake_base = uintptr_t(1) << 56;
-bool is_fake(const void* data) { return reinterpret_cast<uintptr_t>(data) >= fake_base; }
-
-int64_t mapped_bytes(int64_t bytes) { return round_up(std::max<int64_t>(bytes, 1), sysconf(_SC_PAGESIZE)); }
+int64_t mapped_bytes(int64_t bytes) { return round_up(bytes, sysconf(_SC_PAGESIZE)); }
 
 const int64_t unlimited = std::numeric_limits<int64_t>::max();
 
@@ -66,25 +63,13 @@ int64_t cgroup_memory_left() {
 
 }  // namespace
 
-void* device_alloc(int64_t bytes, Context& ctx) {
-    if (bytes < 0) run_error("device_alloc: ", bytes, " bytes; a size overflowed");
+void* backend_alloc(int64_t bytes, Context& ctx) {
     Backend& backend = *ctx.backend;
-    if (ctx.counting) {
-        void* data = reinterpret_cast<void*>(fake_base + uintptr_t(backend.counted));
-        backend.counted += round_up(std::max<int64_t>(bytes, 1), 256);
-        return data;
-    }
-    auto refuse = [&](int64_t available) {
-        run_error("out of memory: needs ", bytes, " bytes, available ", available, " bytes");
-    };
     // The kernel promises more than it has and kills the process later, so ask first, unless it is little.
-    if (bytes >= (1 << 20)) {
-        int64_t available = device_memory_available(ctx);
-        if (bytes > available) refuse(available);
-    }
+    if (bytes >= (1 << 20) && bytes > device_memory_available(ctx)) return nullptr;
     int64_t size = mapped_bytes(bytes);
     void* data = mmap(nullptr, size_t(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) refuse(device_memory_available(ctx));
+    if (data == MAP_FAILED) return nullptr;
     if (size >= (4 << 20)) madvise(data, size_t(size), MADV_HUGEPAGE);  // only a wish: fewer TLB misses
     // Touch every page now, with all threads: what is available stays true, and pages lie near their thread.
     int64_t page = sysconf(_SC_PAGESIZE), pages = size / page;
@@ -95,8 +80,7 @@ void* device_alloc(int64_t bytes, Context& ctx) {
     return data;
 }
 
-void device_free(void* data, int64_t bytes, Context& ctx) {
-    if (!data || is_fake(data)) return;
+void backend_free(void* data, int64_t bytes, Context& ctx) {
     auto found = ctx.backend->allocations.find(data);
     if (found == ctx.backend->allocations.end() || found->second != mapped_bytes(bytes))
         run_error("device_free: ", data, " with ", bytes, " bytes is not a live allocation of this context");
@@ -110,20 +94,8 @@ int64_t device_memory_available(Context&) {
     return std::min(machine, cgroup_memory_left());
 }
 
-void upload(Tensor dst, const void* host, Context& ctx) {
-    if (!dst.contiguous()) run_error("upload: ", dst.name, " must be contiguous");
-    Op op(ctx, "upload");
-    if (op.run && dst.bytes() > 0) std::memcpy(dst.data, host, size_t(dst.bytes()));
-}
-
-// While counting, the host gets zeros.
-void download(void* host, Tensor src, Context& ctx) {
-    if (!src.contiguous()) run_error("download: ", src.name, " must be contiguous");
-    Op op(ctx, "download");
-    if (src.bytes() == 0) return;
-    if (op.run) std::memcpy(host, src.data, size_t(src.bytes()));
-    else std::memset(host, 0, size_t(src.bytes()));
-}
+void backend_upload(Tensor dst, const void* host, Context&) { std::memcpy(dst.data, host, size_t(dst.bytes())); }
+void backend_download(void* host, Tensor src, Context&) { std::memcpy(host, src.data, size_t(src.bytes())); }
 
 namespace {
 
@@ -149,10 +121,7 @@ void convert(Tensor dst, Tensor src, int threads) {
 
 }  // namespace
 
-void fill(Tensor t, double value, Context& ctx) {
-    if (!t.contiguous()) run_error("fill: ", t.name, " must be contiguous");
-    Op op(ctx, "fill");
-    if (!op.run) return;
+void backend_fill(Tensor t, double value, Context& ctx) {
     if (t.dtype == DType::i32) return fill_with(t, int32_t(value), ctx.threads);
     dispatch(t.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -160,20 +129,14 @@ void fill(Tensor t, double value, Context& ctx) {
     });
 }
 
-void copy(Tensor dst, Tensor src, Context& ctx) {
-    if (!dst.contiguous()) run_error("copy: ", dst.name, " must be contiguous");
-    if (!src.contiguous()) run_error("copy: ", src.name, " must be contiguous");
-    if (dst.numel() != src.numel())
-        run_error("copy: ", dst.name, " has shape ", dst.shape.text(), ", ", src.name, " has ", src.shape.text());
-    if ((dst.dtype == DType::i32) != (src.dtype == DType::i32))
-        run_error("copy: ", dst.name, " is ", name_of(dst.dtype), ", ", src.name, " is ", name_of(src.dtype));
-    Op op(ctx, "copy");
-    if (!op.run) return;
+void backend_copy(Tensor dst, Tensor src, Context& ctx) {
     if (dst.dtype == DType::i32) return convert<int32_t, int32_t>(dst, src, ctx.threads);
     dispatch(dst.dtype, [&](auto to) {
         dispatch(src.dtype, [&](auto from) { convert<decltype(to), decltype(from)>(dst, src, ctx.threads); });
     });
 }
+
+bool backend_supports(DType act) { return act != DType::i32; }
 
 void synchronize(Context&) {}  // CPU ops are done when they return
 
@@ -211,7 +174,7 @@ T fma_rounds(int64_t rounds, T seed) {
 }
 
 template <class T>
-double peak_flops(int threads) {
+double measured_flops(int threads) {
     using clock = std::chrono::steady_clock;
     const int64_t flops_per_round = 2 * 12 * int64_t(64 / sizeof(T));
     int64_t rounds = 1 << 16;
@@ -234,8 +197,9 @@ double peak_flops(int threads) {
 
 }  // namespace
 
-double measure_peak_flops(DType act, Context& ctx) {
-    return act == DType::f64 ? peak_flops<double>(ctx.threads) : peak_flops<float>(ctx.threads);
+Peak peak_flops(DType act, Context& ctx) {
+    return {act == DType::f64 ? measured_flops<double>(ctx.threads) : measured_flops<float>(ctx.threads),
+            "measured now"};
 }
 
 }  // namespace llmc

@@ -8,7 +8,8 @@
 // Nothing is transposed or copied as a whole. A thread gathers one panel of columns of the rows it reads into a tile in
 // its cache, because rows a power of two apart share cache sets and would throw each other out, and because bf16 is so
 // converted once. Results go straight to where they belong, each written once.
-#include "llmc/ops/cpu/mot.h"
+#include "llmc/ops/checks/mot.h"
+#include "llmc/ops/cpu/cpu.h"
 #include "llmc/ops/cpu/tile.h"
 
 namespace llmc {
@@ -185,16 +186,6 @@ void weights_gradient(A* gradient, int64_t step, Rows<const T> tokens, Rows<cons
     }
 }
 
-// Shapes of weights [B,T,E], tokens [B,T,C], slots [E,R,C].
-MotShape check_mix(const Tensor& tokens, const Tensor& weights, const Tensor& slots, Group group,
-                   const char* weights_are) {
-    MotShape s = mot_shape(weights, group, weights_are);
-    check(weights, arithmetic_dtype(tokens.dtype), weights.shape, weights_are);
-    check(tokens, tokens.dtype, {s.sequences, s.positions, last_dim(tokens)}, "tokens");
-    check(slots, tokens.dtype, {s.experts, s.groups, last_dim(tokens)}, "slots");
-    return s;
-}
-
 // f(group, scratch) for every group, in parallel; scratch: `elements` of A per thread.
 template <class A, class F>
 void for_groups(const MotShape& s, void* workspace, int64_t elements, int threads, F&& f) {
@@ -210,7 +201,8 @@ void mot_merge(Tensor slots, Tensor weights, Tensor tokens, Group group, Context
         using T = decltype(zero);
         using A = arithmetic_t<T>;
         int64_t columns = last_dim(tokens), scratch = mix_scratch<A>(s.experts, s.size, columns);
-        Op op(ctx, "mot_merge", 2 * s.tokens() * s.experts * columns, scratch * ctx.threads * int64_t(sizeof(A)));
+        Op op(ctx, "mot_merge", mix_flops(s, columns), scratch * ctx.threads * int64_t(sizeof(A)),
+              total_bytes({slots, weights, tokens}));
         if (!op.run) return;
         for_groups<A>(s, op.workspace, scratch, ctx.threads, [&](int64_t r, A* local) {
             int64_t first = s.first_token(r), step = s.step();
@@ -228,7 +220,8 @@ void mot_emit(Tensor tokens, Tensor weights, Tensor slots, Group group, bool acc
         using T = decltype(zero);
         using A = arithmetic_t<T>;
         int64_t columns = last_dim(tokens), scratch = mix_scratch<A>(s.size, s.experts, columns);
-        Op op(ctx, "mot_emit", 2 * s.tokens() * s.experts * columns, scratch * ctx.threads * int64_t(sizeof(A)));
+        Op op(ctx, "mot_emit", mix_flops(s, columns), scratch * ctx.threads * int64_t(sizeof(A)),
+              total_bytes({tokens, weights, slots, accumulate ? tokens : Tensor()}));
         if (!op.run) return;
         for_groups<A>(s, op.workspace, scratch, ctx.threads, [&](int64_t r, A* local) {
             int64_t first = s.first_token(r), step = s.step();
@@ -246,8 +239,8 @@ void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group gr
         using T = decltype(zero);
         using A = arithmetic_t<T>;
         int64_t columns = last_dim(tokens), scratch = dot_scratch<A>(s.size, columns);
-        Op op(ctx, "mot_weights_backward", 2 * s.tokens() * s.experts * columns,
-              scratch * ctx.threads * int64_t(sizeof(A)));
+        Op op(ctx, "mot_weights_backward", mix_flops(s, columns), scratch * ctx.threads * int64_t(sizeof(A)),
+              total_bytes({dweights, tokens, slots, accumulate ? dweights : Tensor()}));
         if (!op.run) return;
         for_groups<A>(s, op.workspace, scratch, ctx.threads, [&](int64_t r, A* local) {
             int64_t first = s.first_token(r), step = s.step();

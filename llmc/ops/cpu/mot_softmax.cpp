@@ -4,8 +4,9 @@
 // Softmax over a group runs along an axis whose elements lie far apart, so it works on strips of neighbouring columns.
 // To it the tensor is n matrices [g, columns]: with groups over the batch, [B/g, g, T*E]; within a sequence, [B*T/g, g,
 // E].
+#include "llmc/ops/checks/mot.h"
+#include "llmc/ops/cpu/cpu.h"
 #include "llmc/ops/cpu/math.h"
-#include "llmc/ops/cpu/mot.h"
 
 namespace llmc {
 
@@ -116,27 +117,14 @@ void one_hot_row(A* weights, int64_t n) {
     weights[best] = 1;
 }
 
-void check_temperature(double temperature, const char* op) {
-    if (!(temperature > 0)) run_error(op, ": temperature is ", temperature, ", it must be positive");
-}
-
-// Number of softmaxes and how many values each is over.
-std::pair<int64_t, int64_t> softmaxes(const MotShape& s, SoftmaxOver over) {
-    if (over == SoftmaxOver::group) return {s.groups * s.experts, s.size};
-    return {s.tokens(), s.experts};
-}
-
 }  // namespace
 
 void mot_softmax_forward(Tensor weights, Tensor logits, SoftmaxOver over, Group group, double temperature,
                          Context& ctx) {
-    MotShape s = mot_shape(logits, group, "logits");
-    check(logits, logits.dtype, logits.shape, "logits");
-    check(weights, logits.dtype, logits.shape, "weights");
-    check_temperature(temperature, "mot_softmax_forward");
+    MotShape s = check_softmax_forward(weights, logits, group, temperature);
     dispatch_arithmetic(logits, "logits", [&](auto zero) {
         using A = decltype(zero);
-        Op op(ctx, "mot_softmax_forward", 5 * logits.numel());
+        Op op(ctx, "mot_softmax_forward", 5 * logits.numel(), 0, total_bytes({weights, logits}));
         if (!op.run || logits.numel() == 0) return;
         A *w = ptr<A>(weights), *l = ptr<A>(logits), scale = A(1 / temperature);
         if (over == SoftmaxOver::group)
@@ -150,14 +138,11 @@ void mot_softmax_forward(Tensor weights, Tensor logits, SoftmaxOver over, Group 
 
 void mot_softmax_backward(Tensor dlogits, Tensor dweights, Tensor weights, SoftmaxOver over, Group group,
                           double temperature, bool accumulate, Context& ctx) {
-    MotShape s = mot_shape(weights, group, "weights");
-    check(weights, weights.dtype, weights.shape, "weights");
-    check(dweights, weights.dtype, weights.shape, "dweights");
-    check(dlogits, weights.dtype, weights.shape, "dlogits");
-    check_temperature(temperature, "mot_softmax_backward");
+    MotShape s = check_softmax_backward(dlogits, dweights, weights, group, temperature);
     dispatch_arithmetic(weights, "weights", [&](auto zero) {
         using A = decltype(zero);
-        Op op(ctx, "mot_softmax_backward", 5 * weights.numel());
+        Op op(ctx, "mot_softmax_backward", 5 * weights.numel(), 0,
+              total_bytes({dlogits, dweights, weights, accumulate ? dlogits : Tensor()}));
         if (!op.run || weights.numel() == 0) return;
         A *dl = ptr<A>(dlogits), *dw = ptr<A>(dweights), *w = ptr<A>(weights), scale = A(1 / temperature);
         if (over == SoftmaxOver::group)
@@ -174,11 +159,10 @@ void mot_softmax_backward(Tensor dlogits, Tensor dweights, Tensor weights, Softm
 }
 
 void mot_discretize(Tensor weights, SoftmaxOver over, Group group, Context& ctx) {
-    MotShape s = mot_shape(weights, group, "weights");
-    check(weights, weights.dtype, weights.shape, "weights");
+    MotShape s = check_discretize(weights, group);
     dispatch_arithmetic(weights, "weights", [&](auto zero) {
         using A = decltype(zero);
-        Op op(ctx, "mot_discretize");
+        Op op(ctx, "mot_discretize", 0, 0, total_bytes({weights, weights}));
         if (!op.run || weights.numel() == 0) return;
         A* w = ptr<A>(weights);
         if (over == SoftmaxOver::group)
@@ -218,17 +202,13 @@ void mean_and_deviation(double* result, int64_t n, int threads, F&& f) {
 }  // namespace
 
 void mot_statistics(Tensor stats, Tensor weights, Tensor logits, SoftmaxOver over, Group group, Context& ctx) {
-    MotShape s = mot_shape(weights, group, "weights");
-    check(weights, weights.dtype, weights.shape, "weights");
-    check(logits, weights.dtype, weights.shape, "logits");
-    check(stats, DType::f64, {4}, "stats");
+    MotShape s = check_statistics(stats, weights, logits, group);
     dispatch_arithmetic(weights, "weights", [&](auto zero) {
         using A = decltype(zero);
-        Op op(ctx, "mot_statistics");
+        Op op(ctx, "mot_statistics", 0, 0, total_bytes({stats, weights, logits}));
         if (!op.run) return;
         const A *w = ptr<A>(weights), *l = ptr<A>(logits);
-        auto [count, length] = softmaxes(s, over);
-        int64_t stride = over == SoftmaxOver::experts ? 1 : s.step() * s.experts, n = length;
+        auto [count, n, stride] = softmaxes(s, over);
         auto entropy = [&](int64_t i) {  // H = -sum w log(w + 1e-8), over log(length)
             if (n == 1) return 1.0;
             int64_t group_index = i / s.experts, expert = i % s.experts;

@@ -1,17 +1,11 @@
 // LayerNorm (Ba et al. 2016) and RMSNorm (Zhang & Sennrich 2019) on the CPU, the residual addition in front of them,
 // and add. A row fits the first-level cache, so its passes cost one trip to memory.
+#include "llmc/ops/checks/norm.h"
 #include "llmc/ops/cpu/cpu.h"
 
 namespace llmc {
 
 namespace {
-
-// Shape of one value per row of x.
-Shape leading(const Shape& x) {
-    Shape s = x;
-    if (s.rank > 0) s.dim[size_t(--s.rank)] = 0;
-    return s;
-}
 
 // Statistics of one row, in two passes: subtracting the mean first keeps a small variance exact.
 template <class T, class A>
@@ -49,16 +43,10 @@ void add_row(T* out, const T* a, const T* b, int64_t columns) {
 // Both forward ops; with a branch, the row that is normalized is the stored (rounded) sum, as backward will see it.
 void forward(const char* name, Tensor sum, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor branch, Tensor weight,
              Tensor bias, Norm kind, double eps, Context& ctx) {
-    int64_t columns = last_dim(x), rows = columns ? x.numel() / columns : 0;
-    DType statistics = arithmetic_dtype(x.dtype);
-    check(x, x.dtype, x.shape, "x");
-    check(out, x.dtype, x.shape, "out");
-    if (branch) check(branch, x.dtype, x.shape, "branch"), check(sum, x.dtype, x.shape, "sum");
-    if (kind == Norm::layernorm) check(mean, statistics, leading(x.shape), "mean");
-    check(rstd, statistics, leading(x.shape), "rstd");
-    check(weight, x.dtype, {columns}, "weight");
-    if (bias) check(bias, x.dtype, {columns}, "bias");
-    Op op(ctx, name, (branch ? 8 : 7) * x.numel());
+    const NormShape shape = check_norm_forward(sum, out, mean, rstd, x, branch, weight, bias, kind);
+    const int64_t rows = shape.rows, columns = shape.columns;
+    Op op(ctx, name, norm_forward_flops(x, branch), 0,
+          total_bytes({x, branch, sum, out, mean, rstd, weight, bias}));
     if (!op.run) return;
     dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -89,7 +77,7 @@ void norm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight,
 
 void residual_norm_forward(Tensor sum, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor branch, Tensor weight,
                            Tensor bias, Norm kind, double eps, Context& ctx) {
-    if (!branch) run_error("residual_norm_forward: branch was not given");
+    check_residual(branch);
     forward("residual_norm_forward", sum, out, mean, rstd, x, branch, weight, bias, kind, eps, ctx);
 }
 
@@ -140,19 +128,11 @@ void sum_chunks(A* out, const A* partial, int64_t chunks, int64_t stride, int64_
 
 void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd,
                    Tensor weight, Norm kind, bool accumulate_dx, bool accumulate, Context& ctx) {
-    int64_t columns = last_dim(x), rows = columns ? x.numel() / columns : 0;
-    DType statistics = arithmetic_dtype(x.dtype);
-    check(x, x.dtype, x.shape, "x");
-    check(dx, x.dtype, x.shape, "dx");
-    check(dout, x.dtype, x.shape, "dout");
-    if (kind == Norm::layernorm) check(mean, statistics, leading(x.shape), "mean");
-    check(rstd, statistics, leading(x.shape), "rstd");
-    check(weight, x.dtype, {columns}, "weight");
-    check(dweight, statistics, {columns}, "dweight");
-    if (dbias) check(dbias, statistics, {columns}, "dbias");
-
+    const NormShape shape = check_norm_backward(dx, dweight, dbias, dout, x, mean, rstd, weight, kind);
+    const int64_t rows = shape.rows, columns = shape.columns;
     int64_t chunks = std::min(rows, most_chunks), stride = 2 * round_up(columns, 16);  // dweight | dbias of one chunk
-    Op op(ctx, "norm_backward", 15 * x.numel(), chunks * stride * size_of(statistics));
+    Op op(ctx, "norm_backward", norm_backward_flops(x), chunks * stride * size_of(dweight.dtype),
+          norm_backward_bytes(dx, dweight, dbias, dout, x, mean, rstd, weight, accumulate_dx));
     if (!op.run) return;
     dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -176,10 +156,8 @@ void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor 
 }
 
 void add(Tensor out, Tensor a, Tensor b, Context& ctx) {
-    check(a, a.dtype, a.shape, "a");
-    check(b, a.dtype, a.shape, "b");
-    check(out, a.dtype, a.shape, "out");
-    Op op(ctx, "add", a.numel());
+    check_add(out, a, b);
+    Op op(ctx, "add", a.numel(), 0, total_bytes({out, a, b}));
     if (!op.run) return;
     dispatch(a.dtype, [&](auto zero) {
         using T = decltype(zero);

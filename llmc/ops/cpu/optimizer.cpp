@@ -1,13 +1,11 @@
 // The optimizer on the CPU: the sums of a step, the decision about its update, AdamW (Loshchilov & Hutter 2019).
+#include "llmc/base/rng.h"
+#include "llmc/ops/checks/optimizer.h"
 #include "llmc/ops/cpu/cpu.h"
 
 namespace llmc {
 
 namespace {
-
-StepState* step_state(const Tensor& step) { return ptr<StepState>(step); }
-
-void check_step(const Tensor& step) { check(step, DType::i32, step_state_tensor(nullptr).shape, "step"); }
 
 constexpr int64_t chunk_size = 16384;  // elements per partial sum: fixed, whatever the number of threads
 int64_t chunks_of(int64_t n) { return (n + chunk_size - 1) / chunk_size; }
@@ -52,11 +50,9 @@ void step_begin(Tensor step, double lr, Context& ctx) {
 }
 
 void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx) {
-    check_step(step);
-    check(losses, arithmetic_dtype(losses.dtype), losses.shape, "losses");
-    check(targets, DType::i32, losses.shape, "targets");
+    check_losses(step, losses, targets);
     int64_t n = losses.numel();
-    Op op(ctx, "loss_accumulate", n, chunks_of(n) * int64_t(sizeof(double)));
+    Op op(ctx, "loss_accumulate", n, chunks_of(n) * int64_t(sizeof(double)), total_bytes({losses, targets}));
     if (!op.run) return;
     dispatch(losses.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -67,10 +63,9 @@ void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx) {
 }
 
 void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx) {
-    check_step(step);
-    check(grad, arithmetic_dtype(grad.dtype), grad.shape, "grad");
+    check_grad(step, grad);
     int64_t n = grad.numel();
-    Op op(ctx, "grad_norm_accumulate", 2 * n, chunks_of(n) * int64_t(sizeof(double)));
+    Op op(ctx, "grad_norm_accumulate", 2 * n, chunks_of(n) * int64_t(sizeof(double)), grad.bytes());
     if (!op.run) return;
     dispatch(grad.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -121,51 +116,86 @@ struct Update {
           keep(A(1 - s.lr * o.weight_decay)) {}
 };
 
+// The 16 random bits that round each of the elements [first, first + count): see AdamW in ops.h.
+void fill_noise(uint16_t* noise, int64_t first, int64_t count, uint64_t seed, int64_t t) {
+    const uint64_t step = uint64_t(t);
+    std::array<uint32_t, 4> block;
+    for (int64_t i = 0; i < count; i++) {
+        const uint64_t index = uint64_t(first + i), number = index / 8, place = index % 8;
+        if (i == 0 || place == 0)
+            block = philox4x32({uint32_t(number), uint32_t(number >> 32), uint32_t(step), uint32_t(step >> 32)},
+                               {uint32_t(seed), uint32_t(seed >> 32)});
+        noise[i] = uint16_t(block[place / 2] >> (16 * (place % 2)));
+    }
+}
+
+// Up with the probability (x - next lower bf16) / (distance of the two bf16 around x). NaN stays NaN.
+inline void put_stochastic(bf16& to, float x, uint16_t noise) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x);
+    to.bits = x != x ? bf16::round(x) : uint16_t((bits + noise) >> 16);
+}
+
 template <class P, class A>
-void adamw_range(P* param, bf16* compute_copy, A* m, A* v, const A* grad, int64_t begin, int64_t end,
-                 const Update<A>& u, A keep) {
-    auto update = [&](int64_t i) {
-        A g = grad[i] * u.grad_scale;
-        m[i] = u.beta1 * m[i] + u.rest1 * g;
-        v[i] = u.beta2 * v[i] + u.rest2 * g * g;
-        return A(param[i]) * keep - u.step_size * m[i] / (std::sqrt(v[i]) * u.root2 + u.eps);
-    };
-    if (compute_copy) {
+struct Unit {
+    P* param;
+    bf16* compute_copy;
+    A *m, *v;
+    const A* grad;
+};
+
+// New value of element i; its moments are written.
+template <class P, class A>
+A new_value(const Unit<P, A>& a, int64_t i, const Update<A>& u, A keep) {
+    const A g = a.grad[i] * u.grad_scale;
+    const A m = a.m[i] = u.beta1 * a.m[i] + u.rest1 * g;
+    const A v = a.v[i] = u.beta2 * a.v[i] + u.rest2 * g * g;
+    return A(a.param[i]) * keep - u.step_size * m / (std::sqrt(v) * u.root2 + u.eps);
+}
+
+template <class P, class A>
+void adamw_range(const Unit<P, A>& a, int64_t begin, int64_t end, const Update<A>& u, A keep) {
+    if (a.compute_copy) {
 #pragma omp simd
         for (int64_t i = begin; i < end; i++) {
-            A p = update(i);
-            param[i] = P(p);
-            compute_copy[i] = bf16(float(p));
+            const A p = new_value(a, i, u, keep);
+            a.param[i] = P(p);
+            a.compute_copy[i] = bf16(float(p));
         }
     } else {
 #pragma omp simd
-        for (int64_t i = begin; i < end; i++) param[i] = P(update(i));
+        for (int64_t i = begin; i < end; i++) a.param[i] = P(new_value(a, i, u, keep));
     }
+}
+
+// The same with stochastic rounding; begin and end lie in one chunk.
+void adamw_range_stochastic(const Unit<bf16, float>& a, int64_t begin, int64_t end, const Update<float>& u, float keep,
+                            const AdamW& options, int64_t t) {
+    uint16_t noise[chunk_size];
+    fill_noise(noise, options.first_index + begin, end - begin, options.seed, t);
+#pragma omp simd
+    for (int64_t i = begin; i < end; i++) put_stochastic(a.param[i], new_value(a, i, u, keep), noise[i - begin]);
+    if (a.compute_copy) std::copy(a.param + begin, a.param + end, a.compute_copy + begin);
 }
 
 }  // namespace
 
 void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor grad, Tensor step, int64_t decayed,
                   const AdamW& options, Context& ctx) {
-    check_step(step);
-    int64_t n = param.numel();
-    DType arithmetic_type = arithmetic_dtype(param.dtype);
-    check(param, param.dtype, {n}, "param");
-    check(m, arithmetic_type, {n}, "m");
-    check(v, arithmetic_type, {n}, "v");
-    check(grad, arithmetic_type, {n}, "grad");
-    if (compute_copy) check(compute_copy, DType::bf16, {n}, "compute_copy");
-    if (decayed < 0 || decayed > n)
-        run_error("adamw_update: ", decayed, " decayed elements, param ", param.name, " has ", n);
-    Op op(ctx, "adamw_update", 15 * n);
+    check_adamw(param, compute_copy, m, v, grad, step, decayed);
+    const int64_t n = param.numel();
+    Op op(ctx, "adamw_update", 15 * n, 0, total_bytes({param, param, compute_copy, m, m, v, v, grad}));
     if (!op.run || !step_state(step)->ok) return;
     dispatch(param.dtype, [&](auto zero) {
         using P = decltype(zero);
         using A = arithmetic_t<P>;
-        const Update<A> u(options, *step_state(step));
+        const StepState& state = *step_state(step);
+        const Update<A> u(options, state);
+        const Unit<P, A> unit{ptr<P>(param), ptr<bf16>(compute_copy), ptr<A>(m), ptr<A>(v), ptr<A>(grad)};
         auto range = [&](int64_t begin, int64_t end, A keep) {
-            adamw_range(ptr<P>(param), ptr<bf16>(compute_copy), ptr<A>(m), ptr<A>(v), ptr<A>(grad), begin, end, u,
-                        keep);
+            if constexpr (std::is_same_v<P, bf16>)
+                if (options.stochastic_rounding)
+                    return adamw_range_stochastic(unit, begin, end, u, keep, options, state.t);
+            adamw_range(unit, begin, end, u, keep);
         };
 #pragma omp parallel for schedule(static) num_threads(ctx.threads)
         for (int64_t chunk = 0; chunk < chunks_of(n); chunk++) {

@@ -40,17 +40,14 @@ void rotate(T* x, const F* cosines, const F* sines, int64_t half) {
 }  // namespace
 
 void rope(Tensor qkv, int64_t heads, int64_t first_position, bool inverse, Context& ctx) {
-    const AttentionShape s = attention_shape("rope", qkv, heads);
-    if (s.D % 2 != 0)
-        run_error("rope: qkv ", qkv.name, " has heads of odd size ", s.D,
-                  ", but rotary positions turn pairs: choose another number of heads");
+    const AttentionShape s = check_rope(qkv, heads);
     const int64_t half = s.D / 2;
     dispatch(qkv.dtype, [&](auto zero) {
         using T = decltype(zero);
         using F = arithmetic_t<T>;
         Carver counter;
         RopeTable<F>(counter, s.T, half);
-        Op op(ctx, "rope", 6 * s.B * s.T * s.C, int64_t(counter.next));
+        Op op(ctx, "rope", s.rope_flops(), int64_t(counter.next), total_bytes({qkv, qkv}) / 3 * 2);
         if (!op.run) return;
         Carver carver{uintptr_t(op.workspace)};
         const RopeTable<F> table(carver, s.T, half);

@@ -1,0 +1,53 @@
+// Device memory on every backend: what goes up comes down, fill, and copies that convert.
+#include <limits>
+
+#include "dev/test/reference.h"
+
+namespace llmc::test {
+namespace {
+
+TEST(Memory, UploadDownloadAllTypes) {
+    Device device;
+    for (DType type : {DType::f32, DType::bf16, DType::f64, DType::i32}) {
+        Vector values = random_integers(5001, -100, 100, 1);
+        Tensor t = device.tensor(type, {5001}, values, "t");
+        EXPECT_EQ(device.read(t), values);
+        EXPECT_EQ(device.read(t.slice(7, 9)), (Vector{values[7], values[8]}));
+    }
+    Tensor square = device.tensor(DType::f32, {4, 4}, "square");
+    square.shape = {4, 2};  // a view of two columns
+    EXPECT_TRUE(refuses([&] { device.read(square); }, "square must be contiguous"));
+}
+
+TEST(Memory, FillAndCopyConvert) {
+    const double third = 1.0 / 3;
+    for (DType from : {DType::f32, DType::bf16, DType::f64}) {
+        Device device;
+        Tensor src = device.tensor(from, {5001}, "src");
+        fill(src, third, device.ctx);
+        EXPECT_EQ(device.read(src), rounded(from, Vector(5001, third)));
+        for (DType to : {DType::f32, DType::bf16, DType::f64}) {
+            Vector values = random_vector(5001, 2);
+            values[3] = std::numeric_limits<double>::quiet_NaN();
+            values[4] = std::numeric_limits<double>::infinity();
+            device.write(src, values);
+            Tensor dst = device.tensor(to, {3, 1667}, "dst");
+            copy(dst, src, device.ctx);
+            Vector want = rounded(to, rounded(from, values));
+            EXPECT_TRUE(close(device.read(dst), want, 0.0)) << name_of(from) << " to " << name_of(to);
+        }
+    }
+    Device device;
+    Tensor index = device.tensor(DType::i32, {3}, "index"), other = device.tensor(DType::i32, {3}, {7, -1, 2}, "other");
+    copy(index, other, device.ctx);
+    EXPECT_EQ(device.read(index), (Vector{7, -1, 2}));
+    fill(index, -1, device.ctx);
+    EXPECT_EQ(device.read(index), Vector(3, -1.0));
+    Tensor floats = device.tensor(DType::f32, {3}, "floats"), longer = device.tensor(DType::f32, {4}, "longer");
+    EXPECT_TRUE(refuses([&] { copy(floats, index, device.ctx); }, "index is I32"));
+    EXPECT_TRUE(refuses([&] { copy(longer, floats, device.ctx); }, "longer has shape [4]"));
+    synchronize(device.ctx);
+}
+
+}  // namespace
+}  // namespace llmc::test

@@ -1,0 +1,92 @@
+// Context and Op: what is the same on every device. Counting, workspace, profile.
+#include <sched.h>
+
+#include <chrono>
+#include <thread>
+
+#include "llmc/ops/backend.h"
+
+namespace llmc {
+
+namespace {
+
+int allowed_cpus() {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    const int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency());
+    return std::max(1, n);
+}
+
+double seconds_now() {
+    using namespace std::chrono;
+    return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+// Exact, so that the memory plan holds. The old workspace goes first: its contents are nobody's any more.
+void set_workspace(int64_t bytes, Context& ctx) {
+    auto& workspace = ctx.workspace;
+    if (workspace.data) device_free(workspace.data, workspace.bytes, ctx);
+    workspace.data = nullptr;
+    workspace.bytes = 0;
+    if (bytes == 0) return;
+    workspace.data = device_alloc(bytes, ctx);
+    workspace.bytes = bytes;
+}
+
+}  // namespace
+
+Context::Context(const ContextOptions& options)
+    : counting(options.counting), guard(options.guard), profile(options.profile),
+      threads(options.threads > 0 ? options.threads : allowed_cpus()) {
+    if (options.threads < 0) input_error("threads is ", options.threads, "; give 0 (all CPUs) or a positive number");
+    backend.reset(backend_create(options, threads));
+}
+
+Context::~Context() = default;
+
+Op::Op(Context& context, const char* op_name, int64_t flops, int64_t workspace_bytes, int64_t bytes)
+    : run(!context.counting), ctx(context), name(op_name) {
+    ctx.flops += flops;
+    if (ctx.counting || ctx.profile) {
+        OpCost& cost = ctx.costs[name];
+        cost.calls++, cost.flops += flops, cost.bytes += bytes;
+    }
+    ctx.workspace_needed = std::max(ctx.workspace_needed, workspace_bytes);
+    if (!run) return;
+
+    if (workspace_bytes > 0) {
+        auto& shared = ctx.workspace;
+        if (shared.in_use) run_error("op ", name, " needs the workspace that another op still holds");
+        if (workspace_bytes > shared.bytes) {
+            if (shared.fixed)
+                run_error("op ", name, " needs a workspace of ", workspace_bytes, " bytes, the memory plan reserved ",
+                          shared.bytes);
+            set_workspace(workspace_bytes, ctx);
+        }
+        workspace = shared.data;
+        shared.in_use = true;
+    }
+    if (ctx.profile) {
+        synchronize(ctx);
+        start = seconds_now();
+    }
+    backend_op_begins(name, ctx);
+}
+
+Op::~Op() {
+    if (!run) return;
+    backend_op_ends(ctx);
+    if (ctx.profile) {
+        synchronize(ctx);
+        ctx.costs[name].seconds += seconds_now() - start;
+    }
+    if (workspace) ctx.workspace.in_use = false;
+}
+
+void reserve_workspace(int64_t bytes, Context& ctx) {
+    ctx.workspace_needed = std::max(ctx.workspace_needed, bytes);
+    if (!ctx.counting) set_workspace(bytes, ctx);
+    ctx.workspace.fixed = true;
+}
+
+}  // namespace llmc

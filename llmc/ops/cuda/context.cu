@@ -1,0 +1,114 @@
+// The GPU behind a Context: device, stream, cuBLASLt, ranges for Nsight.
+#include <cublasLt.h>
+#include <nvtx3/nvToolsExt.h>
+
+#include "llmc/ops/backend.h"
+#include "llmc/ops/cuda/cuda.cuh"
+
+namespace llmc {
+
+void check_cuda(cudaError_t status, const char* what) {
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // else the next check would see this error once more
+    run_error(what, ": CUDA says ", cudaGetErrorName(status), ": ", cudaGetErrorString(status));
+}
+
+namespace {
+
+// Oldest GPU with bf16 tensor cores and cp.async.
+constexpr int oldest_major = 8;
+
+void require_device() {
+    const char* help = "; use `make BACKEND=cpu` for a build that needs none";
+    int devices = 0;
+    const cudaError_t status = cudaGetDeviceCount(&devices);
+    if (status != cudaSuccess || devices == 0)
+        input_error("this build needs an NVIDIA GPU and found none (",
+                    status != cudaSuccess ? cudaGetErrorString(status) : "no device", ")", help);
+    int device = 0, major = 0, minor = 0;
+    check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+    if (major < oldest_major)
+        input_error("this build needs a GPU of compute capability ", oldest_major, ".0 or newer, this one has ", major,
+                    ".", minor, help);
+}
+
+}  // namespace
+
+Backend* backend_create(const ContextOptions& options, int) {
+    auto backend = std::make_unique<Backend>();
+    if (options.counting) return backend.release();
+    require_device();
+    check_cuda(cudaStreamCreateWithFlags(&backend->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    if (cublasLtCreate(&backend->cublas) != CUBLAS_STATUS_SUCCESS) run_error("cuBLASLt does not start");
+    return backend.release();
+}
+
+void BackendDeleter::operator()(Backend* backend) const {
+    if (backend->stream) cudaStreamSynchronize(backend->stream);
+    backend->matmuls.reset();
+    backend->staging.reset();
+    if (backend->cublas) cublasLtDestroy(backend->cublas);
+    for (auto& [data, bytes] : backend->allocations) cudaFree(data);
+    if (backend->stream) cudaStreamDestroy(backend->stream);
+    delete backend;
+}
+
+void backend_op_begins(const char* name, Context&) { nvtxRangePushA(name); }
+void backend_op_ends(Context&) { nvtxRangePop(); }
+
+Range::Range(const char* name) { nvtxRangePushA(name); }
+Range::~Range() { nvtxRangePop(); }
+
+void synchronize(Context& ctx) {
+    if (!ctx.counting) check_cuda(cudaStreamSynchronize(ctx.backend->stream), "a kernel or copy");
+}
+
+bool backend_supports(DType act) { return act == DType::f32 || act == DType::bf16; }
+
+namespace {
+
+// NVIDIA's datasheets: dense TFLOP/s, bf16 on tensor cores and fp32 without. First match wins.
+struct Datasheet {
+    const char* name;
+    double bf16, fp32;
+};
+constexpr Datasheet datasheets[] = {
+    {"GB200", 2500, 80}, {"B200", 2250, 75},     {"B100", 1750, 60},      {"GH200", 989, 67}, {"H200", 989, 67},
+    {"H100 PCIe", 756, 51}, {"H100 NVL", 835, 60}, {"H100", 989, 67},     {"A100", 312, 19.5}, {"A800", 312, 19.5},
+    {"H800", 989, 67},   {"A40", 150, 37.4},     {"A10", 125, 31.2},      {"L40S", 362, 91.6}, {"L40", 181, 90.5},
+    {"L4", 121, 30.3},   {"RTX 5090", 210, 105}, {"RTX 4090", 165, 82.6}, {"RTX 3090", 71, 35.6},
+};
+
+std::string device_name() {
+    int device = 0;
+    cudaDeviceProp properties;
+    if (cudaGetDevice(&device) != cudaSuccess || cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+        cudaGetLastError();
+        return "";
+    }
+    return properties.name;
+}
+
+}  // namespace
+
+std::string backend_description(Context&) {
+    int runtime = 0, driver = 0;
+    cudaRuntimeGetVersion(&runtime);
+    cudaDriverGetVersion(&driver);
+    auto version = [](int v) { return str(v / 1000, ".", v % 1000 / 10); };
+    const std::string name = device_name();
+    return str("cuda ", version(runtime), ", ", name.empty() ? "no usable device" : name, ", ",
+               driver ? "driver for " + version(driver) : "no driver");
+}
+
+Peak peak_flops(DType act, Context&) {
+    const std::string name = device_name();
+    for (const Datasheet& sheet : datasheets)
+        if (name.find(sheet.name) != std::string::npos)
+            return {(act == DType::bf16 ? sheet.bf16 : sheet.fp32) * 1e12, str("datasheet of the ", sheet.name)};
+    return {0, str("unknown for ", name)};
+}
+
+}  // namespace llmc
