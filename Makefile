@@ -56,7 +56,7 @@ SUFFIX := $(patsubst %,-%,$(SANITIZE:address=asan))
 SUFFIX := $(SUFFIX:thread=tsan)
 B := build/$(BACKEND)$(SUFFIX)
 COMMON := build/common$(SUFFIX)
-SCRIPT_GOALS := help clean deps demo test test-emu-full gpu-check
+SCRIPT_GOALS := help clean deps demo test test-emu-full gpu-check list-kernel-tests
 ifneq ($(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all)),)
 BUILDING := yes
 ifneq ($(filter reconfigure,$(MAKECMDGOALS)),)
@@ -228,7 +228,7 @@ $(BENCH_FILES): $(B)/bench/%: $(COMMON)/obj/dev/bench/%.o $(B)/libllmc.a | $(VER
 
 # --- goals
 .PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo test test-emu-full bench clean \
-    gpu-report gpu-check help
+    gpu-report gpu-check list-kernel-tests help
 
 # The programs in the root (and data/prepare) are links to the default backend's; nothing else ever moves them.
 root_link = $(if $(filter prepare,$1),../$(B)/$1 data/$1,$(B)/$1 $1)
@@ -273,6 +273,9 @@ tests: $(TEST_FILES) ## only builds the tests
 
 kernel-tests: $(KERNEL_TEST_FILES)
 	@$(call done_or_idle,the kernel tests are)
+
+list-kernel-tests:
+	@echo $(KERNEL_TESTS)
 
 benches: $(BENCH_FILES) ## only builds the benchmarks
 	@$(call done_or_idle,the benchmarks are)

@@ -12,12 +12,12 @@ set -u
 cd "$(dirname "$0")/.."
 backend=${BACKEND:-cuda} report=${REPORT:-gpu_check.json}
 build=build/$backend
-kernel_tests="activation attention embedding head matmul memory mot_ops norm optimizer"
+kernel_tests=$(make list-kernel-tests)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 results=() failed=0
 
-text() { printf '%s' "$1" | tr '\n\t' '  ' | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&"/'; }  # a JSON string
+text() { printf '%s\n' "$1" | tr -d '\r' | tr '\t' ' ' | paste -sd ' ' | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&"/'; }  # a JSON string
 phase() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
 # result NAME CODE DETAIL
 result() {
@@ -38,13 +38,13 @@ check() {
 phase "build"
 make BACKEND=cpu train_mot || exit 1
 make BACKEND="$backend" all kernel-tests "$build/test/test_backends" "$build/bench/roofline" || exit 1
-device=$("$build/train_mot" --version | tail -n 1)
+device=$("$build/train_mot" --version | sed -n 's/^backend *//p')
 echo "  $device"
 "$build/test/test_memory" > "$work/log" 2>&1 || { grep -m 1 "needs\|CUDA says" "$work/log"; exit 2; }
 smi=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2> /dev/null)
 
 phase "kernels"
-for name in $kernel_tests; do check "test_$name" "$build/test/test_$name" --gtest_brief=1; done
+for name in $kernel_tests; do check "$name" "$build/test/$name" --gtest_brief=1; done
 check golden "$build/test_mot" --golden dev/test/golden/*.safetensors
 check "training as on the CPU" "$build/test/test_backends" --gtest_brief=1
 
@@ -52,8 +52,8 @@ phase "compute-sanitizer"
 if [ "$backend" = cuda ] && command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck synccheck; do
         for name in $kernel_tests; do
-            TEST_SIZES=small check "$tool test_$name" \
-                compute-sanitizer --tool $tool --error-exitcode 1 "$build/test/test_$name" --gtest_brief=1
+            TEST_SIZES=small check "$tool $name" \
+                compute-sanitizer --tool $tool --error-exitcode 1 "$build/test/$name" --gtest_brief=1
         done
     done
 else

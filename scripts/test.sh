@@ -27,7 +27,7 @@ phase() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} OMP_DYNAMIC=${OMP_DYNAMIC:-false}
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export ASAN_OPTIONS=halt_on_error=1:detect_leaks=1
-export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:atexit_sleep_ms=0
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:atexit_sleep_ms=0:report_signal_unsafe=0
 
 # ending CODE: what an exit code says, for people.
 ending() {
@@ -111,7 +111,7 @@ run_variant() {
 }
 
 # --- the CUDA kernels, executed by dev/emu
-kernel_tests="activation attention embedding head matmul memory mot_ops norm optimizer"
+kernel_tests=$(make list-kernel-tests)
 emulator_tests=$(cd dev/test && echo test_emu*.cpp | sed 's/\.cpp//g')
 
 # run_kernels NAME_PREFIX DIRECTORY SEED [PREFIX...]: the tests of all kernels in one schedule.
@@ -119,9 +119,7 @@ run_kernels() {
     local prefix=$1 directory=$2 seed=$3 name
     shift 3
     for name in $kernel_tests; do
-        if wanted "test_$name"; then
-            EMU_SEED=$seed run_gtest "${prefix}seed $seed:test_$name" "$directory/test/test_$name" "$@"
-        fi
+        if wanted "$name"; then EMU_SEED=$seed run_gtest "${prefix}seed $seed:$name" "$directory/test/$name" "$@"; fi
     done
 }
 run_emulator_tests() {  # NAME_PREFIX DIRECTORY [PREFIX...]
@@ -161,6 +159,10 @@ refuses() {  # WORD MAKE_ARGUMENT...: exit code 2 and one line that holds the wo
     [ $? = 2 ] && [ "$(wc -l <<< "$said")" = 1 ] && [[ $said == *"$word"* ]]
 }
 
+gpu_check_works() {  # `make gpu-check` needs a GPU; on the emulated one it must find all in order and write its report
+    BACKEND=emu TEST_SIZES=small REPORT=build/gpu_check.json scripts/gpu_check.sh > build/gpu_check.log 2>&1 &&
+        grep -q '"model": "tiny_mot"' build/gpu_check.json && ! grep -q '"ok": false' build/gpu_check.json
+}
 why_no_cuda() { sed -n 's/^CUDA_PROBLEM := //p' "build/$1/config.mk" 2> /dev/null; }
 
 test_cpu() {
@@ -201,6 +203,7 @@ test_emu() {
         if wanted $name; then run_gtest "emu:$name" build/emu/test/$name; fi
     done
     if wanted golden; then run_golden "emu:golden" build/emu/test_mot; fi
+    if wanted gpu_check; then check "gpu_check on the emulated GPU, see build/gpu_check.log" gpu_check_works; fi
 
     if [ "$ASAN" = no ]; then
         skip "kernels under ASan and UBSan, and TSan: ASAN=no"
@@ -214,6 +217,7 @@ test_emu() {
     run_emulator_tests "emu-asan:" build/emu-asan
     phase "kernels with TSan"
     TEST_SIZES=small run_kernels "emu-tsan:" build/emu-tsan 5 $without_randomisation
+    run_emulator_tests "emu-tsan:" build/emu-tsan $without_randomisation
     run_planted_bugs build/emu build/emu-asan build/emu-tsan
 }
 

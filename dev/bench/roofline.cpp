@@ -158,12 +158,13 @@ int run(const Options& o) {
         Context ctx({.threads = o.threads});
         const Peak peak = peak_flops(act, ctx);
         const double rate = flops / measured.step_seconds;
-        std::printf("here: %.2f ms a step, %.0f tokens/s, %.1f TFLOP/s = %.1f %% of %.0f (%s)\n",
-                    measured.step_seconds * 1e3, tokens / measured.step_seconds, rate * 1e-12, 100 * rate / peak.flops,
-                    peak.flops * 1e-12, peak.how.c_str());
+        std::printf("here: %.2f ms a step, %.0f tokens/s, %.1f TFLOP/s", measured.step_seconds * 1e3,
+                    tokens / measured.step_seconds, rate * 1e-12);
+        if (peak.flops > 0) std::printf(", MFU %.1f %% of %.0f", 100 * rate / peak.flops, peak.flops * 1e-12);
+        std::printf(" (peak: %s)\n", peak.how.c_str());
         file["measured"] = {{"device", backend_description(ctx)}, {"seconds", measured.step_seconds},
                             {"tokens_per_second", tokens / measured.step_seconds}, {"flops_per_second", rate},
-                            {"peak", peak.flops}, {"peak_source", peak.how}, {"mfu", rate / peak.flops}};
+                            {"peak", peak.flops}, {"peak_source", peak.how}, {"mfu", peak.flops > 0 ? json(rate / peak.flops) : json()}};
     }
     if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(1) << '\n';
     return 0;
