@@ -13,7 +13,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 build=$1 cuda=$2 committed=docs/gpu_kernels.txt
-sources=(llmc/ops/cuda/*.cu)
+sources=(llmc/ops/cuda/*.cu) bad=0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 version=$("$cuda/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
@@ -80,11 +80,18 @@ archs=$(awk '{print $2}' "$work/ptxas" | sort -nu | xargs)
 } > "$work/table"
 cat "$work/table"
 
+# --- host code that calls a function for the device only: nvcc says nothing and makes it end the program
+for source in "${sources[@]}"; do
+    if nm -u "$build/obj/${source%.cu}.o" | grep -qw exit; then
+        echo "error: host code of $source calls a __device__ function (nvcc compiled it to exit)"
+        bad=1
+    fi
+done
+
 # --- verdict
 touch "$committed"
 grep '^allowed ' "$committed" > "$work/allowed" || true
 awk '$5 > 0 {print $1, $2, $5}' "$work/ptxas" | sort -u > "$work/local"
-bad=0
 while read -r kernel arch bytes; do
     limit=$(awk -v k="$kernel" '$2 == k {print $3; exit}' "$work/allowed")
     if [ "$bytes" -gt "${limit:-0}" ]; then

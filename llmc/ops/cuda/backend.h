@@ -16,6 +16,7 @@ struct Staging;      // memory.cu: pinned host memory that uploads pass through
 struct Backend {
     cudaStream_t stream = nullptr;
     cublasLtHandle_t cublas = nullptr;
+    bool fuse_gelu = false;  // into products: pays on Hopper and Blackwell, not on older GPUs
     std::shared_ptr<MatmulCache> matmuls;
     std::shared_ptr<Staging> staging;
     std::map<void*, int64_t> allocations;  // live device memory

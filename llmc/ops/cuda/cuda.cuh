@@ -24,6 +24,12 @@ inline dim3 grid_of(int64_t blocks) {
     return dim3(unsigned(blocks));
 }
 
+// True if all of them (those that were given) begin where 128-bit accesses may.
+template <class... Tensors>
+bool aligned(const Tensors&... tensors) {
+    return ((reinterpret_cast<uintptr_t>(tensors.data) % 16 == 0) && ...);
+}
+
 // Calls f(T{}) with T = float or nv_bf16, as the activation type says. There are no f64 kernels.
 template <class F>
 void dispatch(DType act, F&& f) {

@@ -13,8 +13,8 @@ namespace llmc {
 
 namespace {
 
-// Elements of a chunk of logits: 256 MB. Every chunk reads and writes all of dweight once, so few large ones are best.
-constexpr int64_t chunk_elements = int64_t(64) << 20;
+// Elements of a chunk of logits: 1 GB. Every chunk reads and writes all of dweight once, so few large ones are best.
+constexpr int64_t chunk_elements = int64_t(256) << 20;
 constexpr int largest_block = 1024;
 
 // All threads of a block get the maximum. A NaN is passed over. One barrier: for one call in a kernel.
@@ -118,8 +118,12 @@ void head_loss(Tensor losses, Tensor dx, Tensor dweight, Tensor x, Tensor weight
     const DType act = x.dtype;
     const bool gradients = dx || dweight;
     dispatch(act, [](auto) {});  // refuses f64
-    Op op(ctx, "head_loss", s.flops(1 + (dx ? 1 : 0) + (dweight ? 1 : 0)), logits_bytes + gemm_workspace_bytes,
-          total_bytes({losses, dx, dweight, x, weight, targets}));
+    const int64_t products = 1 + (dx ? 1 : 0) + (dweight ? 1 : 0);
+    // A chunk is too large for any cache: logits are written and read, their gradient is written and read twice.
+    const int64_t logits_traffic = s.rows * s.ld() * (8 + (gradients ? size_of(act) * products : 0));
+    const int64_t dweight_traffic = dweight ? 2 * ceil_div(s.rows, std::max<int64_t>(chunk, 1)) * dweight.bytes() : 0;
+    Op op(ctx, "head_loss", s.flops(products), logits_bytes + gemm_workspace_bytes,
+          total_bytes({losses, dx, x, weight, targets}) + logits_traffic + dweight_traffic);
     if (!op.run) return;
     float* logits = static_cast<float*>(op.workspace);  // [chunk, ld], later their gradient [chunk, dlogits_ld] act
     void* workspace = static_cast<char*>(op.workspace) + logits_bytes;

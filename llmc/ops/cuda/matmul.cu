@@ -143,13 +143,12 @@ void column_sums(float* partial, const Tensor& dout, int64_t chunks, Context& ct
 void bias_backward(Tensor dbias, Tensor dout, bool accumulate, Context& ctx) {
     check_bias_backward(dbias, dout);
     const int64_t n = dout.columns(), chunks = bias_chunks(dout.rows());
-    Op op(ctx, "bias_backward", dout.numel(), chunks * n * size_of(DType::f32),
-          total_bytes({dbias, dout}));
+    Op op(ctx, "bias_backward", dout.numel(), chunks * n * size_of(DType::f32), total_bytes({dbias, dout}));
     if (!op.run) return;
     float* partial = static_cast<float*>(op.workspace);
     dispatch(dout.dtype, [&](auto zero) {
         using T = decltype(zero);
-        if (n % Pack<T>::size == 0) column_sums<T, Pack<T>::size>(partial, dout, chunks, ctx);
+        if (n % Pack<T>::size == 0 && aligned(dout)) column_sums<T, Pack<T>::size>(partial, dout, chunks, ctx);
         else column_sums<T, 1>(partial, dout, chunks, ctx);
     });
     launch(ctx, sum_chunks_kernel, grid_of(ceil_div(n, warp_size)), block_size, 0, ptr<float>(dbias), partial, chunks,

@@ -27,9 +27,13 @@ void backend_free(void* data, int64_t bytes, Context& ctx) {
     ctx.backend->allocations.erase(found);
 }
 
+// Kernels, of this program and of cuBLASLt, are loaded when they are first used, and need memory too.
+constexpr int64_t kept_for_kernels = int64_t(512) << 20;
+
 int64_t device_memory_available(Context&) {
     size_t available = 0, total = 0;
-    if (cudaMemGetInfo(&available, &total) == cudaSuccess) return int64_t(available);
+    if (cudaMemGetInfo(&available, &total) == cudaSuccess)
+        return std::max<int64_t>(0, int64_t(available) - kept_for_kernels);
     cudaGetLastError();
     return -1;
 }
@@ -95,14 +99,16 @@ __global__ void fill_kernel(T* data, T value, int64_t n) {
     for (int64_t i = first_index(); i < n; i += all_threads()) data[i] = value;
 }
 
+// Also on the host: backend_fill converts its value there. (Host code that calls a function which is only __device__
+// compiles without a word in nvcc and ends the program.)
 template <class To, class From>
-__device__ inline To converted(From x) {
+__host__ __device__ inline To converted(From x) {
     return To(x);
 }
-template <> __device__ inline nv_bf16 converted(float x) { return __float2bfloat16(x); }
-template <> __device__ inline float converted(nv_bf16 x) { return __bfloat162float(x); }
-template <> __device__ inline nv_bf16 converted(double x) { return __float2bfloat16(float(x)); }
-template <> __device__ inline double converted(nv_bf16 x) { return double(__bfloat162float(x)); }
+template <> __host__ __device__ inline nv_bf16 converted(float x) { return __float2bfloat16(x); }
+template <> __host__ __device__ inline float converted(nv_bf16 x) { return __bfloat162float(x); }
+template <> __host__ __device__ inline nv_bf16 converted(double x) { return __float2bfloat16(float(x)); }
+template <> __host__ __device__ inline double converted(nv_bf16 x) { return double(__bfloat162float(x)); }
 
 template <class To, class From>
 __global__ void convert_kernel(To* out, const From* in, int64_t n) {

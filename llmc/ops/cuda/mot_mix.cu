@@ -195,11 +195,11 @@ struct Slices {
 
 MixSizes sizes_of(const MotShape& s, int64_t columns) { return {s.groups, s.size, s.experts, columns, s.step()}; }
 
-// Calls f(T{}, packed) for activations of this type and length; packed is a constant.
+// Calls f(T{}, packed) for tokens and slots; packed is a constant.
 template <class F>
-void dispatch_mix(DType act, int64_t columns, F&& f) {
-    dispatch(act, [&](auto zero) {
-        if (columns % Pack<decltype(zero)>::size == 0)
+void dispatch_mix(const Tensor& tokens, const Tensor& slots, F&& f) {
+    dispatch(tokens.dtype, [&](auto zero) {
+        if (last_dim(tokens) % Pack<decltype(zero)>::size == 0 && aligned(tokens, slots))
             f(zero, std::true_type());
         else
             f(zero, std::false_type());
@@ -210,7 +210,7 @@ template <bool merge>
 void mix(const char* name, const Tensor& out, const Tensor& weights, const Tensor& in, const MotShape& shape,
          bool accumulate, Context& ctx) {
     const int64_t columns = last_dim(in);
-    dispatch_mix(in.dtype, columns, [&](auto zero, auto packed) {
+    dispatch_mix(in, out, [&](auto zero, auto packed) {
         using T = decltype(zero);
         Op op(ctx, name, mix_flops(shape, columns), 0, total_bytes({out, weights, in, accumulate ? out : Tensor()}));
         if (!op.run) return;
@@ -235,7 +235,7 @@ void mot_emit(Tensor tokens, Tensor weights, Tensor slots, Group group, bool acc
 void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group group, bool accumulate, Context& ctx) {
     MotShape s = check_mix(tokens, dweights, slots, group, "dweights");
     const int64_t columns = last_dim(tokens);
-    dispatch_mix(tokens.dtype, columns, [&](auto zero, auto packed) {
+    dispatch_mix(tokens, slots, [&](auto zero, auto packed) {
         using T = decltype(zero);
         Op op(ctx, "mot_weights_backward", mix_flops(s, columns), 0,
               total_bytes({dweights, tokens, slots, accumulate ? dweights : Tensor()}));

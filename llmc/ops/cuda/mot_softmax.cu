@@ -250,11 +250,11 @@ void check_f32(const Tensor& t, const char* what) {
     });
 }
 
-// Calls f(contiguous, N, tiles) with the first two as constants.
+// Calls f(contiguous, N, tiles) with the first two as constants. can_pack: all tensors are aligned.
 template <class F>
-void with_tiles(const MotShape& shape, SoftmaxOver over, F&& f) {
+void with_tiles(const MotShape& shape, SoftmaxOver over, bool can_pack, F&& f) {
     const Softmaxes all = softmaxes(shape, over);
-    const bool contiguous = all.stride == 1, packed = (contiguous ? all.length : all.stride) % 4 == 0;
+    const bool contiguous = all.stride == 1, packed = can_pack && (contiguous ? all.length : all.stride) % 4 == 0;
     const int n = packed ? 4 : 1;
     int lanes = 1;
     while (lanes < warp_size && lanes < ceil_div(all.length, n)) lanes *= 2;
@@ -276,7 +276,7 @@ void mot_softmax_forward(Tensor weights, Tensor logits, SoftmaxOver over, Group 
     check_f32(logits, "logits");
     Op op(ctx, "mot_softmax_forward", 5 * logits.numel(), 0, total_bytes({weights, logits}));
     if (!op.run || logits.numel() == 0) return;
-    with_tiles(shape, over, [&](auto contiguous, auto n, const SoftmaxTiles& s) {
+    with_tiles(shape, over, aligned(weights, logits), [&](auto contiguous, auto n, const SoftmaxTiles& s) {
         launch(ctx, softmax_forward_kernel<contiguous(), n()>, grid_of(s.tiles), softmax_block, 0, ptr<float>(weights),
                ptr<float>(logits), s, float(1 / temperature));
     });
@@ -289,7 +289,7 @@ void mot_softmax_backward(Tensor dlogits, Tensor dweights, Tensor weights, Softm
     Op op(ctx, "mot_softmax_backward", 5 * weights.numel(), 0,
           total_bytes({dlogits, dweights, weights, accumulate ? dlogits : Tensor()}));
     if (!op.run || weights.numel() == 0) return;
-    with_tiles(shape, over, [&](auto contiguous, auto n, const SoftmaxTiles& s) {
+    with_tiles(shape, over, aligned(dlogits, dweights, weights), [&](auto contiguous, auto n, const SoftmaxTiles& s) {
         launch(ctx, softmax_backward_kernel<contiguous(), n()>, grid_of(s.tiles), softmax_block, 0, ptr<float>(dlogits),
                ptr<float>(dweights), ptr<float>(weights), s, float(1 / temperature), accumulate);
     });
@@ -300,7 +300,7 @@ void mot_discretize(Tensor weights, SoftmaxOver over, Group group, Context& ctx)
     check_f32(weights, "weights");
     Op op(ctx, "mot_discretize", 0, 0, total_bytes({weights, weights}));
     if (!op.run || weights.numel() == 0) return;
-    with_tiles(shape, over, [&](auto contiguous, auto n, const SoftmaxTiles& s) {
+    with_tiles(shape, over, aligned(weights), [&](auto contiguous, auto n, const SoftmaxTiles& s) {
         launch(ctx, discretize_kernel<contiguous(), n()>, grid_of(s.tiles), softmax_block, 0, ptr<float>(weights), s);
     });
 }
@@ -308,7 +308,7 @@ void mot_discretize(Tensor weights, SoftmaxOver over, Group group, Context& ctx)
 void mot_statistics(Tensor stats, Tensor weights, Tensor logits, SoftmaxOver over, Group group, Context& ctx) {
     MotShape shape = check_statistics(stats, weights, logits, group);
     check_f32(weights, "weights");
-    with_tiles(shape, over, [&](auto contiguous, auto n, const SoftmaxTiles& s) {
+    with_tiles(shape, over, aligned(weights, logits), [&](auto contiguous, auto n, const SoftmaxTiles& s) {
         const int64_t blocks = std::min(s.tiles, most_statistics_blocks);
         Op op(ctx, "mot_statistics", 0, blocks * statistics * int64_t(sizeof(double)),
               total_bytes({stats, weights, logits}));

@@ -49,12 +49,6 @@ __device__ inline void store(T* p, const Floats<W>& x) {
     }
 }
 
-// True if all of them (those that were given) begin where 128-bit accesses may.
-template <class... Tensors>
-bool aligned(const Tensors&... tensors) {
-    return ((reinterpret_cast<uintptr_t>(tensors.data) % 16 == 0) && ...);
-}
-
 // Calls f(width) with width.value = Pack<T>::size or 1.
 template <class T, class F>
 void dispatch_width(bool packed, F&& f) {
