@@ -221,10 +221,12 @@ void round_trip(FromJson from_json, ForEach for_each) {
     });
 
     for (const auto& [key, value] : json.items()) {
-        nlohmann::json broken = json;
-        broken.erase(key);
-        EXPECT_TRUE(
-            says(refusal([&] { from_json(broken, "some file"); }), {"some file", "\"" + key + "\"", "missing"}));
+        nlohmann::json older = json, broken = json;  // older: from before the field existed
+        older.erase(key);
+        nlohmann::json read = to_json(from_json(older, "test"));
+        EXPECT_EQ(read.at(key), to_json(Config{}).at(key));
+        read[key] = value;
+        EXPECT_EQ(read, json);
         broken[key] = nlohmann::json::array();
         EXPECT_TRUE(
             says(refusal([&] { from_json(broken, "some file"); }), {"some file", "\"" + key + "\"", "wrong type"}));

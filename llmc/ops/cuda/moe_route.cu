@@ -277,12 +277,6 @@ __global__ void balance_backward_kernel(float* dprobs, const int32_t* counts, do
     if (i < pairs) dprobs[i] += float(factor * counts[i % experts]);
 }
 
-void check_f32(const Tensor& t, const char* what) {
-    dispatch_arithmetic(t, what, [&](auto zero) {
-        if (sizeof zero != sizeof(float)) check_dtype(t, DType::f32, what);
-    });
-}
-
 Lists lists_for(const CandidateSets& sets, int64_t experts) {
     return {sets, experts, round_up(sets.size, keys_per_thread)};
 }
