@@ -19,7 +19,8 @@ inline ModelConfig tiny(const std::string& pattern) {
     c.init_scale = 1;
     return c;
 }
-inline const std::string dense_pattern = "2x(attention ffn)", mot_pattern = "attention ffn attention mot";
+inline const std::string dense_pattern = "2x(attention ffn)", mot_pattern = "attention ffn attention mot",
+                         moe_pattern = "attention moe_token_choice attention moe_expert_choice";
 
 inline Tokens random_tokens(int64_t n, uint64_t seed, int64_t vocab = 50) {
     Vector v = random_integers(n, 0, vocab, seed);
@@ -137,6 +138,24 @@ struct Lab {
         Vector values = read_tensor(losses, ctx);
         arena.release(mark);
         return values;
+    }
+
+    // A training pass that also measures: losses [rows, T] and every metric by name.
+    struct Measured {
+        Vector losses;
+        std::map<std::string, double> metrics;
+    };
+    Measured train_measured(const Tokens& tokens, const Tokens& targets, int64_t rows, double dloss = 1) {
+        int64_t mark = arena.mark();
+        Tensor t = tokens_on_device(tokens, rows), y = tokens_on_device(targets, rows);
+        Tensor losses = arena.tensor("losses", model.stat(), {t.numel()});
+        Tensor metrics = arena.tensor("metrics", DType::f64, {model.metric_count()});
+        model.train({t, y, losses, dloss, false, metrics}, false, arena, hooks);
+        Measured measured{read_tensor(losses, ctx), {}};
+        const Vector values = read_tensor(metrics, ctx);
+        for (const MetricSlot& slot : model.metric_slots()) measured.metrics[slot.name] = values[size_t(slot.first)];
+        arena.release(mark);
+        return measured;
     }
 
     // Logits [rows, V] after each chunk of positions, one after another.

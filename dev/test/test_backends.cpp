@@ -71,6 +71,14 @@ TEST_F(Backends, TenStepsHaveTheLossesOfTheCpu) {
     EXPECT_LT(log("here", "loss").back().at("loss").get<double>(), log("here", "loss").front().at("loss").get<double>());
 }
 
+TEST_F(Backends, TenStepsOfSparseExpertsHaveTheLossesOfTheCpu) {
+    const std::vector<std::string> sparse = {"--pattern", "attention moe_token_choice attention moe_expert_choice",
+                                             "--top-k", "2", "--capacity-factor", "1"};
+    ASSERT_EQ(run_cpu(recipe("cpu", sparse)), 0) << said();
+    ASSERT_EQ(run(recipe("here", sparse)), 0) << said();
+    expect_equal_logs("cpu", "here", 1e-4);
+}
+
 TEST_F(Backends, MixedPrecisionStaysNearTheCpu) {
     // Both round activations to bf16, at different places: losses near 6 differ by some of the 2^-9 of one rounding.
     ASSERT_EQ(run_cpu(recipe("cpu", {"--precision", "bf16-mixed"})), 0) << said();
@@ -153,7 +161,8 @@ TEST(Launches, AreFewPerBlock) {
         const char* kind;
         int64_t forward, both;
     };
-    for (const Case& c : {Case{"attention", 4, 13}, Case{"ffn", 4, 15}, Case{"mot", 8, 23}}) {
+    for (const Case& c : {Case{"attention", 4, 13}, Case{"ffn", 4, 15}, Case{"mot", 8, 23},
+                          Case{"moe_token_choice", 11, 27}, Case{"moe_expert_choice", 10, 27}}) {
         const Launches launches = launches_of_block(c.kind);
         EXPECT_EQ(launches.forward, c.forward) << c.kind;
         EXPECT_EQ(launches.both, c.both) << c.kind;

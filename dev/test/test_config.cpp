@@ -52,7 +52,7 @@ TEST(Pattern, RefusesWithThePosition) {
         {"", {"character 1", "no blocks"}},
         {"   ", {"character 4", "no blocks"}},
         {"()", {"character 2", "no blocks"}},
-        {"attention fnn", {"character 11", "expected attention, ffn, mot"}},
+        {"attention fnn", {"character 11", "expected attention, ffn, mot, moe_token_choice, moe_expert_choice"}},
         {"Attention", {"character 1", "expected attention"}},
         {"2x(attention ffn", {"character 17", "not closed"}},
         {"attention)", {"character 10", "without its ("}},
@@ -112,6 +112,45 @@ TEST(Resolved, RefusalsNameTheNumbers) {
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--group-size 30", "--context 256"}));
 }
 
+TEST(Resolved, ExpertsOfSparseMixtures) {
+    ModelConfig c;
+    c.pattern = "attention moe_token_choice moe_expert_choice";
+    EXPECT_EQ(resolved(c).expert_size, 2048);  // one expert a token
+    EXPECT_EQ(resolved(c).expert_choice_fraction, 1.0 / 32);
+    c.top_k = 4;
+    EXPECT_EQ(resolved(c).expert_size, 512);
+    EXPECT_EQ(resolved(c).expert_choice_fraction, 0.125);
+    c.flop_matched = false;
+    EXPECT_EQ(resolved(c).expert_size, 64);
+    c.flop_matched = true, c.expert_choice_fraction = 0.25;  // eight experts a token
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"512", "256", "--expert-size"}));
+    c.pattern = "moe_expert_choice";
+    EXPECT_EQ(resolved(c).expert_size, 256);
+    c.expert_choice_fraction = 0.3;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"2048", "9.6", "--expert-size"}));
+    c.top_k = 33;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--top-k 33", "--experts 32"}));
+    c.top_k = 1, c.capacity_factor = 0;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--capacity-factor", "positive"}));
+    c = {};
+    c.pattern = "mot", c.expert_activation = "swiglu";
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"swiglu", "Mixture of Tokens"}));
+}
+
+TEST(Resolved, CapacitiesAndChoices) {
+    ModelConfig c;
+    c.experts = 7, c.top_k = 2, c.capacity_factor = 1.75;
+    EXPECT_EQ(expert_capacity(c, 27), 13);   // 13.5 is cut off
+    c.capacity_factor = 100;
+    EXPECT_EQ(expert_capacity(c, 27), 27);
+    c.capacity_factor = 0.1;
+    EXPECT_TRUE(says(refusal([&] { expert_capacity(c, 27); }), {"--capacity-factor 0.1", "27 tokens"}));
+    c.expert_choice_fraction = 0.25;
+    EXPECT_EQ(expert_choices(c, 10), 2);  // 2.5 and ...
+    EXPECT_EQ(expert_choices(c, 14), 4);  // 3.5: half to even
+    EXPECT_TRUE(says(refusal([&] { expert_choices(c, 2); }), {"--expert-choice-fraction 0.25", "2 candidates"}));
+}
+
 TEST(Resolved, ModelsCheckTheirRowsAndVocabulary) {
     Context ctx({.counting = true});
     ModelConfig c;
@@ -120,6 +159,13 @@ TEST(Resolved, ModelsCheckTheirRowsAndVocabulary) {
     EXPECT_TRUE(says(refusal([&] { model.check_rows(48); }), {"48", "32", "micro-batch"}));
     EXPECT_TRUE(says(refusal([&] { model.check_rows(64, 24); }), {"64", "24"}));
     EXPECT_EQ(refusal([&] { model.check_rows(64); }), "");
+    c.pattern = "moe_expert_choice", c.simulate_group_size = 32;
+    Model choice(c, Precision::from_name("fp32"), true, ctx);
+    EXPECT_TRUE(says(refusal([&] { choice.check_rows(48); }), {"48", "32", "--simulate-group-size"}));
+    EXPECT_EQ(refusal([&] { choice.check_rows(64); }), "");
+    c.simulate_group_size = 0;
+    Model whole(c, Precision::from_name("fp32"), true, ctx);
+    EXPECT_TRUE(says(refusal([&] { whole.check_rows(16); }), {"16 candidates", "no token"}));
     c.vocab_size = 0;
     EXPECT_TRUE(says(refusal([&] { Model(c, Precision::from_name("fp32"), true, ctx); }), {"--vocab-size", "--data"}));
 }
@@ -175,10 +221,12 @@ void round_trip(FromJson from_json, ForEach for_each) {
     });
 
     for (const auto& [key, value] : json.items()) {
-        nlohmann::json broken = json;
-        broken.erase(key);
-        EXPECT_TRUE(
-            says(refusal([&] { from_json(broken, "some file"); }), {"some file", "\"" + key + "\"", "missing"}));
+        nlohmann::json older = json, broken = json;  // older: from before the field existed
+        older.erase(key);
+        nlohmann::json read = to_json(from_json(older, "test"));
+        EXPECT_EQ(read.at(key), to_json(Config{}).at(key));
+        read[key] = value;
+        EXPECT_EQ(read, json);
         broken[key] = nlohmann::json::array();
         EXPECT_TRUE(
             says(refusal([&] { from_json(broken, "some file"); }), {"some file", "\"" + key + "\"", "wrong type"}));

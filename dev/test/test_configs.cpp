@@ -65,7 +65,7 @@ int64_t stated_parameters(const std::string& name) {
 
 TEST(Configs, EveryFileIsAModelOfTheStatedSize) {
     const std::vector<std::string> names = all_names();
-    EXPECT_EQ(names.size(), 16u);
+    EXPECT_EQ(names.size(), 18u);
     for (const std::string& name : names) {
         SCOPED_TRACE(name);
         const Config config = parse(name);
@@ -76,6 +76,7 @@ TEST(Configs, EveryFileIsAModelOfTheStatedSize) {
         model.vocab_size = 4096;
         EXPECT_NO_THROW(Model(model, Precision::from_name("fp32"), true, ctx).check_rows(config.train.micro_batch));
         EXPECT_EQ(has_mot(config.model), name.find("mot") != std::string::npos);
+        EXPECT_EQ(has_moe(config.model), name.find("moe") != std::string::npos);
     }
 }
 
@@ -97,6 +98,7 @@ TEST(Configs, RecipeOfThePaper) {
     const std::map<std::string, double> rates = {
         {"dense_mini", 4e-3},        {"mot_mini", 2e-3},        {"dense_medium", 1e-3},     {"dense_base", 4e-4},
         {"mot_medium_8E", 7e-4},     {"mot_medium_32E", 7e-4},  {"mot_medium_32E_8", 7e-4}, {"mot_medium_32E_16", 7e-4},
+        {"moe_medium_32E_switch", 7e-4}, {"moe_medium_32E_expert_choice", 7e-4},
         {"mot_medium_32E_32", 7e-4}, {"mot_medium_128E", 7e-4}, {"mot_base_32E", 2e-4},     {"mot_base_32E_8", 2e-4},
         {"mot_base_64E_16", 2e-4}};
     for (const auto& [name, lr] : rates) {

@@ -31,7 +31,8 @@ struct Eraser : UnitHooks {
 
 ModelConfig tiny(bool tied) {
     ModelConfig c;
-    c.pattern = "attention ffn attention mot", c.vocab_size = 29, c.d_model = 16, c.heads = 2, c.context = T;
+    c.pattern = "attention ffn attention mot moe_token_choice moe_expert_choice";
+    c.vocab_size = 29, c.d_model = 16, c.heads = 2, c.context = T;
     c.group_size = 2, c.experts = 3, c.expert_size = 5, c.tied_head = tied, c.final_norm = true, c.init_scale = 1;
     return c;
 }

@@ -7,7 +7,7 @@ namespace {
 // -------------------------------------------------------------------------------------------------------------- memory
 
 TEST(Memory, ArenaAndWorkspaceAreThePlans) {
-    for (const std::string& pattern : {dense_pattern, mot_pattern})
+    for (const std::string& pattern : {dense_pattern, mot_pattern, moe_pattern})
         for (const char* precision : {"fp32", "bf16-mixed", "bf16", "fp64"})
             for (const char* recompute : {"none", "blocks"}) {
                 TrainConfig train = training(8, 2, precision);
@@ -69,8 +69,8 @@ TEST(Memory, RecomputingNeedsLess) {
 TEST(Guard, TrainingTouchesTensorsOnlyInsideOps) {
     const Tokens tokens = random_tokens(8 * T, 1), targets = random_tokens(8 * T, 2);
     for (const char* precision : {"fp32", "bf16-mixed"}) {
-        ModelConfig config = tiny(mot_pattern);
-        config.final_norm = true;
+        ModelConfig config = tiny(mot_pattern + " " + moe_pattern);
+        config.final_norm = true, config.expert_choice_fraction = 0.5;
         Trainee open(config, training(4, 2, precision)),
             guarded(config, training(4, 2, precision), {.threads = 1, .guard = true});
         for (int s = 0; s < 2; s++) EXPECT_EQ(guarded(tokens, targets, true), open(tokens, targets, true));
@@ -83,6 +83,7 @@ TEST(Guard, TrainingTouchesTensorsOnlyInsideOps) {
 
 TEST(Guard, EvaluationAndGenerationToo) {
     ModelConfig config = tiny(mot_pattern);
+    config.pattern += " " + moe_pattern;
     config.positions = "rope", config.norm = "rmsnorm", config.emit = "experts", config.tied_head = true;
     Lab open(config), guarded(config, "fp32", {.threads = 1, .guard = true});
     const Tokens tokens = random_tokens(8 * T, 1), targets = random_tokens(8 * T, 2);

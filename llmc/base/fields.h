@@ -35,15 +35,15 @@ void check_field(const Info& info, const T& field, const std::string& where) {
     }
 }
 
-// Every field must be present with the right type and in its range, and nothing else. InputError names the key and
-// `where`.
+// Every field that is present must have the right type and be in its range, and there must be no others. A field that
+// is not there keeps its default: it is younger than the file. InputError names the key and `where`.
 template <class Visit>
 void fields_from_json(Visit&& visit, const nlohmann::json& json, const std::string& where) {
     if (!json.is_object()) input_error(where, ": the configuration is not a JSON object");
     std::set<std::string> known;
     visit([&](const auto& info, auto& field) {
         known.insert(info.name);
-        if (!json.contains(info.name)) input_error(where, ": the field \"", info.name, "\" is missing");
+        if (!json.contains(info.name)) return;
         try {
             json.at(info.name).get_to(field);
         } catch (const nlohmann::json::exception&) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
+#include <numeric>
 
 #include "llmc/base/fields.h"
 
@@ -19,7 +21,7 @@ ModelConfig model_config_from_json(const nlohmann::json& json, const std::string
 
 namespace {
 
-const std::vector<std::string> block_kinds = {"attention", "ffn", "mot"};
+const std::vector<std::string> block_kinds = {"attention", "ffn", "mot", "moe_token_choice", "moe_expert_choice"};
 constexpr size_t most_blocks = 10000;
 
 // pattern := { [N "x"] ( "(" pattern ")" | kind ) }
@@ -53,7 +55,7 @@ struct PatternParser {
         std::string word = text.substr(begin, at - begin);
         if (std::find(block_kinds.begin(), block_kinds.end(), word) == block_kinds.end()) {
             at = begin;
-            fail("expected attention, ffn, mot or ( ... )");
+            fail("expected attention, ffn, mot, moe_token_choice, moe_expert_choice or ( ... )");
         }
         return word;
     }
@@ -87,9 +89,44 @@ std::vector<std::string> parse_pattern(const std::string& pattern) {
     return parser.sequence(false);
 }
 
-bool has_mot(const ModelConfig& config) {
+bool has_block(const ModelConfig& config, const std::string& kind) {
     std::vector<std::string> blocks = parse_pattern(config.pattern);
-    return std::find(blocks.begin(), blocks.end(), "mot") != blocks.end();
+    return std::find(blocks.begin(), blocks.end(), kind) != blocks.end();
+}
+bool has_mot(const ModelConfig& config) { return has_block(config, "mot"); }
+bool has_moe(const ModelConfig& config) {
+    return has_block(config, "moe_token_choice") || has_block(config, "moe_expert_choice");
+}
+
+int64_t rows_together(const ModelConfig& c) {
+    int64_t rows = has_mot(c) ? c.group_size : 1;
+    if (has_block(c, "moe_expert_choice") && c.expert_choice_over == "batch" && c.simulate_group_size)
+        rows = std::lcm(rows, c.simulate_group_size);
+    return rows;
+}
+
+std::string sees_the_future(const ModelConfig& c) {
+    if (has_mot(c) && c.group_axis == "sequence")
+        return "whose MoT groups lie within a sequence (--group-axis sequence)";
+    if (has_block(c, "moe_expert_choice") && c.expert_choice_over == "all")
+        return "whose experts choose among all positions (--expert-choice-over all)";
+    return "";
+}
+
+int64_t expert_capacity(const ModelConfig& c, int64_t tokens) {
+    const double slots = c.capacity_factor * double(tokens) * double(c.top_k) / double(c.experts);
+    if (!(slots >= 1))
+        input_error("--capacity-factor ", c.capacity_factor, " leaves the ", c.experts, " experts no slot for ", tokens,
+                    " tokens: make it or the micro-batch larger");
+    return slots < double(tokens) ? int64_t(slots) : tokens;
+}
+
+int64_t expert_choices(const ModelConfig& c, int64_t candidates) {
+    const double k = std::nearbyint(c.expert_choice_fraction * double(candidates));  // half to even
+    if (!(k >= 1))
+        input_error("--expert-choice-fraction ", c.expert_choice_fraction, " of ", candidates,
+                    " candidates is no token for an expert: make it or the number of sequences larger");
+    return k < double(candidates) ? int64_t(k) : candidates;
 }
 
 Activation activation_of(const std::string& word) {
@@ -100,25 +137,61 @@ Activation activation_of(const std::string& word) {
     input_error("unknown activation \"", word, "\"");
 }
 
+namespace {
+
+// The hidden size at which an expert layer costs as much as a dense one, or (not flop_matched) has its parameters.
+int64_t default_expert_size(const ModelConfig& c, const std::string& kind) {
+    if (kind == "mot" || !c.flop_matched) {
+        const bool by_group = kind == "mot" && c.flop_matched;
+        const int64_t width = c.d_ff * (by_group ? c.group_size : 1);
+        if (width % c.experts)
+            input_error("--experts ", c.experts, " does not divide the layer's width of ", width, " (d_ff ", c.d_ff,
+                        by_group ? str(" x group_size ", c.group_size) : "", "): set --expert-size");
+        return width / c.experts;
+    }
+    const double per_token =
+        kind == "moe_expert_choice" ? c.expert_choice_fraction * double(c.experts) : double(c.top_k);
+    const double size = double(c.d_ff) / per_token, whole = std::round(size);
+    if (whole < 1 || std::abs(size - whole) > 1e-9 * size)
+        input_error("d_ff ", c.d_ff, " is not divisible among the ", per_token, " experts that a token of ", kind,
+                    " has on average: set --expert-size");
+    return int64_t(whole);
+}
+
+ModelConfig with_experts(ModelConfig c) {
+    if (has_moe(c)) {
+        if (c.top_k > c.experts)
+            input_error("--top-k ", c.top_k, " is more than there are experts (--experts ", c.experts, ")");
+        if (!(c.capacity_factor > 0))
+            input_error("--capacity-factor is ", c.capacity_factor, ", it must be positive");
+        if (c.expert_choice_fraction == 0) c.expert_choice_fraction = double(c.top_k) / double(c.experts);
+    }
+    if (has_mot(c) && c.expert_activation == "swiglu")
+        input_error("--expert-activation swiglu is for Mixture of Experts: a Mixture of Tokens has no gate matrix");
+    if (c.expert_size) return c;
+    for (const char* kind : {"mot", "moe_token_choice", "moe_expert_choice"}) {
+        if (!has_block(c, kind)) continue;
+        const int64_t size = default_expert_size(c, kind);
+        if (c.expert_size && size != c.expert_size)
+            input_error("the pattern's kinds of experts would have hidden sizes of ", c.expert_size, " and ", size,
+                        ": set --expert-size");
+        c.expert_size = size;
+    }
+    return c;
+}
+
+}  // namespace
+
 ModelConfig resolved(ModelConfig c) {
     if (c.d_model % c.heads) input_error("--d-model ", c.d_model, " is not divisible by --heads ", c.heads);
     if (c.positions == "rope" && (c.d_model / c.heads) % 2)
         input_error("--positions rope needs an even head size, but --d-model ", c.d_model, " / --heads ", c.heads,
                     " is ", c.d_model / c.heads);
     if (c.d_ff == 0) c.d_ff = 4 * c.d_model;
-    if (has_mot(c)) {
-        if (c.expert_size == 0) {
-            int64_t width = c.d_ff * (c.flop_matched ? c.group_size : 1);
-            if (width % c.experts)
-                input_error("--experts ", c.experts, " does not divide the layer's width of ", width, " (d_ff ", c.d_ff,
-                            c.flop_matched ? str(" x group_size ", c.group_size) : "", "): set --expert-size");
-            c.expert_size = width / c.experts;
-        }
-        if (c.group_axis == "sequence" && c.context % c.group_size)
-            input_error("--group-size ", c.group_size, " does not divide --context ", c.context,
-                        " (--group-axis sequence)");
-    }
-    return c;
+    if (has_mot(c) && c.group_axis == "sequence" && c.context % c.group_size)
+        input_error("--group-size ", c.group_size, " does not divide --context ", c.context,
+                    " (--group-axis sequence)");
+    return with_experts(c);
 }
 
 }  // namespace llmc

@@ -21,11 +21,17 @@ struct ModelConfig {
     std::string ffn_activation = "relu";  // relu | gelu | gelu_erf | silu | swiglu
     int64_t group_size = 32, experts = 32, expert_size = 0;
     bool flop_matched = true;
-    std::string expert_activation = "relu";  // relu | gelu | gelu_erf | silu
+    std::string expert_activation = "relu";  // relu | gelu | gelu_erf | silu; MoE also swiglu
     double temperature = 1;
     std::string emit = "shared";            // shared | experts
     std::string group_axis = "batch";       // batch | sequence
     std::string router = "learned";         // learned | uniform
+    int64_t top_k = 1;
+    double capacity_factor = 1.25, load_balancing_weight = 0.01;
+    std::string drop_order = "position";  // position | gate
+    double expert_choice_fraction = 0;
+    std::string expert_choice_over = "batch";  // batch | all
+    int64_t simulate_group_size = 0;
     std::string init = "truncated-normal";  // truncated-normal | truncated-normal-fixed
     double init_scale = 0.1;
 };
@@ -61,16 +67,19 @@ void for_each_model_field(Config& c, F&& f) {
     f(FieldInfo{"ffn_activation", "activation of dense feed-forwards", gated}, c.ffn_activation);
     const char* mot = "Mixture of Tokens";
     f(FieldInfo{"group_size", "tokens mixed together; must divide the micro-batch", {}, 1, 1 << 20, mot}, c.group_size);
-    f(FieldInfo{"experts", "number of experts", {}, 1, 1 << 20, mot}, c.experts);
-    f(FieldInfo{"expert_size", "hidden size of one expert; 0: see flop_matched", {}, 0, 1 << 24, mot}, c.expert_size);
+    f(FieldInfo{"experts", "number of experts (MoT and MoE)", {}, 1, 1 << 20, mot}, c.experts);
+    f(FieldInfo{"expert_size", "hidden size of one expert (MoT and MoE); 0: see flop_matched", {}, 0, 1 << 24, mot},
+      c.expert_size);
     f(FieldInfo{"flop_matched",
-                "expert_size 0 means d_ff x group_size / experts: the FLOPs of a dense layer; off: d_ff / experts",
+                "expert_size 0 means the FLOPs of a dense layer: d_ff x group_size / experts, for MoE d_ff / (experts "
+                "of a token); off: d_ff / experts",
                 {},
                 0,
                 1,
                 mot},
       c.flop_matched);
-    f(FieldInfo{"expert_activation", "activation of experts", plain, 0, 0, mot}, c.expert_activation);
+    f(FieldInfo{"expert_activation", "activation of experts (swiglu: MoE only)", gated, 0, 0, mot},
+      c.expert_activation);
     f(FieldInfo{"temperature", "of the merge and emit softmax", {}, 1e-6, 1e6, mot}, c.temperature);
     f(
         FieldInfo{
@@ -90,6 +99,45 @@ void for_each_model_field(Config& c, F&& f) {
                 0,
                 mot},
       c.router);
+    const char* moe = "Mixture of Experts";
+    f(FieldInfo{"top_k", "token choice: experts of a token", {}, 1, 1 << 20, moe}, c.top_k);
+    f(FieldInfo{"capacity_factor",
+                "token choice: an expert takes at most this x tokens x top_k / experts tokens of a micro-batch",
+                {},
+                1e-6,
+                1e6,
+                moe},
+      c.capacity_factor);
+    f(FieldInfo{"load_balancing_weight", "token choice: weight of the load balancing loss", {}, 0, 1e6, moe},
+      c.load_balancing_weight);
+    f(FieldInfo{"drop_order",
+                "token choice: an expert keeps the first tokens, or those with the largest gates (not causal)",
+                {"position", "gate"},
+                0,
+                0,
+                moe},
+      c.drop_order);
+    f(FieldInfo{"expert_choice_fraction",
+                "expert choice: an expert takes this share of the candidates; 0: top_k / experts",
+                {},
+                0,
+                1,
+                moe},
+      c.expert_choice_fraction);
+    f(FieldInfo{"expert_choice_over",
+                "candidates: the batch at one position, or all tokens (not causal: a control only)",
+                {"batch", "all"},
+                0,
+                0,
+                moe},
+      c.expert_choice_over);
+    f(FieldInfo{"simulate_group_size",
+                "expert choice: sequences that compete at a position; must divide the micro-batch; 0: all of it",
+                {},
+                0,
+                1 << 20,
+                moe},
+      c.simulate_group_size);
     const char* init = "Initialisation";
     f(
         FieldInfo{
@@ -115,7 +163,20 @@ std::vector<std::string> parse_pattern(const std::string& pattern);
 // numbers.
 ModelConfig resolved(ModelConfig config);
 
+bool has_block(const ModelConfig& config, const std::string& kind);
 bool has_mot(const ModelConfig& config);
+bool has_moe(const ModelConfig& config);  // of either kind
+// Sequences come in multiples of this many: MoT groups and the simulated groups of expert choice; 1: any number.
+int64_t rows_together(const ModelConfig& config);
+// Why a token of this model may see its own future ("" if none does): such a model cannot generate.
+std::string sees_the_future(const ModelConfig& config);
+
+// Slots of one expert for N tokens (token choice): min(int(capacity_factor * N * top_k / experts), N).
+int64_t expert_capacity(const ModelConfig& config, int64_t tokens);
+// Tokens that an expert takes out of this many candidates (expert choice): the fraction of them, half to even.
+// Both: InputError if that is none.
+int64_t expert_choices(const ModelConfig& config, int64_t candidates);
+
 Activation activation_of(const std::string& word);  // "swiglu" is silu (gated)
 
 }  // namespace llmc

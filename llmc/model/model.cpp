@@ -10,6 +10,8 @@ struct Model::Run {
     EvalOptions eval{};
     Tensor metrics{};
     int64_t first_position = 0;
+    bool generating = false;
+    double aux_scale = 0;
 };
 
 // What forward leaves for the backward of one block. With recomputation only x (and decisions) outlive the forward
@@ -96,6 +98,14 @@ UnitView Model::view(const std::string& unit_name, bool gradients) const {
 }
 
 void Model::check_rows(int64_t rows, int64_t group_size) const {
+    if (has_block(config, "moe_expert_choice")) {
+        const bool batch = config.expert_choice_over == "batch";
+        const int64_t g = batch && config.simulate_group_size ? config.simulate_group_size : rows;
+        if (g == 0 || rows % g)
+            input_error("a batch of ", rows, " sequences cannot be cut into groups of ", g,
+                        " (--simulate-group-size): make the micro-batch a multiple of it");
+        expert_choices(config, batch ? g : rows * config.context);
+    }
     if (!has_mot(config)) return;
     const int64_t g = group_size ? group_size : config.group_size;
     if (config.group_axis == "batch" && rows % g)
@@ -116,6 +126,7 @@ Pass Model::pass_for(size_t i, const Run& run) const {
     pass.first_position = run.first_position;
     pass.accumulate = run.accumulate, pass.discrete = run.eval.discrete;
     pass.live_rows = run.eval.live_rows;
+    pass.generating = run.generating, pass.aux_scale = run.aux_scale;
     pass.group_size = run.eval.group_size ? run.eval.group_size : config.group_size;
     if (run.metrics) {
         int64_t first = -1, count = 0;
@@ -292,6 +303,7 @@ void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHoo
     const int64_t B = batch.tokens.shape[0], T = batch.tokens.shape[1], C = config.d_model;
     check_rows(B);
     Run run{arena, hooks, B, T, true, recompute, batch.accumulate, {}, batch.metrics};
+    run.aux_scale = batch.dloss * double(B * T);
     int64_t mark = arena.mark();
     std::vector<Kept> kept;
     kept.reserve(blocks.size() + 1);
@@ -348,13 +360,12 @@ void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const E
                    UnitHooks& hooks) {
     const int64_t B = tokens.shape[0], n = tokens.shape[1], C = config.d_model;
     check_rows(B, options.group_size);
-    if (has_mot(config) && config.group_axis == "sequence")
-        input_error(
-            "a model whose MoT groups lie within a sequence (--group-axis sequence) is not causal and cannot generate");
+    if (const std::string why = sees_the_future(config); !why.empty())
+        input_error("a model ", why, " is not causal and cannot generate");
     if (generation.position + n > config.context)
         input_error("cannot extend to position ", generation.position + n, ": the model's context is ", config.context,
                     " tokens");
-    Run run{arena, hooks, B, n, false, false, false, options, {}, generation.position};
+    Run run{arena, hooks, B, n, false, false, false, options, {}, generation.position, true};
     int64_t mark = arena.mark();
     Tensor x = embed(tokens, run), branch = arena.tensor("branch", precision.act, x.shape);
     std::vector<Kept> kept;

@@ -30,7 +30,7 @@ struct UnitHooks {
 struct EvalOptions {
     bool discrete = false;   // MoT: one-hot merge and emit weights
     int64_t group_size = 0;  // MoT: another group size than trained with; 0: the model's
-    int64_t live_rows = 0;   // MoT: rows from here on enter their groups as zero vectors; 0: all rows are real
+    int64_t live_rows = 0;   // rows from here on enter their groups as zero vectors; 0: all rows are real
 };
 
 struct MetricSlot {
@@ -56,12 +56,12 @@ public:
     void initialize(uint64_t seed);
     void refresh_compute_copy();  // after parameters were loaded
 
-    // InputError unless rows can be cut into groups (of the override, if not 0).
+    // InputError unless rows can be cut into groups (of the override, if not 0) and every expert gets a token.
     void check_rows(int64_t rows, int64_t group_size = 0) const;
 
     // Forward and backward of one micro-batch. tokens, targets [B,T] i32; losses [B*T] stat. dloss: weight of one
-    // token's loss in the total. Gradients are overwritten, or added to if `accumulate`. metrics (optional): the buffer
-    // of metric_slots().
+    // token's loss in the total; losses of blocks (load balancing), which are means over tokens, weigh B*T as much.
+    // Gradients are overwritten, or added to if `accumulate`. metrics (optional): the buffer of metric_slots().
     struct MicroBatch {
         Tensor tokens, targets, losses;
         double dloss;

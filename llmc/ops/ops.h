@@ -158,6 +158,40 @@ void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group gr
 // 1), then mean and standard deviation of the logits.
 void mot_statistics(Tensor stats, Tensor weights, Tensor logits, SoftmaxOver over, Group group, Context& ctx);
 
+// --------------------------------------------------------------------------------------------------- sparse MoE
+// Sparsely activated experts (Shazeer et al. 2017) with a fixed number S of slots each. N = B*T tokens. A routing is a
+// decision, told twice: slots [E,S] i32 = the token n = b*T + t in slot s of expert e, or -1 for an empty slot; where
+// [B,T,E] i32 = the slot of the token at expert e, or -1. probs [B,T,E] f32 = softmax over experts of the router's
+// logits (mot_softmax_forward does it).
+enum class DropOrder { position, gate };
+
+// Token choice (Fedus et al. 2021, Switch; k > 1: Lepikhin et al. 2020): every token goes to the k experts with its
+// largest probs, ties to the lowest index. An expert keeps the first S that come, in the order of n, or the S with the
+// largest probs (ties: lowest n); slots are filled in the order of n. counts [E] i32 = tokens per expert before dropping.
+void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor probs, int64_t k, DropOrder order,
+                        Context& ctx);
+// Expert choice (Zhou et al. 2022): an expert takes the k tokens with the largest probs out of a candidate set; ties go
+// to the lowest index. group = 0: one set, all tokens (S = k; a token then sees the future). group > 0: at every
+// position t one set per group, whose sequences are b = j, j + B/group, j + 2 B/group, ... for j < B/group (causal;
+// S = T * (B/group) * k, slot (t * (B/group) + j) * k + rank of the sequence among the chosen, ascending in b).
+void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int64_t group, Context& ctx);
+
+// gathered[e,s,:] = weights[n,e] x[n,:] with n = slots[e,s], 0 for an empty slot; without weights the factor is 1.
+// gathered [E,S,C] act, x [B,T,C] act, weights [B,T,E] f32. Also the gradient of moe_scatter with respect to y.
+void moe_gather(Tensor gathered, Tensor x, Tensor slots, Tensor weights, Context& ctx);
+// out[n,:] (+)= sum over the experts e with s = where[n,e] >= 0, ascending, of weights[n,e] y[e,s,:]; without weights the
+// factor is 1. out [B,T,C] act, y [E,S,C] act. Also the gradient of moe_gather with respect to x.
+void moe_scatter(Tensor out, Tensor y, Tensor where, Tensor weights, bool accumulate, Context& ctx);
+// dweights[n,e] (+)= <dout[n,:], y[e, where[n,e], :]>, 0 where the token has no slot: the gradient of moe_scatter for
+// its weights. dweights [B,T,E] f32.
+void moe_weights_backward(Tensor dweights, Tensor dout, Tensor y, Tensor where, bool accumulate, Context& ctx);
+
+// Load balancing (Fedus et al. 2021): loss = E * sum_e (counts_e / N) * (1/N) sum_n probs[n,e], counts being constant.
+// stats [4] f64 = loss, share of dropped (token, expert) pairs, smallest and largest counts_e * E / sum of counts.
+void moe_balance(Tensor stats, Tensor probs, Tensor counts, Tensor slots, Context& ctx);
+// dprobs[n,e] += scale * E * counts_e / N^2: its gradient, times scale.
+void moe_balance_backward(Tensor dprobs, Tensor counts, double scale, Context& ctx);
+
 // --------------------------------------------------------------------------------------------------- optimizer
 // What changes from step to step, in device memory: ops take it by pointer, so that no host wait is needed inside a
 // step.

@@ -8,11 +8,11 @@ namespace llmc {
 
 Evaluator::Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* chosen)
     : micro_batch(config.micro_batch), context(model.context) {
-    if (has_mot(model)) {
+    if (const int64_t together = rows_together(model); together > 1) {
         const Loader training(data.train, context, eval_seed, true);
-        std::vector<int32_t> rows(size_t(model.group_size * context)), ignored(rows.size());
-        training.fill(rows.data(), ignored.data(), model.group_size, 0);
-        for (int64_t i = 0; i < model.group_size; i++)
+        std::vector<int32_t> rows(size_t(together * context)), ignored(rows.size());
+        training.fill(rows.data(), ignored.data(), together, 0);
+        for (int64_t i = 0; i < together; i++)
             filler_rows.emplace_back(rows.begin() + i * context, rows.begin() + (i + 1) * context);
     }
     const Split& split = chosen ? *chosen : data.val;

@@ -14,8 +14,8 @@ GroupFill group_fill_from_name(const std::string& name) {
 }
 
 int64_t rows_with_fill(const ModelConfig& config, int64_t prompts) {
-    if (!has_mot(config)) return prompts;
-    return (prompts + config.group_size - 1) / config.group_size * config.group_size;
+    const int64_t together = rows_together(config);
+    return (prompts + together - 1) / together * together;
 }
 
 namespace {

@@ -125,29 +125,42 @@ struct BlockParams {
     }
 };
 
+// What files of single blocks call a parameter: the pre-norm, of the same name, is not part of them.
+std::string name_in_file(const std::string& name) {
+    const std::string prefix = "output_norm.";
+    return name.compare(0, prefix.size(), prefix) == 0 ? name.substr(7) : name;
+}
+
 void run_block(Harness& h) {
     const GoldenCase& c = h.golden;
     const Shape shape{c.B, c.T, c.C};
     std::unique_ptr<Block> block = make_block(c.kind, c.model);
     BlockParams params(*block, h.precision, h.arena);
-    std::vector<std::string> names;
+    std::vector<std::string> names, file_names;
     for (const Unit& unit : params.table.units)
         for (const ParamSpec& spec : unit.params) {
             names.push_back(spec.name.substr(unit.prefix.size() + 1));
-            h.put(view_of(spec, unit_range(unit, params.params)), c.floats(spec.name, spec.shape));
+            file_names.push_back(name_in_file(names.back()));
+            h.put(view_of(spec, unit_range(unit, params.params)), c.floats("param." + file_names.back(), spec.shape));
         }
-    c.require_names("param.", names);
+    c.require_names("param.", file_names);
 
     Pass pass{h.ctx, h.arena};
     pass.B = c.B, pass.T = c.T, pass.act = h.precision.act;
     pass.dense = params.view(0), pass.experts = params.view(1);
-    pass.discrete = c.discrete, pass.group_size = c.model.group_size;
+    pass.discrete = c.discrete, pass.group_size = c.model.group_size, pass.aux_scale = 1;
+    const std::vector<std::string> metrics = block->declare_metrics();
+    pass.metrics = h.arena.tensor("metrics", DType::f64, {int64_t(metrics.size())});
     for (const SavedSpec& s : block->declare_saved(c.B, c.T, pass))
         pass.slots.push_back(h.arena.tensor(s.name, s.dtype, s.shape));
     Tensor x = h.loaded("input", shape), out = h.arena.tensor("output", h.precision.act, shape);
     block->forward(pass, out, x);
     h.compare("output", out, h.tolerances().output);
-    c.require_names("grad.", c.forward_only ? std::vector<std::string>{} : names);
+    for (size_t i = 0; i < metrics.size(); i++)
+        if (metrics[i] == "balance_loss")
+            h.compare("aux_loss", {c.model.load_balancing_weight * h.get(pass.metrics)[i]}, c.floats("aux_loss", {1}),
+                      h.tolerances().output);
+    c.require_names("grad.", c.forward_only ? std::vector<std::string>{} : file_names);
     if (c.forward_only) return;
 
     Tensor dout = h.loaded("grad_output", shape), dx = h.arena.tensor("grad_input", h.precision.act, shape);
@@ -155,8 +168,8 @@ void run_block(Harness& h) {
     h.compare("grad_input", dx, h.tolerances().gradient);
     for (const std::string& name : names) {
         const UnitView& owner = pass.experts.has(name.c_str()) ? pass.experts : pass.dense;
-        h.compare("grad." + name, h.get(owner.grad(name.c_str())),
-                  c.floats("grad." + name, owner.param(name.c_str()).shape), h.tolerances().gradient);
+        h.compare("grad." + name_in_file(name), h.get(owner.grad(name.c_str())),
+                  c.floats("grad." + name_in_file(name), owner.param(name.c_str()).shape), h.tolerances().gradient);
     }
 }
 
@@ -180,8 +193,16 @@ double mean_of(const Values& values) {
     return sum / double(values.size());
 }
 
-// `loss` is checked through Model::evaluate and `total_loss` (the same: no block here has a loss of its own) through
-// Model::train.
+// The losses of blocks, summed and weighted, out of the metrics of Model::train.
+double auxiliary_loss(const Model& model, const Values& metrics) {
+    double sum = 0;
+    for (const MetricSlot& slot : model.metric_slots())
+        if (slot.name.ends_with(".balance_loss")) sum += metrics[size_t(slot.first)];
+    return model.config.load_balancing_weight * sum;
+}
+
+// `loss` is checked through Model::evaluate, `aux_loss` and `total_loss` (without a loss of blocks the same as `loss`)
+// through Model::train.
 void run_model(Harness& h) {
     const GoldenCase& c = h.golden;
     Model model(c.model, h.precision, true, h.ctx);
@@ -199,8 +220,12 @@ void run_model(Harness& h) {
     h.compare("loss", {mean_of(h.get(losses))}, c.floats("loss", {1}), h.tolerances().output);
     if (c.forward_only) return;
 
-    model.train({tokens, targets, losses, 1.0 / double(c.B * c.T), false}, false, h.arena, hooks);
-    h.compare("total_loss", {mean_of(h.get(losses))}, c.floats("total_loss", {1}), h.tolerances().output);
+    Tensor metrics = h.arena.tensor("metrics", DType::f64, {model.metric_count()});
+    model.train({tokens, targets, losses, 1.0 / double(c.B * c.T), false, metrics}, false, h.arena, hooks);
+    const double auxiliary = auxiliary_loss(model, h.get(metrics));
+    if (c.file.find("aux_loss")) h.compare("aux_loss", {auxiliary}, c.floats("aux_loss", {1}), h.tolerances().output);
+    h.compare("total_loss", {mean_of(h.get(losses)) + auxiliary}, c.floats("total_loss", {1}),
+              h.tolerances().output);
     for (const NamedTensor& g : model.gradients())
         h.compare("grad." + g.name, h.get(g.tensor), c.floats("grad." + g.name, g.tensor.shape),
                   h.tolerances().gradient);

@@ -10,7 +10,13 @@ namespace {
 
 using Json = nlohmann::json;
 
-const std::set<std::string> later_kinds = {"moe_token_choice", "moe_expert_choice", "mamba"};
+const std::set<std::string> later_kinds = {"mamba"};
+
+bool is_block(const std::string& kind) {
+    for (const char* known : {"attention", "ffn", "mot", "moe_token_choice", "moe_expert_choice"})
+        if (kind == known) return true;
+    return false;
+}
 
 Json parsed(const SafetensorsFile& file, const char* key) {
     auto text = file.metadata().find(key);
@@ -75,13 +81,57 @@ void read_mot(GoldenCase& c, const Fields& f) {
     c.forward_only = c.forward_only || c.discrete;
 }
 
+// Refuses to run a case whose field has another value than this version computes with.
+template <class T>
+void only(GoldenCase& c, const Fields& f, const char* key, const T& value) {
+    if (f.get<T>(key, value) != value) c.unsupported = str("this version has no \"", key, "\" but ", Json(value).dump());
+}
+
+// A number of the file that follows from the configuration: of tokens an expert may take.
+void check_tokens_per_expert(const GoldenCase& c, const Fields& f, const char* key,
+                             int64_t (*count)(const ModelConfig&, int64_t), int64_t tokens) {
+    try {
+        const int64_t computed = count(c.model, tokens);
+        if (f.get<int64_t>(key, computed) != computed)
+            input_error("the config's \"", key, "\" is ", f.get<int64_t>(key), ", computed ", computed);
+    } catch (const InputError& e) {
+        c.bad(e.what());
+    }
+}
+
+void read_moe(GoldenCase& c, const std::string& kind, const Fields& f) {
+    c.model.experts = f.size("n_experts");
+    c.model.expert_size = f.size("expert_size");
+    c.model.expert_activation = f.get<std::string>("activation");
+    only(c, f, "z_loss_weight", 0.0);
+    if (kind == "moe_token_choice") {
+        c.model.top_k = f.size("top_k");
+        c.model.capacity_factor = f.get<double>("capacity_factor");
+        c.model.load_balancing_weight = f.get<double>("load_balancing_weight");
+        only(c, f, "renormalise_top_k", false);
+        check_tokens_per_expert(c, f, "capacity", expert_capacity, c.B * c.T);
+    } else {
+        const int64_t simulated = f.get<int64_t>("simulate_group_size", 1);
+        c.model.expert_choice_fraction = f.get<double>("top_k_fraction");
+        c.model.simulate_group_size = simulated > 1 ? simulated : 0;
+        only<std::string>(c, f, "group_by", "batch");
+        only<std::string>(c, f, "softmax_over", "experts");
+        only(c, f, "softmax_ungrouped", false);
+        only<std::string>(c, f, "gate_value", "softmax_probability");
+        only(c, f, "output_layer_norm", true);
+        check_tokens_per_expert(c, f, "k_per_expert_per_position", expert_choices, simulated > 1 ? simulated : c.B);
+    }
+}
+
 void read_block(GoldenCase& c, const std::string& kind, const Fields& f) {
     if (kind == "attention")
         read_attention(c, f);
     else if (kind == "ffn")
         read_ffn(c, f);
-    else
+    else if (kind == "mot")
         read_mot(c, f);
+    else
+        read_moe(c, kind, f);
 }
 
 // The blocks of a model, and in `unsupported` what this version lacks to run it.
@@ -90,7 +140,7 @@ std::vector<std::string> read_blocks(GoldenCase& c, const Fields& f) {
     for (const std::string& kind : blocks) {
         if (later_kinds.count(kind))
             c.unsupported = "this version has no blocks of kind " + kind;
-        else if (kind != "attention" && kind != "ffn" && kind != "mot")
+        else if (!is_block(kind))
             c.bad("unknown block kind \"" + kind + "\"");
     }
     if (f.get<std::string>("residual", "pre_norm") != "pre_norm")
@@ -111,7 +161,8 @@ void read_model(GoldenCase& c, const Fields& f) {
     c.model.pattern.clear();
     for (const std::string& kind : blocks) {
         c.model.pattern += (c.model.pattern.empty() ? "" : " ") + kind;
-        read_block(c, kind, kind == "mot" ? f.inside("mot") : f);
+        const bool own_object = kind != "attention" && kind != "ffn";
+        read_block(c, kind, own_object ? f.inside(kind.c_str()) : f);
     }
     if (f.get<int64_t>("d_model") != c.C) c.bad("the config's \"d_model\" and the shape's \"C\" differ");
     if (c.T > c.model.context) c.bad(str("T is ", c.T, ", more than the context of ", c.model.context));
@@ -153,7 +204,7 @@ GoldenCase::GoldenCase(const std::string& path) : file(path) {
     if (kind == "model" || kind == "trajectory") {
         read_model(*this, fields);
         if (kind == "trajectory" && unsupported.empty()) read_optimizer(*this, fields.inside("optimizer"));
-    } else if (kind == "attention" || kind == "ffn" || kind == "mot") {
+    } else if (is_block(kind)) {
         model.pattern = kind;
         read_block(*this, kind, fields);
     } else if (kind != "layernorm") {
@@ -165,6 +216,8 @@ GoldenCase::GoldenCase(const std::string& path) : file(path) {
         model = resolved(model);
         if (model.group_axis == "batch" && has_mot(model) && B % model.group_size)
             input_error("B ", B, " is not divisible by the group size ", model.group_size);
+        if (has_block(model, "moe_expert_choice") && model.simulate_group_size && B % model.simulate_group_size)
+            input_error("B ", B, " is not divisible by the simulated group size ", model.simulate_group_size);
     } catch (const InputError& e) {
         bad(e.what());
     }

@@ -11,7 +11,7 @@ namespace llmc {
 
 struct GoldenCase {
     SafetensorsFile file;
-    std::string kind;         // attention | ffn | layernorm | mot | model | trajectory
+    std::string kind;         // attention | ffn | layernorm | mot | moe_... | model | trajectory
     std::string unsupported;  // a sentence if this version cannot run the case; then nothing below is filled in
     nlohmann::json config;    // as it is in the file
     int64_t B = 0, T = 0, C = 0;

@@ -249,6 +249,11 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     std::printf("%s", describe_plan(plan, shapes, config).c_str());
     if (has_mot(model) && model.group_axis == "sequence")
         std::printf("warning: --group-axis sequence mixes positions of one sequence: the model sees its own future\n");
+    if (has_block(model, "moe_expert_choice") && model.expert_choice_over == "all")
+        std::printf(
+            "warning: --expert-choice-over all compares positions of one sequence: the model sees its own future\n");
+    if (has_block(model, "moe_token_choice") && model.drop_order == "gate")
+        std::printf("warning: --drop-order gate drops a token for a later one: the model sees its own future\n");
     std::fflush(stdout);
 }
 

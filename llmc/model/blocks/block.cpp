@@ -14,6 +14,8 @@ std::unique_ptr<Block> make_block(const std::string& kind, const ModelConfig& co
     if (kind == "attention") return make_attention(config);
     if (kind == "ffn") return make_ffn(config);
     if (kind == "mot") return make_mot(config);
+    if (kind == "moe_token_choice") return make_moe_token_choice(config);
+    if (kind == "moe_expert_choice") return make_moe_expert_choice(config);
     input_error("unknown block kind \"", kind, "\"");
 }
 

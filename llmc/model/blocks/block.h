@@ -43,7 +43,9 @@ struct Pass {
     bool recomputing = false;     // a second forward for backward: decisions are in their slots already
     bool discrete = false;        // MoT evaluation with one-hot weights
     int64_t group_size = 1;       // MoT groups of this call
-    int64_t live_rows = 0;        // MoT: rows from here to B only fill up groups, as zero vectors; 0: no such rows
+    int64_t live_rows = 0;        // rows from here to B only fill up groups, as zero vectors; 0: no such rows
+    bool generating = false;      // extend: nothing is dropped for want of capacity
+    double aux_scale = 0;         // weight of a block's own loss in the total that is differentiated
     Tensor metrics{};             // this block's scalars, if they are wanted now: [n] f64
 
     Tensor param(const char* local_name) const { return owner(local_name).param(local_name); }
@@ -71,7 +73,8 @@ public:
     virtual void declare_params(Unit& dense, Unit& experts) const = 0;
     virtual std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& pass) const = 0;
     virtual std::vector<StateSpec> declare_state(int64_t, DType) const { return {}; }
-    // Names of the scalars written to Pass::metrics.
+    // Names of the scalars written to Pass::metrics. "balance_loss", if there is one, counts load_balancing_weight
+    // times in the total loss.
     virtual std::vector<std::string> declare_metrics() const { return {}; }
 
     // out = block(x), both [B,T,C] act.
@@ -89,7 +92,9 @@ protected:
 std::unique_ptr<Block> make_attention(const ModelConfig& config);
 std::unique_ptr<Block> make_ffn(const ModelConfig& config);
 std::unique_ptr<Block> make_mot(const ModelConfig& config);
-// kind: attention | ffn | mot
+std::unique_ptr<Block> make_moe_token_choice(const ModelConfig& config);
+std::unique_ptr<Block> make_moe_expert_choice(const ModelConfig& config);
+// kind: attention | ffn | mot | moe_token_choice | moe_expert_choice
 std::unique_ptr<Block> make_block(const std::string& kind, const ModelConfig& config);
 
 }  // namespace llmc

@@ -42,6 +42,12 @@ void dispatch_arithmetic(const Tensor& t, const char* what, F&& f) {
     if (t.dtype == DType::f64) return f(double{});
     run_error(what, " ", t.name, " has dtype ", name_of(t.dtype), ", expected F32 or F64");
 }
+// The same where there is no f64.
+inline void check_f32(const Tensor& t, const char* what) {
+    dispatch_arithmetic(t, what, [&](auto zero) {
+        if (sizeof zero != sizeof(float)) check_dtype(t, DType::f32, what);
+    });
+}
 
 // The softmaxes of a weights tensor. One is over `length` values, `stride` elements apart, so that to a softmax the
 // tensor is count / stride matrices [length, stride] with a softmax down each column.

@@ -244,12 +244,6 @@ __global__ void finish_statistics_kernel(double* stats, const double* partial, i
     }
 }
 
-void check_f32(const Tensor& t, const char* what) {
-    dispatch_arithmetic(t, what, [&](auto zero) {
-        if (sizeof zero != sizeof(float)) check_dtype(t, DType::f32, what);
-    });
-}
-
 // Calls f(contiguous, N, tiles) with the first two as constants. can_pack: all tensors are aligned.
 template <class F>
 void with_tiles(const MotShape& shape, SoftmaxOver over, bool can_pack, F&& f) {

@@ -1,0 +1,242 @@
+// Sparse Mixture of Experts: token choice (Shazeer et al. 2017; Fedus et al. 2021, Switch) and expert choice (Zhou et
+// al. 2022). Formulas with the same names: docs/moe.md.
+//
+// N = B*T tokens n, E experts of hidden size F with S slots each; slots and where say which token has which slot:
+//   logits[n,e]   = router_e . x_n                                        [B,T,E]
+//   probs         = softmax over the experts of logits
+//   slots, where  = token choice: every token takes the top_k experts with the largest probs, up to their capacity
+//                   expert choice: every expert takes the tokens with the largest probs out of each set of candidates
+//   gathered[e,s] = x_n,  n = slots[e,s]                                  [E,S,C]
+//   hidden[e,s]   = f(gathered[e,s] Wup_e^T)                              [E,S,F]
+//                   swiglu: silu(gathered[e,s] Wgate_e^T) * (gathered[e,s] Wup_e^T)
+//   output[e,s]   = hidden[e,s] Wdown_e^T                                 [E,S,C]
+//   sum_n         = sum over the slots (e,s) of token n of probs[n,e] output[e,s]
+//   out           = sum (token choice), layernorm(sum) (expert choice)    [B,T,C]
+#include "llmc/model/blocks/block.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace llmc {
+namespace {
+
+constexpr double output_norm_eps = 1e-5;
+
+// What both kinds share: the router, and the experts between gather and scatter.
+class Moe : public Block {
+public:
+    using Block::Block;
+
+    void declare_params(Unit& dense, Unit& experts) const override {
+        const int64_t C = config.d_model, E = config.experts, F = config.expert_size;
+        dense.weight("router.weight", {E, C}, C);
+        experts.weight("experts.up.weight", {E, F, C}, C);
+        if (gated()) experts.weight("experts.gate.weight", {E, F, C}, C);
+        experts.weight("experts.down.weight", {E, C, F}, F * down_fan_in());
+    }
+
+    std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
+        const int64_t C = config.d_model, E = config.experts, S = slots_per_expert(B, T, p);
+        const Shape wide{E, S, config.expert_size};
+        std::vector<SavedSpec> saved = {{"slots", DType::i32, {E, S}, true},
+                                        {"where", DType::i32, {B, T, E}, true},
+                                        {"probs", p.stat(), {B, T, E}},
+                                        {"hidden", p.act, wide},
+                                        {"output", p.act, {E, S, C}}};
+        if (gated()) saved.push_back({"gate", p.act, wide});
+        if (!relu()) saved.push_back({"up", p.act, wide});
+        return saved;
+    }
+
+    std::vector<std::string> declare_metrics() const override {
+        return {"router_entropy", "router_entropy_std", "router_logits_mean", "router_logits_std"};
+    }
+
+protected:
+    virtual int64_t slots_per_expert(int64_t B, int64_t T, const Pass& p) const = 0;
+    virtual int64_t down_fan_in() const = 0;  // experts whose outputs the initialisation expects to add up
+
+    // probs [B,T,E] of the tokens x. Its statistics go to `metrics` [4].
+    void route(const Pass& p, Tensor x, Tensor metrics) const {
+        Tensor probs = p.saved("probs"), logits = p.temp("logits", p.stat(), probs.shape);
+        if (p.live_rows && p.live_rows < p.B) fill(x.slice(p.live_rows, p.B), 0, p.ctx);
+        matmul(logits, x, p.param("router.weight"), {.transpose_b = true}, p.ctx);
+        mot_softmax_forward(probs, logits, SoftmaxOver::experts, {}, 1, p.ctx);
+        if (metrics) mot_statistics(metrics, probs, logits, SoftmaxOver::experts, {}, p.ctx);
+    }
+
+    // sum [B,T,C] of the experts' answers to x, once slots and where are chosen.
+    void experts_forward(const Pass& p, Tensor sum, Tensor x) const {
+        Tensor hidden = p.saved("hidden"), output = p.saved("output");
+        Tensor gathered = p.temp("gathered", output.shape);
+        const Activation f = activation_of(config.expert_activation);
+        moe_gather(gathered, x, p.saved("slots"), {}, p.ctx);
+        if (gated()) {
+            matmul(p.saved("gate"), gathered, p.param("experts.gate.weight"), {.transpose_b = true}, p.ctx);
+            matmul(p.saved("up"), gathered, p.param("experts.up.weight"), {.transpose_b = true}, p.ctx);
+            gated_forward(hidden, p.saved("gate"), p.saved("up"), f, p.ctx);
+        } else {
+            matmul(hidden, gathered, p.param("experts.up.weight"),
+                   {.transpose_b = true, .activation = f, .pre = relu() ? Tensor{} : p.saved("up")}, p.ctx);
+        }
+        matmul(output, hidden, p.param("experts.down.weight"), {.transpose_b = true}, p.ctx);
+        moe_scatter(sum, output, p.saved("where"), p.saved("probs"), false, p.ctx);
+    }
+
+    // dx = the gradient through the experts of dsum; dprobs [B,T,E] = that of the gates.
+    void experts_backward(const Pass& p, Tensor dx, Tensor dprobs, Tensor dsum, Tensor x) const {
+        Tensor hidden = p.saved("hidden"), output = p.saved("output"), slots = p.saved("slots");
+        Tensor dslots = p.temp("dslots", output.shape);      // [E,S,C]: doutput, later dgathered
+        Tensor gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
+        Tensor dhidden = p.temp("dhidden", hidden.shape);    // [E,S,F], before the activation (swiglu: of up)
+        const Activation f = activation_of(config.expert_activation);
+        const MatmulOptions gradient{.transpose_a = true, .accumulate = p.accumulate};
+
+        moe_weights_backward(dprobs, dsum, output, p.saved("where"), false, p.ctx);
+        moe_gather(dslots, dsum, slots, p.saved("probs"), p.ctx);
+        moe_gather(gathered, x, slots, {}, p.ctx);
+        matmul(p.grad("experts.down.weight"), dslots, hidden, gradient, p.ctx);
+        if (gated()) {
+            Tensor dgate = p.temp("dgate", hidden.shape);
+            matmul(dhidden, dslots, p.param("experts.down.weight"), {}, p.ctx);
+            gated_backward(dgate, dhidden, dhidden, p.saved("gate"), p.saved("up"), f, p.ctx);
+            matmul(dslots, dgate, p.param("experts.gate.weight"), {}, p.ctx);
+            matmul(p.grad("experts.gate.weight"), dgate, gathered, gradient, p.ctx);
+        } else {
+            matmul(dhidden, dslots, p.param("experts.down.weight"),
+                   {.backward = f, .pre = relu() ? hidden : p.saved("up")}, p.ctx);
+        }
+        matmul(dslots, dhidden, p.param("experts.up.weight"), {.accumulate = gated()}, p.ctx);
+        matmul(p.grad("experts.up.weight"), dhidden, gathered, gradient, p.ctx);
+        moe_scatter(dx, dslots, p.saved("where"), {}, false, p.ctx);
+    }
+
+    // The gradient that reaches the router through the gates, and through it dx (added).
+    void router_backward(const Pass& p, Tensor dx, Tensor dprobs, Tensor x) const {
+        Tensor probs = p.saved("probs"), dlogits = p.temp("dlogits", p.stat(), probs.shape);
+        mot_softmax_backward(dlogits, dprobs, probs, SoftmaxOver::experts, {}, 1, false, p.ctx);
+        if (p.act != dlogits.dtype) {  // both factors of a matmul have one type
+            Tensor rounded = p.temp("dlogits", dlogits.shape);
+            copy(rounded, dlogits, p.ctx);
+            dlogits = rounded;
+        }
+        matmul(dx, dlogits, p.param("router.weight"), {.accumulate = true}, p.ctx);
+        matmul(p.grad("router.weight"), dlogits, x, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
+    }
+
+private:
+    bool gated() const { return config.expert_activation == "swiglu"; }
+    bool relu() const { return config.expert_activation == "relu"; }
+};
+
+// ---------------------------------------------------------------------------------------------------- token choice
+
+class TokenChoice final : public Moe {
+public:
+    using Moe::Moe;
+    const char* kind() const override { return "moe_token_choice"; }
+
+    std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
+        std::vector<SavedSpec> saved = Moe::declare_saved(B, T, p);
+        saved.push_back({"counts", DType::i32, {config.experts}, true});
+        return saved;
+    }
+
+    std::vector<std::string> declare_metrics() const override {
+        std::vector<std::string> names = {"balance_loss", "dropped", "load_min", "load_max"};
+        for (const std::string& name : Moe::declare_metrics()) names.push_back(name);
+        return names;
+    }
+
+    void forward(const Pass& p, Tensor out, Tensor x) const override {
+        route(p, x, p.metrics ? p.metrics.slice(4, 8) : Tensor{});
+        const DropOrder order = config.drop_order == "gate" ? DropOrder::gate : DropOrder::position;
+        if (!p.recomputing)
+            moe_choose_experts(p.saved("slots"), p.saved("where"), p.saved("counts"), p.saved("probs"), config.top_k,
+                               order, p.ctx);
+        if (p.metrics) moe_balance(p.metrics.slice(0, 4), p.saved("probs"), p.saved("counts"), p.saved("slots"), p.ctx);
+        experts_forward(p, out, x);
+    }
+
+    void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
+        Tensor dprobs = p.temp("dprobs", p.stat(), p.saved("probs").shape);
+        experts_backward(p, dx, dprobs, dout, x);
+        moe_balance_backward(dprobs, p.saved("counts"), config.load_balancing_weight * p.aux_scale, p.ctx);
+        router_backward(p, dx, dprobs, x);
+    }
+
+private:
+    int64_t slots_per_expert(int64_t B, int64_t T, const Pass& p) const override {
+        return p.generating ? B * T : expert_capacity(config, B * T);
+    }
+    int64_t down_fan_in() const override { return config.experts; }
+};
+
+// --------------------------------------------------------------------------------------------------- expert choice
+
+class ExpertChoice final : public Moe {
+public:
+    using Moe::Moe;
+    const char* kind() const override { return "moe_expert_choice"; }
+
+    void declare_params(Unit& dense, Unit& experts) const override {
+        Moe::declare_params(dense, experts);
+        dense.ones("output_norm.weight", {config.d_model});
+        dense.zeros("output_norm.bias", {config.d_model});
+    }
+
+    std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
+        std::vector<SavedSpec> saved = Moe::declare_saved(B, T, p);
+        saved.push_back({"sum", p.act, {B, T, config.d_model}});
+        saved.push_back({"mean", p.stat(), {B, T}});
+        saved.push_back({"rstd", p.stat(), {B, T}});
+        return saved;
+    }
+
+    void forward(const Pass& p, Tensor out, Tensor x) const override {
+        route(p, x, p.metrics);
+        if (!p.recomputing) {
+            const Candidates c = candidates(p.B, p.T);
+            moe_choose_tokens(p.saved("slots"), p.saved("where"), p.saved("probs"), c.chosen, c.group, p.ctx);
+        }
+        experts_forward(p, p.saved("sum"), x);
+        norm_forward(out, p.saved("mean"), p.saved("rstd"), p.saved("sum"), p.param("output_norm.weight"),
+                     p.param("output_norm.bias"), Norm::layernorm, output_norm_eps, p.ctx);
+    }
+
+    void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
+        Tensor dsum = p.temp("dsum", dout.shape), dprobs = p.temp("dprobs", p.stat(), p.saved("probs").shape);
+        norm_backward(dsum, p.grad("output_norm.weight"), p.grad("output_norm.bias"), dout, p.saved("sum"),
+                      p.saved("mean"), p.saved("rstd"), p.param("output_norm.weight"), Norm::layernorm, false,
+                      p.accumulate, p.ctx);
+        experts_backward(p, dx, dprobs, dsum, x);
+        router_backward(p, dx, dprobs, x);
+    }
+
+private:
+    // An expert takes `chosen` tokens out of each of `sets` sets; group as moe_choose_tokens has it.
+    struct Candidates { int64_t group, chosen, sets; };
+    Candidates candidates(int64_t B, int64_t T) const {
+        if (config.expert_choice_over == "all") return {0, expert_choices(config, B * T), 1};
+        const int64_t group = config.simulate_group_size ? config.simulate_group_size : B;
+        return {group, expert_choices(config, group), T * (B / group)};
+    }
+    int64_t slots_per_expert(int64_t B, int64_t T, const Pass&) const override {
+        const Candidates c = candidates(B, T);
+        return c.chosen * c.sets;
+    }
+    int64_t down_fan_in() const override {  // the experts that a token has on average
+        return std::max<int64_t>(1, std::llround(config.expert_choice_fraction * double(config.experts)));
+    }
+};
+
+}  // namespace
+
+std::unique_ptr<Block> make_moe_token_choice(const ModelConfig& config) {
+    return std::make_unique<TokenChoice>(config);
+}
+std::unique_ptr<Block> make_moe_expert_choice(const ModelConfig& config) {
+    return std::make_unique<ExpertChoice>(config);
+}
+
+}  // namespace llmc
