@@ -299,8 +299,8 @@ help: ## this list
 	@echo
 	@printf '  %-16s %s\n' \
 	    BACKEND=NAME 'cpu, cuda, or emu: the CUDA kernels executed on the CPU, for tests' \
-    GPU_ARCH=LIST 'compute capabilities to compile for, for example "90"; default: 80 90 100' \
-    CUDA_HOME=DIR 'where the CUDA toolkit is, if nvcc is not in the PATH' \
+	    GPU_ARCH=LIST 'compute capabilities to compile for, for example "80 90"; default: 80 90 100' \
+	    CUDA_HOME=DIR 'where the CUDA toolkit is, if nvcc is not in the PATH' \
 	    GEMM=NAME 'insists on one library for matrix products: onednn, openblas or plain' \
 	    ARCH=native 'any -march value, for example x86-64-v3; empty: what the compiler takes by itself' \
 	    SANITIZE=NAME 'address (ASan and UBSan) or, with BACKEND=emu, thread (TSan); built apart' \

@@ -153,10 +153,10 @@ cuda_problem() {
     elif ! links -L"$cuda_home/lib64" -lcublasLt -lcudart; then
         echo "BACKEND=cuda needs the libraries cublasLt and cudart, not found in $cuda_home/lib64: install the toolkit's cuBLAS"
     else
-        known=$("$cuda_home/bin/nvcc" --list-gpu-arch | sed 's/compute_//' | xargs)
+        known=$("$cuda_home/bin/nvcc" --list-gpu-arch | sed 's/compute_//' | sort -n | awk '$1 >= 80' | xargs)
         for arch in $gpu_arch; do
-            [[ " $known " == *" $arch "* ]] && [ "$arch" -ge 80 ] 2>/dev/null || {
-                echo "GPU_ARCH=$gpu_arch: nvcc $nvcc_version cannot compile for $arch; choose from those of 80 and above in: $known"
+            [[ " $known " == *" $arch "* ]] || {
+                echo "GPU_ARCH=$gpu_arch: $arch is not one of $known, of which nvcc $nvcc_version can compile for any, with blanks between"
                 return
             }
         done
@@ -186,11 +186,16 @@ choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi;
     row backend "$backend" ""
     choose "${cxx20#no}" compiler "$compiler" "" \
         "${compiler:-no $cxx}" "required: C++20, for example g++ 12 (g++)"
-    row matmul "$gemm_text" "$gemm_note"
+    case $backend in
+        cpu) row matmul "$gemm_text" "$gemm_note" ;;
+        cuda) row matmul cuBLASLt "" ;;
+        emu) row matmul "cuBLASLt's emulation" "plain loops" ;;
+    esac
     choose "$openmp" threads OpenMP "" "no OpenMP" "runs on one thread only"
     choose "$mpi" processes "$mpi" "not used by this version: one process" \
         "no MPI" "one process, as always in this version"
     choose "$nvcc" GPU "$nvcc" "$gpu_note" "no nvcc in $cuda_home" "CPU backend only"
+    [ -z "$cuda_says" ] || echo "  $cuda_says"
     [ ${#found_libraries[@]} = 0 ] || row libraries "$(join "${found_libraries[@]}")" ""
     [ ${#missing_libraries[@]} = 0 ] ||
         row libraries "no $(join "${missing_libraries[@]}")" "required: \`make deps\` installs them"

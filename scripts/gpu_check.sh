@@ -31,7 +31,7 @@ check() {
     shift
     "$@" > "$work/log" 2>&1 < /dev/null
     code=$?
-    result "$name" $code "$(grep -v '^$' "$work/log" | tail -n 1)"
+    result "$name" $code "$(grep 'PASSED\|FAILED\|SKIPPED\|skipped$' "$work/log" | tail -n 3)"
     [ $code = 0 ] || tail -n 40 "$work/log" | sed 's/^/    | /'
 }
 

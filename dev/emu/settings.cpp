@@ -12,17 +12,28 @@ namespace {
 
 long from_environment(const char* name, long otherwise) {
     const char* text = getenv(name);
-    return text && *text ? atol(text) : otherwise;
+    if (!text || !*text) return otherwise;
+    char* end;
+    const long value = strtol(text, &end, 10);
+    if (*end || value < 0) {
+        fprintf(stderr, "emulator: %s=%s is not a number from 0 on\n", name, text);
+        _exit(2);
+    }
+    return value;
 }
 
 // A failing program says with which schedule it failed, so that the run can be repeated.
-void say_seed_of_failure(int status, void*) {
-    if (status != 0)
-        fprintf(stderr, "emulator: this run had EMU_SEED=%ld EMU_LAZY=%d\n", settings().seed, settings().lazy);
+void say_schedule() {
+    fprintf(stderr, "EMU_SEED=%ld EMU_LAZY=%d EMU_GUARD=%d\n", settings().seed, settings().lazy, settings().guard);
+}
+void say_schedule_of_failure(int status, void*) {
+    if (status == 0) return;
+    fprintf(stderr, "emulator: this run had ");
+    say_schedule();
 }
 
 Settings read() {
-    on_exit(say_seed_of_failure, nullptr);
+    on_exit(say_schedule_of_failure, nullptr);
     return {
         .seed = from_environment("EMU_SEED", 2),
         .lazy = from_environment("EMU_LAZY", 0) != 0,
@@ -48,7 +59,8 @@ void fail(const char* format, ...) {
     fprintf(stderr, "emulator: ");
     vfprintf(stderr, format, arguments);
     va_end(arguments);
-    fprintf(stderr, "%s; EMU_SEED=%ld EMU_LAZY=%d\n", position().c_str(), settings().seed, settings().lazy);
+    fprintf(stderr, "%s; ", position().c_str());
+    say_schedule();
     fflush(stderr);
     syscall(SYS_exit_group, 97);  // not _exit, which TSan takes for an invitation to complain about unfinished fibers
     __builtin_unreachable();

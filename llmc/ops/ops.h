@@ -1,5 +1,5 @@
-// The op contract: every operation a model is made of. One backend (ops/cpu/, later ops/cuda/) implements all of it and
-// is chosen at link time.
+// The op contract: every operation a model is made of. Each backend (ops/cpu/, ops/cuda/) implements all of it; one is
+// chosen at link time.
 //
 // Rules. Outputs come first, then inputs, then what shapes cannot say, then the Context. Ops only enqueue work. They
 // check shapes and dtypes and name the tensor that is wrong (RunError). A default-constructed Tensor means "not given".

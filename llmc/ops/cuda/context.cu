@@ -24,7 +24,7 @@ int require_device() {
     int devices = 0;
     const cudaError_t status = cudaGetDeviceCount(&devices);
     if (status != cudaSuccess || devices == 0)
-        input_error("this build needs an NVIDIA GPU and found none (",
+        input_error("this build needs an NVIDIA GPU and found no usable one (",
                     status != cudaSuccess ? cudaGetErrorString(status) : "no device", ")", help);
     int device = 0, major = 0, minor = 0;
     check_cuda(cudaGetDevice(&device), "cudaGetDevice");
