@@ -132,7 +132,8 @@ TEST_HELPERS := $(filter-out $(wildcard dev/test/test_*.cpp),$(wildcard dev/test
 BENCHES := $(basename $(notdir $(wildcard dev/bench/*.cpp)))
 
 # Objects of the backend's own sources lie with it, all others in build/common.
-object = $(foreach s,$1,$(if $(filter llmc/ops/cpu/% llmc/ops/cuda/% dev/emu/% dev/test/test_emu%,$s),$B,$(COMMON))/obj/$(basename $s).o)
+OF_BACKEND := llmc/ops/cpu/% llmc/ops/cuda/% dev/emu/% dev/test/test_emu%
+object = $(foreach s,$1,$(if $(filter $(OF_BACKEND),$s),$B,$(COMMON))/obj/$(basename $s).o)
 BACKEND_OBJECTS := $(call object,$(BACKEND_SOURCES) $(EMULATOR_SOURCES))
 OPS_OBJECTS := $(call object,$(filter llmc/base/% llmc/ops/%,$(COMMON_SOURCES))) $(BACKEND_OBJECTS)
 LIBRARY_OBJECTS := $(call object,$(COMMON_SOURCES)) $(BACKEND_OBJECTS)

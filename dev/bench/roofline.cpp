@@ -150,8 +150,8 @@ int run(const Options& o) {
     for (int i : {0, 1}) {
         const Gpu& gpu = i ? h100 : a100;
         const double peak = act == DType::bf16 ? gpu.bf16 : gpu.fp32, mfu = flops / predicted[i] / peak;
-        std::printf("%s: floor %.2f ms a step; predicted %.2f ms, %.0f tokens/s, MFU %.0f %% of %.0f TFLOP/s\n", gpu.name,
-                    floors[i] * 1e3, predicted[i] * 1e3, tokens / predicted[i], 100 * mfu, peak * 1e-12);
+        std::printf("%s: floor %.2f ms a step; predicted %.2f ms, %.0f tokens/s, MFU %.0f %% of %.0f TFLOP/s\n",
+                    gpu.name, floors[i] * 1e3, predicted[i] * 1e3, tokens / predicted[i], 100 * mfu, peak * 1e-12);
         file[str("predicted_", gpu.name)] = {{"seconds", predicted[i]}, {"mfu", mfu}};
     }
     if (o.measure) {
@@ -164,7 +164,8 @@ int run(const Options& o) {
         std::printf(" (peak: %s)\n", peak.how.c_str());
         file["measured"] = {{"device", backend_description(ctx)}, {"seconds", measured.step_seconds},
                             {"tokens_per_second", tokens / measured.step_seconds}, {"flops_per_second", rate},
-                            {"peak", peak.flops}, {"peak_source", peak.how}, {"mfu", peak.flops > 0 ? json(rate / peak.flops) : json()}};
+                            {"peak", peak.flops}, {"peak_source", peak.how},
+                            {"mfu", peak.flops > 0 ? json(rate / peak.flops) : json()}};
     }
     if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(1) << '\n';
     return 0;

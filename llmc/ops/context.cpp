@@ -13,7 +13,8 @@ namespace {
 int allowed_cpus() {
     cpu_set_t set;
     CPU_ZERO(&set);
-    const int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency());
+    const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+    const int n = known ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency());
     return std::max(1, n);
 }
 

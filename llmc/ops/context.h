@@ -61,8 +61,8 @@ struct Context {
 // Every op opens with one of these, after its shape checks:
 //     Op op(ctx, "matmul", 2 * m * n * k, workspace_bytes, total_bytes({out, a, b}));
 //     if (!op.run) return;             // counting: nothing to do
-// It adds up the cost, provides the workspace (contents undefined, 64-byte aligned or better), lifts the guard, and times
-// the op.
+// It adds up the cost, provides the workspace (contents undefined, 64-byte aligned or better), lifts the guard, and
+// times the op.
 struct Op {
     Op(Context& ctx, const char* name, int64_t flops = 0, int64_t workspace_bytes = 0, int64_t bytes = 0);
     ~Op();

@@ -1,4 +1,5 @@
-// Graph: a piece of the step that enqueues the same launches every time, so that a GPU can be given all of them at once.
+// Graph: a piece of the step that enqueues the same launches every time, so that a GPU can be given all of them at
+// once.
 //
 //     graph.run(ctx, [&] { model.train(...); });
 // The first run enqueues op by op. The second records what would be enqueued; from then on the record is launched, and

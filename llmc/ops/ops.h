@@ -167,7 +167,8 @@ enum class DropOrder { position, gate };
 
 // Token choice (Fedus et al. 2021, Switch; k > 1: Lepikhin et al. 2020): every token goes to the k experts with its
 // largest probs, ties to the lowest index. An expert keeps the first S that come, in the order of n, or the S with the
-// largest probs (ties: lowest n); slots are filled in the order of n. counts [E] i32 = tokens per expert before dropping.
+// largest probs (ties: lowest n); slots are filled in the order of n. counts [E] i32 = tokens per expert before
+// dropping.
 void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor probs, int64_t k, DropOrder order,
                         Context& ctx);
 // Expert choice (Zhou et al. 2022): an expert takes the k tokens with the largest probs out of a candidate set; ties go
@@ -179,8 +180,8 @@ void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int6
 // gathered[e,s,:] = weights[n,e] x[n,:] with n = slots[e,s], 0 for an empty slot; without weights the factor is 1.
 // gathered [E,S,C] act, x [B,T,C] act, weights [B,T,E] f32. Also the gradient of moe_scatter with respect to y.
 void moe_gather(Tensor gathered, Tensor x, Tensor slots, Tensor weights, Context& ctx);
-// out[n,:] (+)= sum over the experts e with s = where[n,e] >= 0, ascending, of weights[n,e] y[e,s,:]; without weights the
-// factor is 1. out [B,T,C] act, y [E,S,C] act. Also the gradient of moe_gather with respect to x.
+// out[n,:] (+)= sum over the experts e with s = where[n,e] >= 0, ascending, of weights[n,e] y[e,s,:]; without weights
+// the factor is 1. out [B,T,C] act, y [E,S,C] act. Also the gradient of moe_gather with respect to x.
 void moe_scatter(Tensor out, Tensor y, Tensor where, Tensor weights, bool accumulate, Context& ctx);
 // dweights[n,e] (+)= <dout[n,:], y[e, where[n,e], :]>, 0 where the token has no slot: the gradient of moe_scatter for
 // its weights. dweights [B,T,E] f32.

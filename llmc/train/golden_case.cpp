@@ -84,7 +84,8 @@ void read_mot(GoldenCase& c, const Fields& f) {
 // Refuses to run a case whose field has another value than this version computes with.
 template <class T>
 void only(GoldenCase& c, const Fields& f, const char* key, const T& value) {
-    if (f.get<T>(key, value) != value) c.unsupported = str("this version has no \"", key, "\" but ", Json(value).dump());
+    if (f.get<T>(key, value) != value)
+        c.unsupported = str("this version has no \"", key, "\" but ", Json(value).dump());
 }
 
 // A number of the file that follows from the configuration: of tokens an expert may take.

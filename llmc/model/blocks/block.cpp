@@ -10,6 +10,16 @@ Tensor Pass::named(const std::vector<Tensor>& list, const char* name) const {
     run_error("block ", dense.unit ? dense.unit->prefix : "?", " has not declared ", name);
 }
 
+void Block::logits_backward(const Pass& p, const char* weight, Tensor dx, Tensor dlogits, Tensor x) {
+    if (p.act != dlogits.dtype) {  // both factors of a matmul have one type
+        Tensor rounded = p.temp("dlogits", dlogits.shape);
+        copy(rounded, dlogits, p.ctx);
+        dlogits = rounded;
+    }
+    matmul(dx, dlogits, p.param(weight), {.accumulate = true}, p.ctx);
+    matmul(p.grad(weight), dlogits, x, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
+}
+
 std::unique_ptr<Block> make_block(const std::string& kind, const ModelConfig& config) {
     if (kind == "attention") return make_attention(config);
     if (kind == "ffn") return make_ffn(config);

@@ -86,6 +86,9 @@ public:
     virtual void extend(const Pass& pass, Tensor out, Tensor x) const { forward(pass, out, x); }
 
 protected:
+    // Backward of logits = x weight^T, logits [B,T,E] stat: dx += dlogits weight, and the gradient of the weight [E,C].
+    static void logits_backward(const Pass& pass, const char* weight, Tensor dx, Tensor dlogits, Tensor x);
+
     const ModelConfig config;
 };
 

@@ -115,13 +115,7 @@ protected:
     void router_backward(const Pass& p, Tensor dx, Tensor dprobs, Tensor x) const {
         Tensor probs = p.saved("probs"), dlogits = p.temp("dlogits", p.stat(), probs.shape);
         mot_softmax_backward(dlogits, dprobs, probs, SoftmaxOver::experts, {}, 1, false, p.ctx);
-        if (p.act != dlogits.dtype) {  // both factors of a matmul have one type
-            Tensor rounded = p.temp("dlogits", dlogits.shape);
-            copy(rounded, dlogits, p.ctx);
-            dlogits = rounded;
-        }
-        matmul(dx, dlogits, p.param("router.weight"), {.accumulate = true}, p.ctx);
-        matmul(p.grad("router.weight"), dlogits, x, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
+        logits_backward(p, "router.weight", dx, dlogits, x);
     }
 
 private:

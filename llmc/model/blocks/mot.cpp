@@ -113,13 +113,7 @@ private:
         mot_weights_backward(dweights, x, dmixed, group(p), !separate_emit(), p.ctx);
         mot_softmax_backward(dlogits, dweights, merge, SoftmaxOver::group, group(p), config.temperature,
                              separate_emit(), p.ctx);
-        if (p.act != dlogits.dtype) {  // both factors of a matmul have one type
-            Tensor rounded = p.temp("dlogits", dlogits.shape);
-            copy(rounded, dlogits, p.ctx);
-            dlogits = rounded;
-        }
-        matmul(dx, dlogits, p.param("controller.weight"), {.accumulate = true}, p.ctx);
-        matmul(p.grad("controller.weight"), dlogits, x, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
+        logits_backward(p, "controller.weight", dx, dlogits, x);
     }
 };
 

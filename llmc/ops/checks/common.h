@@ -1,6 +1,6 @@
-// What the ops of all backends check alike, and how: shapes, dtypes, and messages that name the wrong tensor. The checks
-// of one op family stand in the other headers of this directory, so that every backend refuses the same in the same
-// words.
+// What the ops of all backends check alike, and how: shapes, dtypes, and messages that name the wrong tensor. The
+// checks of one op family stand in the other headers of this directory, so that every backend refuses the same in the
+// same words.
 #pragma once
 #include <algorithm>
 #include <utility>
