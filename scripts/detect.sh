@@ -143,7 +143,11 @@ cuda_problem() {
         }
     done
     [ "$backend" = cuda ] || {
-        [ "$(uname -m)" = x86_64 ] || echo "BACKEND=emu runs on x86-64 only, this machine is $(uname -m)"
+        if [ "$(uname -m)" != x86_64 ]; then
+            echo "BACKEND=emu runs on x86-64 only, this machine is $(uname -m)"
+        elif ! has_cuda_header nccl.h; then
+            echo "BACKEND=emu needs NCCL's header nccl.h, not found in $cuda_home/include: install NCCL (libnccl-dev)"
+        fi
         return
     }
     if [ -z "$nvcc_version" ]; then
