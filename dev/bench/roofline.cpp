@@ -160,7 +160,7 @@ int run(const Options& o) {
         const double rate = flops / measured.step_seconds;
         std::printf("here: %.2f ms a step, %.0f tokens/s, %.1f TFLOP/s", measured.step_seconds * 1e3,
                     tokens / measured.step_seconds, rate * 1e-12);
-        if (peak.flops > 0) std::printf(", MFU %.1f %% of %.0f", 100 * rate / peak.flops, peak.flops * 1e-12);
+        if (peak.flops > 0) std::printf(", MFU %.1f %% of %.2f", 100 * rate / peak.flops, peak.flops * 1e-12);
         std::printf(" (peak: %s)\n", peak.how.c_str());
         file["measured"] = {{"device", backend_description(ctx)}, {"seconds", measured.step_seconds},
                             {"tokens_per_second", tokens / measured.step_seconds}, {"flops_per_second", rate},
