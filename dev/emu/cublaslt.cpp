@@ -56,45 +56,47 @@ struct Field {
 };
 #define FIELD(attribute, type, member) Field{attribute, offsetof(type, member), sizeof(type::member)}
 
-constexpr Field fields_of(const Operation*, int attribute) {
-    for (const Field& f : {FIELD(CUBLASLT_MATMUL_DESC_TRANSA, Operation, transpose_a),
-                           FIELD(CUBLASLT_MATMUL_DESC_TRANSB, Operation, transpose_b),
-                           FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE, Operation, epilogue),
-                           FIELD(CUBLASLT_MATMUL_DESC_BIAS_POINTER, Operation, bias),
-                           FIELD(CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, Operation, bias_stride),
-                           FIELD(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, Operation, bias_type),
-                           FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, Operation, aux),
-                           FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, Operation, aux_ld),
-                           FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, Operation, aux_stride),
-                           FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, Operation, aux_type)})
+constexpr Field find(std::initializer_list<Field> fields, int attribute) {
+    for (const Field& f : fields)
         if (f.attribute == attribute) return f;
     return {};
 }
-constexpr Field fields_of(const Layout*, int attribute) {
-    for (const Field& f : {FIELD(CUBLASLT_MATRIX_LAYOUT_TYPE, Layout, type),
-                           FIELD(CUBLASLT_MATRIX_LAYOUT_ORDER, Layout, order),
-                           FIELD(CUBLASLT_MATRIX_LAYOUT_ROWS, Layout, rows),
-                           FIELD(CUBLASLT_MATRIX_LAYOUT_COLS, Layout, columns),
-                           FIELD(CUBLASLT_MATRIX_LAYOUT_LD, Layout, ld),
-                           FIELD(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, Layout, batch),
-                           FIELD(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, Layout, stride)})
-        if (f.attribute == attribute) return f;
-    return {};
+constexpr Field field_of(const Operation*, int attribute) {
+    return find({FIELD(CUBLASLT_MATMUL_DESC_TRANSA, Operation, transpose_a),
+                 FIELD(CUBLASLT_MATMUL_DESC_TRANSB, Operation, transpose_b),
+                 FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE, Operation, epilogue),
+                 FIELD(CUBLASLT_MATMUL_DESC_BIAS_POINTER, Operation, bias),
+                 FIELD(CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, Operation, bias_stride),
+                 FIELD(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, Operation, bias_type),
+                 FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, Operation, aux),
+                 FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, Operation, aux_ld),
+                 FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, Operation, aux_stride),
+                 FIELD(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, Operation, aux_type)},
+                attribute);
 }
-constexpr Field fields_of(const Preference*, int attribute) {
-    for (const Field& f : {FIELD(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, Preference, workspace),
-                           FIELD(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, Preference, reductions),
-                           FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, Preference, alignment[0]),
-                           FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, Preference, alignment[1]),
-                           FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, Preference, alignment[2]),
-                           FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, Preference, alignment[3])})
-        if (f.attribute == attribute) return f;
-    return {};
+constexpr Field field_of(const Layout*, int attribute) {
+    return find({FIELD(CUBLASLT_MATRIX_LAYOUT_TYPE, Layout, type),
+                 FIELD(CUBLASLT_MATRIX_LAYOUT_ORDER, Layout, order),
+                 FIELD(CUBLASLT_MATRIX_LAYOUT_ROWS, Layout, rows),
+                 FIELD(CUBLASLT_MATRIX_LAYOUT_COLS, Layout, columns),
+                 FIELD(CUBLASLT_MATRIX_LAYOUT_LD, Layout, ld),
+                 FIELD(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, Layout, batch),
+                 FIELD(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, Layout, stride)},
+                attribute);
+}
+constexpr Field field_of(const Preference*, int attribute) {
+    return find({FIELD(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, Preference, workspace),
+                 FIELD(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, Preference, reductions),
+                 FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, Preference, alignment[0]),
+                 FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, Preference, alignment[1]),
+                 FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, Preference, alignment[2]),
+                 FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, Preference, alignment[3])},
+                attribute);
 }
 
 template <class T>
 cublasStatus_t set_attribute(T* object, int attribute, const void* value, size_t bytes) {
-    const Field field = fields_of(object, attribute);
+    const Field field = field_of(object, attribute);
     if (!object || !value) return invalid("an attribute of or from nothing");
     if (field.bytes == 0) return unsupported("this attribute is not emulated");
     if (bytes != field.bytes) return invalid("an attribute has another size");
@@ -104,7 +106,7 @@ cublasStatus_t set_attribute(T* object, int attribute, const void* value, size_t
 
 template <class T>
 cublasStatus_t get_attribute(T* object, int attribute, void* value, size_t bytes, size_t* written) {
-    const Field field = fields_of(object, attribute);
+    const Field field = field_of(object, attribute);
     if (!object || (bytes == 0 ? !written : !value)) return invalid("an attribute of or to nothing");
     if (field.bytes == 0) return unsupported("this attribute is not emulated");
     if (written) *written = field.bytes;

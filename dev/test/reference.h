@@ -128,10 +128,18 @@ inline const std::vector<DType> all_act = [] {
         if (backend_supports(act)) types.push_back(act);
     return types;
 }();
+// The types of softmax weights, statistics and the like on the linked backend; the last is the most exact.
+inline const std::vector<DType> arithmetic_types =
+    backend_supports(DType::f64) ? std::vector{DType::f32, DType::f64} : std::vector{DType::f32};
 // True where a test should try few and small sizes: kernels that are executed thread by thread, under a sanitizer.
 inline bool small_sizes() {
     const char* sizes = std::getenv("TEST_SIZES");
     return sizes && std::string(sizes) == "small";
+}
+template <class Case>
+std::vector<Case> few_or_all(std::vector<Case> few, const std::vector<Case>& more) {
+    if (!small_sizes()) few.insert(few.end(), more.begin(), more.end());
+    return few;
 }
 // Type of statistics and of gradients of parameters beside activations of this type.
 inline DType statistics_dtype(DType act) { return act == DType::f64 ? DType::f64 : DType::f32; }

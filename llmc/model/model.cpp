@@ -1,5 +1,7 @@
 #include "llmc/model/model.h"
 
+#include <algorithm>
+
 namespace llmc {
 
 struct Model::Run {
@@ -97,8 +99,12 @@ UnitView Model::view(const std::string& unit_name, bool gradients) const {
     return {unit, unit_range(*unit, compute), gradients ? unit_range(*unit, grads) : Tensor{}};
 }
 
+bool Model::has(const std::string& kind) const {
+    return std::any_of(blocks.begin(), blocks.end(), [&](const auto& block) { return block->kind() == kind; });
+}
+
 void Model::check_rows(int64_t rows, int64_t group_size) const {
-    if (has_block(config, "moe_expert_choice")) {
+    if (has("moe_expert_choice")) {
         const bool batch = config.expert_choice_over == "batch";
         const int64_t g = batch && config.simulate_group_size ? config.simulate_group_size : rows;
         if (g == 0 || rows % g)
@@ -106,7 +112,7 @@ void Model::check_rows(int64_t rows, int64_t group_size) const {
                         " (--simulate-group-size): make the micro-batch a multiple of it");
         expert_choices(config, batch ? g : rows * config.context);
     }
-    if (!has_mot(config)) return;
+    if (!has("mot")) return;
     const int64_t g = group_size ? group_size : config.group_size;
     if (config.group_axis == "batch" && rows % g)
         input_error("a batch of ", rows, " sequences cannot be cut into MoT groups of ", g, ": make the micro-batch (",

@@ -97,6 +97,7 @@ public:
 private:
     struct Run;   // one call: sizes, options, arena, hooks
     struct Kept;  // what one block leaves for backward
+    bool has(const std::string& kind) const;  // a block of this kind
     UnitView view(const std::string& unit_name, bool gradients) const;
     void with_head(const Run& run, const std::function<void(const UnitView&)>& use);
     const char* head_weight() const;

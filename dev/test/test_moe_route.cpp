@@ -1,0 +1,208 @@
+// Who is routed to whom, against plain loops, exactly; and the load balancing loss.
+#include "dev/test/moe_oracle.h"
+
+namespace llmc {
+namespace {
+
+using namespace test;
+
+TEST(MoeOps, TokensChooseExpertsAsPlainLoopsDo) {
+    for (const Sizes& s : cases)
+        for (Probs kind : kinds)
+            for (DropOrder order : {DropOrder::position, DropOrder::gate})
+                for (DType dtype : arithmetic_types) {
+                    SCOPED_TRACE(s.text() +
+                                 str(" probs ", int(kind), order == DropOrder::gate ? " gate" : " position"));
+                    Vector p = make_probs(kind, s.N(), s.E, 1);
+                    Routing want = choose_experts_oracle(s, p, order);
+                    Device d;
+                    Tensor probs = d.tensor(dtype, {s.B, s.T, s.E}, p, "probs");
+                    Tensor slots = d.tensor(DType::i32, {s.E, s.S}, "slots");
+                    Tensor where = d.tensor(DType::i32, probs.shape, "where");
+                    Tensor counts = d.tensor(DType::i32, {s.E}, "counts");
+                    moe_choose_experts(slots, where, counts, probs, s.k, order, d.ctx);
+                    EXPECT_EQ(d.read(slots), want.slots);
+                    EXPECT_EQ(d.read(where), want.where);
+                    EXPECT_EQ(d.read(counts), want.counts);
+                }
+}
+
+struct Choice {
+    Sizes s;  // S follows
+    int64_t group;
+};
+
+std::vector<Choice> token_choices() {
+    std::vector<Choice> all = {
+        {{6, 3, 4, 0, 2}, 3},    {{6, 3, 4, 0, 1}, 6},   {{4, 5, 7, 0, 4}, 4}, {{3, 2, 1, 0, 1}, 1},
+        {{6, 3, 4, 0, 5}, 0},    {{2, 4, 3, 0, 8}, 0},   {{0, 5, 4, 0, 0}, 0}, {{0, 5, 4, 0, 1}, 2},
+        {{40, 2, 3, 0, 34}, 40}, {{5, 14, 33, 0, 9}, 0}, {{3, 2, 2, 0, 0}, 0},
+    };
+    if (!small_sizes())
+        for (const Choice& c :
+             {Choice{{64, 9, 32, 0, 2}, 32}, Choice{{300, 2, 9, 0, 21}, 150}, Choice{{8, 200, 17, 0, 50}, 0},
+              Choice{{2, 1500, 2, 0, 1300}, 0}, Choice{{1100, 1, 2, 0, 70}, 1100}})
+            all.push_back(c);
+    for (Choice& c : all) c.s.S = c.group > 0 ? c.s.T * (c.s.B / c.group) * c.s.k : c.s.k;
+    return all;
+}
+
+TEST(MoeOps, ExpertsChooseTokensAsPlainLoopsDo) {
+    for (const auto& [s, group] : token_choices())
+        for (Probs kind : kinds)
+            for (DType dtype : arithmetic_types) {
+                SCOPED_TRACE(s.text() + str(" group ", group, " probs ", int(kind)));
+                Vector p = make_probs(kind, s.N(), s.E, 2);
+                Routing want = choose_tokens_oracle(s, p, group);
+                Device d;
+                Tensor probs = d.tensor(dtype, {s.B, s.T, s.E}, p, "probs");
+                Tensor slots = d.tensor(DType::i32, {s.E, s.S}, "slots");
+                Tensor where = d.tensor(DType::i32, probs.shape, "where");
+                moe_choose_tokens(slots, where, probs, s.k, group, d.ctx);
+                EXPECT_EQ(d.read(slots), want.slots);
+                EXPECT_EQ(d.read(where), want.where);
+            }
+}
+
+// By hand: three tokens, two experts, two slots.
+TEST(MoeOps, TiesAndDropsByHand) {
+    Device d;
+    Tensor probs = d.tensor(DType::f32, {1, 3, 2}, {0.5, 0.5, 0.625, 0.375, 0.75, 0.25}, "probs");
+    Tensor slots = d.tensor(DType::i32, {2, 2}, "slots"), where = d.tensor(DType::i32, {1, 3, 2}, "where"),
+           counts = d.tensor(DType::i32, {2}, "counts");
+    moe_choose_experts(slots, where, counts, probs, 1, DropOrder::position, d.ctx);
+    EXPECT_EQ(d.read(slots), (Vector{0, 1, -1, -1}));
+    EXPECT_EQ(d.read(where), (Vector{0, -1, 1, -1, -1, -1}));
+    EXPECT_EQ(d.read(counts), (Vector{3, 0}));
+    moe_choose_experts(slots, where, counts, probs, 1, DropOrder::gate, d.ctx);
+    EXPECT_EQ(d.read(slots), (Vector{1, 2, -1, -1}));
+    EXPECT_EQ(d.read(where), (Vector{-1, -1, 0, -1, 1, -1}));
+}
+
+// Longer lists than a block of a GPU looks at in one go, and sets of tokens that are not counted in shared memory.
+TEST(MoeOps, LongListsMatchPlainLoops) {
+    auto compare = [](const Sizes& s, const Vector& p, const Routing& want, auto route) {
+        Device d;
+        Tensor probs = d.tensor(DType::f32, {s.B, s.T, s.E}, p, "probs");
+        Tensor slots = d.tensor(DType::i32, {s.E, s.S}, "slots"), where = d.tensor(DType::i32, probs.shape, "where");
+        route(slots, where, probs, d);
+        EXPECT_EQ(d.read(slots), want.slots) << s.text();
+        EXPECT_EQ(d.read(where), want.where) << s.text();
+    };
+    for (Probs kind : {Probs::smooth, Probs::ties}) {
+        if (small_sizes() && kind == Probs::smooth) continue;
+        const Sizes tokens{2, 2350, 2, 2200, 1}, experts{2, 2350, 2, 2200, 2200}, sets{516, 1, 3, 60, 30};
+        const Vector p = make_probs(kind, tokens.N(), tokens.E, 8), q = make_probs(kind, sets.N(), sets.E, 9);
+        for (DropOrder order : {DropOrder::position, DropOrder::gate})
+            compare(tokens, p, choose_experts_oracle(tokens, p, order),
+                    [&](auto slots, auto where, auto probs, auto& d) {
+                        Tensor counts = d.tensor(DType::i32, {tokens.E}, "counts");
+                        moe_choose_experts(slots, where, counts, probs, tokens.k, order, d.ctx);
+                        EXPECT_EQ(dot(d.read(counts), {1, 1}), double(tokens.N()));
+                    });
+        compare(experts, p, choose_tokens_oracle(experts, p, 0), [&](auto slots, auto where, auto probs, auto& d) {
+            moe_choose_tokens(slots, where, probs, experts.k, 0, d.ctx);
+        });
+        compare(sets, q, choose_tokens_oracle(sets, q, 258), [&](auto slots, auto where, auto probs, auto& d) {
+            moe_choose_tokens(slots, where, probs, sets.k, 258, d.ctx);
+        });
+    }
+}
+
+// The order of numbers that no softmax gives: infinities, negative ones, the two zeros, which are equal, and NaN.
+TEST(MoeOps, AnyNumbersAreOrdered) {
+    const double inf = std::numeric_limits<double>::infinity();
+    const Vector ascending = {nan, -inf, -2, -1, -0.0, 1, inf};
+    const int64_t n = int64_t(ascending.size());
+    for (int64_t group : {n, int64_t(0)})
+        for (int64_t k = 1; k <= n; k++) {
+            Device d;
+            Tensor probs = d.tensor(DType::f32, {n, 1, 1}, ascending, "probs");
+            Tensor slots = d.tensor(DType::i32, {1, k}, "slots"), where = d.tensor(DType::i32, {n, 1, 1}, "where");
+            moe_choose_tokens(slots, where, probs, k, group, d.ctx);
+            Vector want;
+            for (int64_t i = n - k; i < n; i++) want.push_back(double(i));
+            EXPECT_EQ(d.read(slots), want) << "group " << group;
+        }
+    Device d;
+    Tensor probs = d.tensor(DType::f32, {1, 2, 2}, {-0.0, 0.0, 0.0, -0.0}, "probs");
+    Tensor slots = d.tensor(DType::i32, {2, 1}, "slots"), where = d.tensor(DType::i32, {1, 2, 2}, "where"),
+           counts = d.tensor(DType::i32, {2}, "counts");
+    moe_choose_experts(slots, where, counts, probs, 1, DropOrder::gate, d.ctx);
+    EXPECT_EQ(d.read(slots), (Vector{0, -1}));
+    EXPECT_EQ(d.read(counts), (Vector{2, 0}));
+}
+
+double balance_oracle(const Sizes& s, const Vector& probs, const Vector& counts) {
+    double loss = 0;
+    for (int64_t e = 0; e < s.E; e++) {
+        double mean = 0;
+        for (int64_t n = 0; n < s.N(); n++) mean += probs[size_t(n * s.E + e)] / double(s.N());
+        loss += double(s.E) * counts[size_t(e)] / double(s.N()) * mean;
+    }
+    return loss;
+}
+
+TEST(MoeOps, BalanceAndItsGradientMatchPlainLoops) {
+    for (const Sizes& s : cases)
+        for (DType dtype : arithmetic_types) {
+            if (s.N() == 0) continue;
+            SCOPED_TRACE(s.text());
+            Vector p = rounded(dtype, make_probs(Probs::smooth, s.N(), s.E, 8)), before = random_vector(s.N() * s.E, 9);
+            Routing r = choose_experts_oracle(s, p, DropOrder::position);
+            double kept = 0, lowest = 1e300, highest = 0;
+            for (double n : r.slots) kept += n >= 0;
+            for (double c : r.counts) lowest = std::min(lowest, c), highest = std::max(highest, c);
+            const double pairs = double(s.N() * s.k), even = pairs / double(s.E);
+            Device d;
+            Tables tables(d, s, r);
+            Tensor probs = d.tensor(dtype, {s.B, s.T, s.E}, p, "probs"),
+                   counts = d.tensor(DType::i32, {s.E}, r.counts, "counts"), stats = d.tensor(DType::f64, {4}, "stats");
+            moe_balance(stats, probs, counts, tables.slots, d.ctx);
+            Vector got = d.read(stats),
+                   want = {balance_oracle(s, p, r.counts), 1 - kept / pairs, lowest / even, highest / even};
+            for (size_t i = 0; i < 4; i++) EXPECT_NEAR(got[i], want[i], 1e-12 * (1 + want[i])) << "statistic " << i;
+
+            Vector gradient = before;
+            for (int64_t n = 0; n < s.N(); n++)
+                for (int64_t e = 0; e < s.E; e++)
+                    gradient[size_t(n * s.E + e)] +=
+                        0.7 * double(s.E) * r.counts[size_t(e)] / double(s.N()) / double(s.N());
+            Tensor dprobs = d.tensor(dtype, probs.shape, before, "dprobs");
+            moe_balance_backward(dprobs, counts, 0.7, d.ctx);
+            EXPECT_TRUE(close(d.read(dprobs), gradient, tolerance(dtype)));
+        }
+}
+
+TEST(MoeOps, BalanceGradientMatchesFiniteDifferences) {
+    Sizes s{2, 3, 4, 2, 2};
+    Vector p = make_probs(Probs::smooth, s.N(), s.E, 10);
+    Routing r = choose_experts_oracle(s, p, DropOrder::position);
+    Device d;
+    Tensor counts = d.tensor(DType::i32, {s.E}, r.counts, "counts");
+    Tensor dprobs = d.tensor(arithmetic_types.back(), {s.B, s.T, s.E}, Vector(p.size(), 0.0), "dprobs");
+    moe_balance_backward(dprobs, counts, 3.0, d.ctx);
+    Vector want = numeric_gradient([&](const Vector& x) { return 3.0 * balance_oracle(s, x, r.counts); }, p);
+    EXPECT_TRUE(close(d.read(dprobs), want, 1e-8 + tolerance(arithmetic_types.back())));
+}
+
+TEST(MoeOps, BalanceByHandAndOfNothing) {
+    Device d;
+    Tensor stats = d.tensor(DType::f64, {4}, "stats");
+    Tensor probs = d.tensor(DType::f32, {1, 2, 2}, {0.75, 0.25, 1, 0}, "probs");
+    Tensor counts = d.tensor(DType::i32, {2}, {2, 0}, "counts"), slots = d.tensor(DType::i32, {2, 1}, {0, -1}, "slots");
+    moe_balance(stats, probs, counts, slots, d.ctx);  // 2 * (2/2) * 1.75/2
+    EXPECT_EQ(d.read(stats), (Vector{1.75, 0.5, 0, 2}));
+    Tensor none = d.tensor(DType::f32, {0, 3, 2}, "none");
+    d.write(counts, {0, 0});
+    d.write(slots, {-1, -1});
+    moe_balance(stats, none, counts, slots, d.ctx);
+    EXPECT_EQ(d.read(stats), Vector(4, 0.0));
+    moe_balance_backward(none, counts, 1.0, d.ctx);
+    d.write(probs, {nan, 0.25, 1, 0});
+    moe_balance(stats, probs, counts, slots, d.ctx);
+    EXPECT_TRUE(std::isnan(d.read(stats)[0]));
+}
+
+}  // namespace
+}  // namespace llmc
