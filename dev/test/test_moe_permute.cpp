@@ -98,21 +98,22 @@ TEST(MoeOps, WeightsBackwardMatchesPlainLoops) {
 
 // <gather(x), y> = <x, scatter(y)>: each op is the other's gradient. And <scatter(y), x> = <weights, dweights>.
 TEST(MoeOps, GatherAndScatterAreAdjoint) {
+    const DType exact = arithmetic_types.back();
     for (const Sizes& s : cases)
         for (bool weighted : {false, true}) {
             SCOPED_TRACE(s.text());
-            Inputs in(s, arithmetic_types.back());
+            Inputs in(s, exact);
             Device d;
             Tables tables(d, s, some_routing(s));
-            Tensor x = d.tensor(arithmetic_types.back(), {s.B, s.T, s.C}, in.x, "x"), y = d.tensor(arithmetic_types.back(), {s.E, s.S, s.C}, in.y, "y");
-            Tensor all = d.tensor(arithmetic_types.back(), {s.B, s.T, s.E}, in.weights, "weights"), weights = weighted ? all : Tensor();
-            Tensor gathered = d.tensor(arithmetic_types.back(), y.shape, "gathered"), out = d.tensor(arithmetic_types.back(), x.shape, "out");
-            Tensor dweights = d.tensor(arithmetic_types.back(), all.shape, "dweights");
+            Tensor x = d.tensor(exact, {s.B, s.T, s.C}, in.x, "x"), y = d.tensor(exact, {s.E, s.S, s.C}, in.y, "y");
+            Tensor all = d.tensor(exact, {s.B, s.T, s.E}, in.weights, "weights"), weights = weighted ? all : Tensor();
+            Tensor gathered = d.tensor(exact, y.shape, "gathered"), out = d.tensor(exact, x.shape, "out");
+            Tensor dweights = d.tensor(exact, all.shape, "dweights");
             moe_gather(gathered, x, tables.slots, weights, d.ctx);
             moe_scatter(out, y, tables.where, weights, false, d.ctx);
             moe_weights_backward(dweights, x, y, tables.where, false, d.ctx);
             const double left = dot(d.read(gathered), in.y), right = dot(in.x, d.read(out));
-            const double tol = tolerance(arithmetic_types.back(), s.N() * s.k * s.C) * (1 + std::sqrt(double(s.N() * s.k * s.C)));
+            const double tol = tolerance(exact, s.N() * s.k * s.C) * (1 + std::sqrt(double(s.N() * s.k * s.C)));
             EXPECT_NEAR(left, right, tol);
             if (weighted) {
                 EXPECT_NEAR(right, dot(in.weights, d.read(dweights)), tol);

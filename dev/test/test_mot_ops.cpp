@@ -36,6 +36,7 @@ const std::vector<Sizes> more_cases = {
     {64, 3, 32, 64, 32, false}, {1024, 1, 3, 5, 1024, false},
 };
 const std::vector<Sizes> cases = few_or_all(few_cases, more_cases);
+const DType widest = arithmetic_types.back();
 
 template <class F>
 void for_tokens(const Sizes& s, F&& f) {
@@ -221,19 +222,19 @@ TEST(MotOps, NansReachTheirGroupAndNoOther) {
 }
 
 // Finite differences are good to 1e-8; the rest is the op's own error.
-double gradient_tolerance(const Sizes& s) { return 1e-8 + tolerance(arithmetic_types.back(), s.C + s.E + s.g); }
+double gradient_tolerance(const Sizes& s) { return 1e-8 + tolerance(widest, s.C + s.E + s.g); }
 
 // <merge(weights, tokens), dslots> differentiated: by tokens it is mot_emit, by weights mot_weights_backward.
 TEST(MotOps, GradientsOfMergeMatchFiniteDifferences) {
     for (const Sizes& s : {Sizes{6, 2, 5, 3, 3, false}, Sizes{2, 4, 3, 5, 2, true}}) {
         SCOPED_TRACE(s.text());
-        Inputs in(s, arithmetic_types.back());
+        Inputs in(s, widest);
         Device d;
-        Tensor weights = d.tensor(arithmetic_types.back(), {s.B, s.T, s.E}, in.weights, "weights");
-        Tensor tokens = d.tensor(arithmetic_types.back(), {s.B, s.T, s.C}, in.tokens, "tokens");
-        Tensor dslots = d.tensor(arithmetic_types.back(), {s.E, s.groups(), s.C}, in.slots, "dslots");
-        Tensor dtokens = d.tensor(arithmetic_types.back(), tokens.shape, "dtokens"),
-               dweights = d.tensor(arithmetic_types.back(), weights.shape, "dweights");
+        Tensor weights = d.tensor(widest, {s.B, s.T, s.E}, in.weights, "weights");
+        Tensor tokens = d.tensor(widest, {s.B, s.T, s.C}, in.tokens, "tokens");
+        Tensor dslots = d.tensor(widest, {s.E, s.groups(), s.C}, in.slots, "dslots");
+        Tensor dtokens = d.tensor(widest, tokens.shape, "dtokens"),
+               dweights = d.tensor(widest, weights.shape, "dweights");
         mot_emit(dtokens, weights, dslots, s.group(), false, d.ctx);
         mot_weights_backward(dweights, tokens, dslots, s.group(), false, d.ctx);
         auto by_tokens = [&](const Vector& x) { return dot(merge_oracle(s, in.weights, x), in.slots); };
@@ -247,12 +248,12 @@ TEST(MotOps, GradientsOfMergeMatchFiniteDifferences) {
 TEST(MotOps, GradientsOfEmitMatchFiniteDifferences) {
     for (const Sizes& s : {Sizes{6, 2, 5, 3, 3, false}, Sizes{2, 4, 3, 5, 2, true}}) {
         SCOPED_TRACE(s.text());
-        Inputs in(s, arithmetic_types.back());
+        Inputs in(s, widest);
         Device d;
-        Tensor weights = d.tensor(arithmetic_types.back(), {s.B, s.T, s.E}, in.weights, "weights");
-        Tensor dtokens = d.tensor(arithmetic_types.back(), {s.B, s.T, s.C}, in.tokens, "dtokens");
-        Tensor slots = d.tensor(arithmetic_types.back(), {s.E, s.groups(), s.C}, in.slots, "slots");
-        Tensor dslots = d.tensor(arithmetic_types.back(), slots.shape, "dslots"), dweights = d.tensor(arithmetic_types.back(), weights.shape, "dweights");
+        Tensor weights = d.tensor(widest, {s.B, s.T, s.E}, in.weights, "weights");
+        Tensor dtokens = d.tensor(widest, {s.B, s.T, s.C}, in.tokens, "dtokens");
+        Tensor slots = d.tensor(widest, {s.E, s.groups(), s.C}, in.slots, "slots");
+        Tensor dslots = d.tensor(widest, slots.shape, "dslots"), dweights = d.tensor(widest, weights.shape, "dweights");
         mot_merge(dslots, weights, dtokens, s.group(), d.ctx);
         mot_weights_backward(dweights, dtokens, slots, s.group(), false, d.ctx);
         auto by_slots = [&](const Vector& x) { return dot(emit_oracle(s, in.weights, x), in.tokens); };
@@ -352,15 +353,15 @@ TEST(MotOps, StatisticsMatchPlainLoops) {
         return std::pair(mean, x.size() > 1 ? std::sqrt(square / double(x.size() - 1)) : 0.0);
     };
     // f32 weights have an f32 logarithm on the GPU: a few roundoffs of entropies up to 1.
-    const double entropy_tolerance = arithmetic_types.back() == DType::f64 ? 1e-7 : 8 * roundoff(DType::f32);
+    const double entropy_tolerance = widest == DType::f64 ? 1e-7 : 8 * roundoff(DType::f32);
     std::vector<Sizes> all = cases;
     all.push_back({2, 911, 9, 1, 2, false});  // more softmaxes than the GPU works on at a time
     for (const Sizes& s : all)
         for (SoftmaxOver over : {SoftmaxOver::group, SoftmaxOver::experts}) {
             if (s.B * s.T == 0) continue;
             SCOPED_TRACE(s.text() + (over == SoftmaxOver::group ? " over group" : " over experts"));
-            Vector l = rounded(arithmetic_types.back(), random_vector(s.B * s.T * s.E, 10, 3.0)),
-                   w = rounded(arithmetic_types.back(), softmax_oracle(s, l, over, 1.0)), entropies;
+            Vector l = rounded(widest, random_vector(s.B * s.T * s.E, 10, 3.0)),
+                   w = rounded(widest, softmax_oracle(s, l, over, 1.0)), entropies;
             Vector values = w;
             for_softmaxes(s, values, over, [&](Vector& x) {
                 double h = 0;
@@ -370,8 +371,8 @@ TEST(MotOps, StatisticsMatchPlainLoops) {
             auto [entropy_mean, entropy_deviation] = mean_and_deviation(entropies);
             auto [logit_mean, logit_deviation] = mean_and_deviation(l);
             Device d;
-            Tensor weights = d.tensor(arithmetic_types.back(), {s.B, s.T, s.E}, w, "weights");
-            Tensor logits = d.tensor(arithmetic_types.back(), weights.shape, l, "logits"), stats = d.tensor(DType::f64, {4}, "stats");
+            Tensor weights = d.tensor(widest, {s.B, s.T, s.E}, w, "weights");
+            Tensor logits = d.tensor(widest, weights.shape, l, "logits"), stats = d.tensor(DType::f64, {4}, "stats");
             mot_statistics(stats, weights, logits, over, s.group(), d.ctx);
             Vector want = {entropy_mean, entropy_deviation, logit_mean, logit_deviation}, got = d.read(stats);
             for (size_t i = 0; i < 4; i++)

@@ -24,6 +24,14 @@ namespace {
 const std::vector<std::string> block_kinds = {"attention", "ffn", "mot", "moe_token_choice", "moe_expert_choice"};
 constexpr size_t most_blocks = 10000;
 
+}  // namespace
+
+bool is_block_kind(const std::string& word) {
+    return std::find(block_kinds.begin(), block_kinds.end(), word) != block_kinds.end();
+}
+
+namespace {
+
 // pattern := { [N "x"] ( "(" pattern ")" | kind ) }
 struct PatternParser {
     const std::string& text;
@@ -53,7 +61,7 @@ struct PatternParser {
         size_t begin = at;
         while (at < text.size() && (std::isalpha(static_cast<unsigned char>(text[at])) || text[at] == '_')) at++;
         std::string word = text.substr(begin, at - begin);
-        if (std::find(block_kinds.begin(), block_kinds.end(), word) == block_kinds.end()) {
+        if (!is_block_kind(word)) {
             at = begin;
             fail("expected attention, ffn, mot, moe_token_choice, moe_expert_choice or ( ... )");
         }

@@ -163,6 +163,7 @@ std::vector<std::string> parse_pattern(const std::string& pattern);
 // numbers.
 ModelConfig resolved(ModelConfig config);
 
+bool is_block_kind(const std::string& word);  // attention, ffn, ...
 bool has_block(const ModelConfig& config, const std::string& kind);
 bool has_mot(const ModelConfig& config);
 bool has_moe(const ModelConfig& config);  // of either kind

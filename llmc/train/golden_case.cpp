@@ -12,12 +12,6 @@ using Json = nlohmann::json;
 
 const std::set<std::string> later_kinds = {"mamba"};
 
-bool is_block(const std::string& kind) {
-    for (const char* known : {"attention", "ffn", "mot", "moe_token_choice", "moe_expert_choice"})
-        if (kind == known) return true;
-    return false;
-}
-
 Json parsed(const SafetensorsFile& file, const char* key) {
     auto text = file.metadata().find(key);
     if (text == file.metadata().end())
@@ -141,7 +135,7 @@ std::vector<std::string> read_blocks(GoldenCase& c, const Fields& f) {
     for (const std::string& kind : blocks) {
         if (later_kinds.count(kind))
             c.unsupported = "this version has no blocks of kind " + kind;
-        else if (!is_block(kind))
+        else if (!is_block_kind(kind))
             c.bad("unknown block kind \"" + kind + "\"");
     }
     if (f.get<std::string>("residual", "pre_norm") != "pre_norm")
@@ -205,7 +199,7 @@ GoldenCase::GoldenCase(const std::string& path) : file(path) {
     if (kind == "model" || kind == "trajectory") {
         read_model(*this, fields);
         if (kind == "trajectory" && unsupported.empty()) read_optimizer(*this, fields.inside("optimizer"));
-    } else if (is_block(kind)) {
+    } else if (is_block_kind(kind)) {
         model.pattern = kind;
         read_block(*this, kind, fields);
     } else if (kind != "layernorm") {

@@ -12,8 +12,8 @@ namespace llmc {
 class Step {
 public:
     // Takes its small buffers (tokens, targets, losses, step state, metrics) from `arena`, for good. With `graphs`,
-    // everything between two uploads is recorded once and launched as a whole; `hooks` are then called only for the
-    // recording.
+    // everything between two uploads is recorded once and launched as a whole; `hooks` are then called only in the
+    // first run of each piece and for its recording.
     Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx, bool graphs = false);
 
     void begin(double lr);
