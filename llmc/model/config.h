@@ -18,19 +18,37 @@ struct ModelConfig {
     std::string positions = "learned";  // learned | rope | none
     std::string norm = "layernorm";     // layernorm | rmsnorm
     bool norm_bias = true, final_norm = false, tied_head = false, attention_bias = false, ffn_bias = true;
-    std::string ffn_activation = "relu";  // relu | gelu | gelu_erf | silu | swiglu
+    std::string ffn_activation = "relu";  // relu | gelu | gelu_erf | silu | swiglu | geglu
     int64_t group_size = 32, experts = 32, expert_size = 0;
     bool flop_matched = true;
-    std::string expert_activation = "relu";  // relu | gelu | gelu_erf | silu; MoE also swiglu
+    int64_t granularity = 0, expansion = 0;
+    std::string expert_activation = "relu";    // relu | gelu | gelu_erf | silu | swiglu | geglu | linear
+    std::string expert_down_init = "default";  // default | one | chosen | all
     double temperature = 1;
-    std::string emit = "shared";            // shared | experts
-    std::string group_axis = "batch";       // batch | sequence
-    std::string router = "learned";         // learned | uniform
+    std::string learn_temperature = "no";  // no | tied | separate
+    bool temperature_per_expert = false;
+    std::string temperature_form = "plain";  // plain | exp
+    int64_t temperature_start = 0;
+    std::string controllers = "shared";  // shared | separate | common-base | weighted | weighted-common
+    std::string emit = "shared";         // shared | group | experts | raw | top
+    bool merge_softmax = true, mixture_norm = false;
+    std::string group_axis = "batch";         // batch | sequence
+    std::string group_order = "consecutive";  // consecutive | random
+    std::string router = "learned";           // learned | uniform
     int64_t top_k = 1;
-    double capacity_factor = 1.25, load_balancing_weight = 0.01;
+    double capacity_factor = 1.25;
+    bool dropless = false;
     std::string drop_order = "position";  // position | gate
+    bool renormalize_gates = false;
+    int64_t shared_experts = 0;
+    double load_balancing_weight = 0.01;
+    std::string load_balancing_over = "sum";  // sum | mean
+    double router_z_loss_weight = 0;
+    bool balanced_routing = false;
     double expert_choice_fraction = 0;
-    std::string expert_choice_over = "batch";  // batch | all
+    std::string expert_choice_over = "batch";       // batch | all
+    std::string expert_choice_softmax = "experts";  // experts | tokens
+    bool expert_choice_norm = true;
     int64_t simulate_group_size = 0;
     std::string init = "truncated-normal";  // truncated-normal | truncated-normal-fixed
     double init_scale = 0.1;
@@ -50,7 +68,9 @@ template <class Config, class F>
 void for_each_model_field(Config& c, F&& f) {
     const std::vector<std::string> plain = {"relu", "gelu", "gelu_erf", "silu"};
     std::vector<std::string> gated = plain;
-    gated.push_back("swiglu");
+    gated.insert(gated.end(), {"swiglu", "geglu"});
+    std::vector<std::string> any = gated;
+    any.push_back("linear");
     f(FieldInfo{"pattern", "blocks from bottom to top, e.g. \"4x(attention ffn) 4x(attention mot)\""}, c.pattern);
     f(FieldInfo{"vocab_size", "vocabulary; 0: the data's", {}, 0, 1 << 30}, c.vocab_size);
     f(FieldInfo{"d_model", "width of the residual stream", {}, 1, 1 << 20}, c.d_model);
@@ -63,7 +83,7 @@ void for_each_model_field(Config& c, F&& f) {
     f(FieldInfo{"final_norm", "a norm before the head"}, c.final_norm);
     f(FieldInfo{"tied_head", "the head shares the token embedding"}, c.tied_head);
     f(FieldInfo{"attention_bias", "biases in attention"}, c.attention_bias);
-    f(FieldInfo{"ffn_bias", "biases in dense feed-forwards (never with swiglu)"}, c.ffn_bias);
+    f(FieldInfo{"ffn_bias", "biases in dense feed-forwards (never with swiglu or geglu)"}, c.ffn_bias);
     f(FieldInfo{"ffn_activation", "activation of dense feed-forwards", gated}, c.ffn_activation);
     const char* mot = "Mixture of Tokens";
     f(FieldInfo{"group_size", "tokens mixed together; must divide the micro-batch", {}, 1, 1 << 20, mot}, c.group_size);
@@ -78,13 +98,62 @@ void for_each_model_field(Config& c, F&& f) {
                 1,
                 mot},
       c.flop_matched);
-    f(FieldInfo{"expert_activation", "activation of experts (swiglu: MoE only)", gated, 0, 0, mot},
-      c.expert_activation);
+    f(FieldInfo{"expansion",
+                "with granularity: how many times a dense layer's parameters the experts have; MoT's group size",
+                {},
+                0,
+                1 << 20,
+                mot},
+      c.expansion);
+    f(FieldInfo{"granularity",
+                "G: experts have hidden size d_ff / G, there are G x expansion of them, a token of MoE gets G; 0: off",
+                {},
+                0,
+                1 << 20,
+                mot},
+      c.granularity);
+    f(FieldInfo{"expert_activation", "activation of experts", any, 0, 0, mot}, c.expert_activation);
+    f(FieldInfo{"expert_down_init",
+                "experts whose outputs the initialisation of their second matrix expects to add up: one, those a token "
+                "has chosen, all; default: one for MoT, all for token choice, chosen for expert choice",
+                {"default", "one", "chosen", "all"},
+                0,
+                0,
+                mot},
+      c.expert_down_init);
     f(FieldInfo{"temperature", "of the merge and emit softmax", {}, 1e-6, 1e6, mot}, c.temperature);
-    f(
-        FieldInfo{
-            "emit", "emit with the merge weights, or with a softmax over experts", {"shared", "experts"}, 0, 0, mot},
-        c.emit);
+    f(FieldInfo{"learn_temperature",
+                "a learned factor of it: none, one for merge and emit, one for each",
+                {"no", "tied", "separate"},
+                0,
+                0,
+                mot},
+      c.learn_temperature);
+    f(FieldInfo{"temperature_per_expert", "a learned factor for every expert", {}, 0, 1, mot},
+      c.temperature_per_expert);
+    f(FieldInfo{"temperature_form", "the factor is p, or exp(p - 1); p starts at 1", {"plain", "exp"}, 0, 0, mot},
+      c.temperature_form);
+    f(FieldInfo{"temperature_start", "step from which the factor is learned", {}, 0, 1e12, mot}, c.temperature_start);
+    f(FieldInfo{"controllers",
+                "of merge and emit: one; one each; each plus a common base; each mixed with a base by a learned "
+                "weight; by the same weight",
+                {"shared", "separate", "common-base", "weighted", "weighted-common"},
+                0,
+                0,
+                mot},
+      c.controllers);
+    f(FieldInfo{"emit",
+                "emit weights: the merge weights; a softmax over the group of their own; a softmax over experts; 1; 1 "
+                "for the group's token with the largest merge weight",
+                {"shared", "group", "experts", "raw", "top"},
+                0,
+                0,
+                mot},
+      c.emit);
+    f(FieldInfo{"merge_softmax", "off: the logits themselves are the weights", {}, 0, 1, mot}, c.merge_softmax);
+    f(FieldInfo{"mixture_norm", "a layernorm of the mixtures before the experts and of the experts' outputs", {}, 0, 1,
+                mot},
+      c.mixture_norm);
     f(FieldInfo{"group_axis",
                 "group over the batch, or within a sequence (not causal: a control only)",
                 {"batch", "sequence"},
@@ -92,6 +161,13 @@ void for_each_model_field(Config& c, F&& f) {
                 0,
                 mot},
       c.group_axis);
+    f(FieldInfo{"group_order",
+                "groups of neighbours, or in a random order that is new in every layer and micro-batch",
+                {"consecutive", "random"},
+                0,
+                0,
+                mot},
+      c.group_order);
     f(FieldInfo{"router",
                 "learned controller, or uniform weights 1/g without one (a control)",
                 {"learned", "uniform"},
@@ -108,8 +184,7 @@ void for_each_model_field(Config& c, F&& f) {
                 1e6,
                 moe},
       c.capacity_factor);
-    f(FieldInfo{"load_balancing_weight", "token choice: weight of the load balancing loss", {}, 0, 1e6, moe},
-      c.load_balancing_weight);
+    f(FieldInfo{"dropless", "token choice: no capacity, experts take all that come", {}, 0, 1, moe}, c.dropless);
     f(FieldInfo{"drop_order",
                 "token choice: an expert keeps the first tokens, or those with the largest gates (not causal)",
                 {"position", "gate"},
@@ -117,6 +192,26 @@ void for_each_model_field(Config& c, F&& f) {
                 0,
                 moe},
       c.drop_order);
+    f(FieldInfo{"renormalize_gates", "token choice: the gates of a token's experts are scaled to sum to 1", {}, 0, 1,
+                moe},
+      c.renormalize_gates);
+    f(FieldInfo{"shared_experts", "token choice: experts of the same size that every token passes besides", {}, 0,
+                1 << 20, moe},
+      c.shared_experts);
+    f(FieldInfo{"load_balancing_weight", "token choice: weight of the load balancing loss", {}, 0, 1e6, moe},
+      c.load_balancing_weight);
+    f(FieldInfo{"load_balancing_over", "its sum or mean over layers", {"sum", "mean"}, 0, 0, moe},
+      c.load_balancing_over);
+    f(FieldInfo{"router_z_loss_weight",
+                "weight of the mean squared log-sum-exp of the router's logits, summed over layers",
+                {},
+                0,
+                1e6,
+                moe},
+      c.router_z_loss_weight);
+    f(FieldInfo{"balanced_routing", "token choice: send tokens to experts in turn, whatever the router says: for timings",
+                {}, 0, 1, moe},
+      c.balanced_routing);
     f(FieldInfo{"expert_choice_fraction",
                 "expert choice: an expert takes this share of the candidates; 0: top_k / experts",
                 {},
@@ -131,6 +226,15 @@ void for_each_model_field(Config& c, F&& f) {
                 0,
                 moe},
       c.expert_choice_over);
+    f(FieldInfo{"expert_choice_softmax",
+                "expert choice: gates are a softmax over the experts, or over the candidates of an expert",
+                {"experts", "tokens"},
+                0,
+                0,
+                moe},
+      c.expert_choice_softmax);
+    f(FieldInfo{"expert_choice_norm", "expert choice: a layernorm of the experts' sum", {}, 0, 1, moe},
+      c.expert_choice_norm);
     f(FieldInfo{"simulate_group_size",
                 "expert choice: sequences that compete at a position; must divide the micro-batch; 0: all of it",
                 {},

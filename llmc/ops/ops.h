@@ -154,6 +154,28 @@ void mot_emit(Tensor tokens, Tensor weights, Tensor slots, Group group, bool acc
 // for weights.
 void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group group, bool accumulate, Context& ctx);
 
+// Learnable temperatures: scaled[i,e] = logits[i,e] / tau_e, tau = p, or exp(p - 1) which is positive whatever p. p [1]
+// act (one for all) or [E] act. scaled may alias logits.
+void temperature_forward(Tensor scaled, Tensor logits, Tensor p, bool exponential, Context& ctx);
+// dlogits = dscaled / tau, dp (+)= its gradient -sum dscaled scaled / tau * dtau/dp, f32 (f64). dlogits may alias dscaled.
+void temperature_backward(Tensor dlogits, Tensor dp, Tensor dscaled, Tensor scaled, Tensor p, bool exponential,
+                          bool accumulate, Context& ctx);
+
+// out = w a + (1 - w) b with a learnable scalar w [1] act; out, a, b of one shape, act.
+void interpolate(Tensor out, Tensor a, Tensor b, Tensor w, Context& ctx);
+// da (+)= w dout, db (+)= (1 - w) dout, dw [1] (+)= <dout, a - b>. All gradients f32 (f64); a, b, w act. Each accumulates
+// if asked.
+struct InterpolateAccumulate { bool a = false, b = false, w = false; };
+void interpolate_backward(Tensor da, Tensor db, Tensor dw, Tensor dout, Tensor a, Tensor b, Tensor w,
+                          InterpolateAccumulate accumulate, Context& ctx);
+
+// A random order of the lines of a batch: position p of each sequence b is put where position p of sequence
+// order[b] was (over the batch), or position order[p] of the same sequence (within_sequence). slots [B*T] i32 = the token
+// that comes to stand at n; where [B*T] i32 = its inverse: routings of one expert for moe_gather and moe_scatter.
+// The order is the same on every backend for the same (seed, draw); draw [1] i32 lies in device memory and is a new one
+// for every micro-batch.
+void random_order(Tensor slots, Tensor where, Tensor draw, uint64_t seed, bool within_sequence, Context& ctx);
+
 // stats [4] f64 = mean and standard deviation of the softmax entropy divided by log(axis length) (1 if the length is
 // 1), then mean and standard deviation of the logits.
 void mot_statistics(Tensor stats, Tensor weights, Tensor logits, SoftmaxOver over, Group group, Context& ctx);
@@ -187,11 +209,33 @@ void moe_scatter(Tensor out, Tensor y, Tensor where, Tensor weights, bool accumu
 // its weights. dweights [B,T,E] f32.
 void moe_weights_backward(Tensor dweights, Tensor dout, Tensor y, Tensor where, bool accumulate, Context& ctx);
 
+int64_t ragged_tile();  // a property of the backend: 1 on the CPU
+inline int64_t ragged_rows(int64_t pairs, int64_t experts) { return pairs + experts * (ragged_tile() - 1); }
+
+// Products of ragged rows with a matrix per expert (offsets as above), as `matmul` with the same options otherwise:
+//   out [R,N] = a [R,K] b_e, b [E,K,N] ([E,N,K] with transpose_b): every row times the matrix of its expert;
+//   out [E,M,N] (+)= a_e^T b_e, a [R,M] with transpose_a, b [R,N]: for every expert a sum over its rows (0 for none).
+// Rows that belong to nobody are neither read nor, in out and pre, defined.
+void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulOptions& options, Context& ctx);
+
+// Gates that sum to one: gates[n,e] = probs[n,e] / sum of probs[n,:] over the chosen experts (where != -1), 0 for all
+// others (Shazeer et al. 2017). All [B,T,E].
+void moe_renormalize(Tensor gates, Tensor probs, Tensor where, Context& ctx);
+// dprobs = its gradient: (dgates[n,e] - sum over the chosen of gates dgates) / the same sum, 0 for experts not chosen.
+// dprobs may alias dgates.
+void moe_renormalize_backward(Tensor dprobs, Tensor dgates, Tensor gates, Tensor probs, Tensor where, Context& ctx);
+
 // Load balancing (Fedus et al. 2021): loss = E * sum_e (counts_e / N) * (1/N) sum_n probs[n,e], counts being constant.
 // stats [4] f64 = loss, share of dropped (token, expert) pairs, smallest and largest counts_e * E / sum of counts.
 void moe_balance(Tensor stats, Tensor probs, Tensor counts, Tensor slots, Context& ctx);
 // dprobs[n,e] += scale * E * counts_e / N^2: its gradient, times scale.
 void moe_balance_backward(Tensor dprobs, Tensor counts, double scale, Context& ctx);
+
+// Router z-loss (Zoph et al. 2022): lse[n] = log sum_e exp logits[n,e], lse [B,T] like logits; loss [1] f64, if given, =
+// mean of lse^2.
+void moe_z_loss(Tensor loss, Tensor lse, Tensor logits, Context& ctx);
+// dlogits[n,e] += scale * 2/N * lse[n] probs[n,e]: its gradient, times scale.
+void moe_z_loss_backward(Tensor dlogits, Tensor lse, Tensor probs, double scale, Context& ctx);
 
 // --------------------------------------------------------------------------------------------------- optimizer
 // What changes from step to step, in device memory: ops take it by pointer, so that no host wait is needed inside a
