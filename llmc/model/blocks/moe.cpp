@@ -1,12 +1,13 @@
 // Sparse Mixture of Experts: token choice (Shazeer et al. 2017; Fedus et al. 2021, Switch) and expert choice (Zhou et
 // al. 2022). Formulas with the same names: docs/moe.md.
 //
-// N = B*T tokens n, E experts of hidden size F with S slots each; slots and where say which token has which slot:
+// N = B*T tokens n, E experts of hidden size F with S slots each; slots and where say which token has which slot: pairs
+// n*E + e in slots, rows e*S + s in where.
 //   logits[n,e]   = router_e . x_n                                        [B,T,E]
 //   probs         = softmax over the experts of logits
 //   slots, where  = token choice: every token takes the top_k experts with the largest probs, up to their capacity
 //                   expert choice: every expert takes the tokens with the largest probs out of each set of candidates
-//   gathered[e,s] = x_n,  n = slots[e,s]                                  [E,S,C]
+//   gathered[e,s] = x_n,  slots[e,s] = n*E + e                            [E,S,C]
 //   hidden[e,s]   = f(gathered[e,s] Wup_e^T)                              [E,S,F]
 //                   swiglu: silu(gathered[e,s] Wgate_e^T) * (gathered[e,s] Wup_e^T)
 //   output[e,s]   = hidden[e,s] Wdown_e^T                                 [E,S,C]
@@ -70,7 +71,7 @@ protected:
         Tensor hidden = p.saved("hidden"), output = p.saved("output");
         Tensor gathered = p.temp("gathered", output.shape);
         const Activation f = activation_of(config.expert_activation);
-        moe_gather(gathered, x, p.saved("slots"), {}, p.ctx);
+        moe_gather(gathered, x, p.saved("slots"), config.experts, {}, p.ctx);
         if (gated()) {
             matmul(p.saved("gate"), gathered, p.param("experts.gate.weight"), {.transpose_b = true}, p.ctx);
             matmul(p.saved("up"), gathered, p.param("experts.up.weight"), {.transpose_b = true}, p.ctx);
@@ -93,8 +94,8 @@ protected:
         const MatmulOptions gradient{.transpose_a = true, .accumulate = p.accumulate};
 
         moe_weights_backward(dprobs, dsum, output, p.saved("where"), false, p.ctx);
-        moe_gather(dslots, dsum, slots, p.saved("probs"), p.ctx);
-        moe_gather(gathered, x, slots, {}, p.ctx);
+        moe_gather(dslots, dsum, slots, config.experts, p.saved("probs"), p.ctx);
+        moe_gather(gathered, x, slots, config.experts, {}, p.ctx);
         matmul(p.grad("experts.down.weight"), dslots, hidden, gradient, p.ctx);
         if (gated()) {
             Tensor dgate = p.temp("dgate", hidden.shape);
@@ -146,8 +147,8 @@ public:
         route(p, x, p.metrics ? p.metrics.slice(4, 8) : Tensor{});
         const DropOrder order = config.drop_order == "gate" ? DropOrder::gate : DropOrder::position;
         if (!p.recomputing)
-            moe_choose_experts(p.saved("slots"), p.saved("where"), p.saved("counts"), p.saved("probs"), config.top_k,
-                               order, p.ctx);
+            moe_choose_experts(p.saved("slots"), p.saved("where"), p.saved("counts"), {}, p.saved("probs"),
+                               {.k = config.top_k, .order = order}, p.ctx);
         if (p.metrics) moe_balance(p.metrics.slice(0, 4), p.saved("probs"), p.saved("counts"), p.saved("slots"), p.ctx);
         experts_forward(p, out, x);
     }
