@@ -68,17 +68,17 @@ __device__ inline int64_t owner_of(int64_t row, const int32_t* offsets, int64_t 
 template <bool a_along_k, bool b_along_k, class T>
 __device__ inline void multiply_ragged(RaggedSums<T>& sums, T* shared, const RaggedOperand<T>& a,
                                        const RaggedOperand<T>& b, int64_t k_end) {
-    const int64_t steps = ceil_div(k_end, k_step<T>);
-    const auto load = [&](int64_t step) {
+    const int steps = int(ceil_div(k_end, k_step<T>));
+    const auto load = [&](int step) {
         if (step < steps) {
             T* to = shared + step % stages * stage_elements<T>;
-            load_operand<a_along_k>(to, a, step * k_step<T>, k_end);
-            load_operand<b_along_k>(to + operand_elements<T>, b, step * k_step<T>, k_end);
+            load_operand<a_along_k>(to, a, int64_t(step) * k_step<T>, k_end);
+            load_operand<b_along_k>(to + operand_elements<T>, b, int64_t(step) * k_step<T>, k_end);
         }
         cp_async_commit();  // an empty group at the end: the count stays right
     };
     for (int step = 0; step < stages - 1; step++) load(step);
-    for (int64_t step = 0; step < steps; step++) {
+    for (int step = 0; step < steps; step++) {
         cp_async_wait<stages - 2>();
         __syncthreads();  // this tile has come, and nobody reads the one that is replaced now
         load(step + stages - 1);
