@@ -7,15 +7,10 @@
 //   slots, where  = token choice: every token takes the top_k experts with the largest probs, up to their capacity
 //                   expert choice: every expert takes the tokens with the largest probs out of each set of candidates
 //   gathered[e,s] = x_n,  n = slots[e,s]                                  [E,S,C]
-//   hidden[e,s]   = f(gathered[e,s] Wup_e^T)                              [E,S,F]
-//                   swiglu: silu(gathered[e,s] Wgate_e^T) * (gathered[e,s] Wup_e^T)
-//   output[e,s]   = hidden[e,s] Wdown_e^T                                 [E,S,C]
+//   output[e,s]   = f(gathered[e,s] Wup_e^T) Wdown_e^T                    [E,S,C]   or gated, see feed_forward.h
 //   sum_n         = sum over the slots (e,s) of token n of probs[n,e] output[e,s]
 //   out           = sum (token choice), layernorm(sum) (expert choice)    [B,T,C]
-#include "llmc/model/blocks/block.h"
-
-#include <algorithm>
-#include <cmath>
+#include "llmc/model/blocks/feed_forward.h"
 
 namespace llmc {
 namespace {
@@ -25,26 +20,24 @@ constexpr double output_norm_eps = 1e-5;
 // What both kinds share: the router, and the experts between gather and scatter.
 class Moe : public Block {
 public:
-    using Block::Block;
+    Moe(const ModelConfig& c, const std::string& kind)
+        : Block(c), expert("experts.", c.expert_activation,
+                           {.d_model = c.d_model, .hidden = c.expert_size, .experts = c.experts,
+                            .summed = outputs_that_add_up(c, kind)}) {}
 
     void declare_params(Unit& dense, Unit& experts) const override {
-        const int64_t C = config.d_model, E = config.experts, F = config.expert_size;
-        dense.weight("router.weight", {E, C}, C);
-        experts.weight("experts.up.weight", {E, F, C}, C);
-        if (gated()) experts.weight("experts.gate.weight", {E, F, C}, C);
-        experts.weight("experts.down.weight", {E, C, F}, F * down_fan_in());
+        dense.weight("router.weight", {config.experts, config.d_model}, config.d_model);
+        expert.declare_params(experts);
     }
 
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
-        const int64_t C = config.d_model, E = config.experts, S = slots_per_expert(B, T, p);
-        const Shape wide{E, S, config.expert_size};
+        const int64_t E = config.experts, S = slots_per_expert(B, T, p);
+        const Shape rows{E, S, config.d_model};
         std::vector<SavedSpec> saved = {{"slots", DType::i32, {E, S}, true},
                                         {"where", DType::i32, {B, T, E}, true},
                                         {"probs", p.stat(), {B, T, E}},
-                                        {"hidden", p.act, wide},
-                                        {"output", p.act, {E, S, C}}};
-        if (gated()) saved.push_back({"gate", p.act, wide});
-        if (!relu()) saved.push_back({"up", p.act, wide});
+                                        {"output", p.act, rows}};
+        expert.declare_saved(saved, rows, p.act);
         return saved;
     }
 
@@ -54,7 +47,6 @@ public:
 
 protected:
     virtual int64_t slots_per_expert(int64_t B, int64_t T, const Pass& p) const = 0;
-    virtual int64_t down_fan_in() const = 0;  // experts whose outputs the initialisation expects to add up
 
     // probs [B,T,E] of the tokens x. Its statistics go to `metrics` [4].
     void route(const Pass& p, Tensor x, Tensor metrics) const {
@@ -67,47 +59,21 @@ protected:
 
     // sum [B,T,C] of the experts' answers to x, once slots and where are chosen.
     void experts_forward(const Pass& p, Tensor sum, Tensor x) const {
-        Tensor hidden = p.saved("hidden"), output = p.saved("output");
-        Tensor gathered = p.temp("gathered", output.shape);
-        const Activation f = activation_of(config.expert_activation);
+        Tensor output = p.saved("output"), gathered = p.temp("gathered", output.shape);
         moe_gather(gathered, x, p.saved("slots"), {}, p.ctx);
-        if (gated()) {
-            matmul(p.saved("gate"), gathered, p.param("experts.gate.weight"), {.transpose_b = true}, p.ctx);
-            matmul(p.saved("up"), gathered, p.param("experts.up.weight"), {.transpose_b = true}, p.ctx);
-            gated_forward(hidden, p.saved("gate"), p.saved("up"), f, p.ctx);
-        } else {
-            matmul(hidden, gathered, p.param("experts.up.weight"),
-                   {.transpose_b = true, .activation = f, .pre = relu() ? Tensor{} : p.saved("up")}, p.ctx);
-        }
-        matmul(output, hidden, p.param("experts.down.weight"), {.transpose_b = true}, p.ctx);
+        expert.forward(p, output, gathered);
         moe_scatter(sum, output, p.saved("where"), p.saved("probs"), false, p.ctx);
     }
 
     // dx = the gradient through the experts of dsum; dprobs [B,T,E] = that of the gates.
     void experts_backward(const Pass& p, Tensor dx, Tensor dprobs, Tensor dsum, Tensor x) const {
-        Tensor hidden = p.saved("hidden"), output = p.saved("output"), slots = p.saved("slots");
-        Tensor dslots = p.temp("dslots", output.shape);      // [E,S,C]: doutput, later dgathered
+        Tensor output = p.saved("output"), slots = p.saved("slots");
+        Tensor dslots = p.temp("dslots", output.shape);      // [E,S,C]: doutput, then dgathered
         Tensor gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
-        Tensor dhidden = p.temp("dhidden", hidden.shape);    // [E,S,F], before the activation (swiglu: of up)
-        const Activation f = activation_of(config.expert_activation);
-        const MatmulOptions gradient{.transpose_a = true, .accumulate = p.accumulate};
-
         moe_weights_backward(dprobs, dsum, output, p.saved("where"), false, p.ctx);
         moe_gather(dslots, dsum, slots, p.saved("probs"), p.ctx);
         moe_gather(gathered, x, slots, {}, p.ctx);
-        matmul(p.grad("experts.down.weight"), dslots, hidden, gradient, p.ctx);
-        if (gated()) {
-            Tensor dgate = p.temp("dgate", hidden.shape);
-            matmul(dhidden, dslots, p.param("experts.down.weight"), {}, p.ctx);
-            gated_backward(dgate, dhidden, dhidden, p.saved("gate"), p.saved("up"), f, p.ctx);
-            matmul(dslots, dgate, p.param("experts.gate.weight"), {}, p.ctx);
-            matmul(p.grad("experts.gate.weight"), dgate, gathered, gradient, p.ctx);
-        } else {
-            matmul(dhidden, dslots, p.param("experts.down.weight"),
-                   {.backward = f, .pre = relu() ? hidden : p.saved("up")}, p.ctx);
-        }
-        matmul(dslots, dhidden, p.param("experts.up.weight"), {.accumulate = gated()}, p.ctx);
-        matmul(p.grad("experts.up.weight"), dhidden, gathered, gradient, p.ctx);
+        expert.backward(p, dslots, dslots, gathered);
         moe_scatter(dx, dslots, p.saved("where"), {}, false, p.ctx);
     }
 
@@ -119,15 +85,14 @@ protected:
     }
 
 private:
-    bool gated() const { return config.expert_activation == "swiglu"; }
-    bool relu() const { return config.expert_activation == "relu"; }
+    const FeedForward expert;
 };
 
 // ---------------------------------------------------------------------------------------------------- token choice
 
 class TokenChoice final : public Moe {
 public:
-    using Moe::Moe;
+    explicit TokenChoice(const ModelConfig& c) : Moe(c, "moe_token_choice") {}
     const char* kind() const override { return "moe_token_choice"; }
 
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
@@ -163,14 +128,13 @@ private:
     int64_t slots_per_expert(int64_t B, int64_t T, const Pass& p) const override {
         return p.generating ? B * T : expert_capacity(config, B * T);
     }
-    int64_t down_fan_in() const override { return config.experts; }
 };
 
 // --------------------------------------------------------------------------------------------------- expert choice
 
 class ExpertChoice final : public Moe {
 public:
-    using Moe::Moe;
+    explicit ExpertChoice(const ModelConfig& c) : Moe(c, "moe_expert_choice") {}
     const char* kind() const override { return "moe_expert_choice"; }
 
     void declare_params(Unit& dense, Unit& experts) const override {
@@ -218,9 +182,6 @@ private:
     int64_t slots_per_expert(int64_t B, int64_t T, const Pass&) const override {
         const Candidates c = candidates(B, T);
         return c.chosen * c.sets;
-    }
-    int64_t down_fan_in() const override {  // the experts that a token has on average
-        return std::max<int64_t>(1, std::llround(config.expert_choice_fraction * double(config.experts)));
     }
 };
 
