@@ -1,12 +1,13 @@
 // Sparse Mixture of Experts: token choice (Shazeer et al. 2017; Fedus et al. 2021, Switch) and expert choice (Zhou et
 // al. 2022). Formulas with the same names: docs/moe.md.
 //
-// N = B*T tokens n, E experts of hidden size F with S slots each; slots and where say which token has which slot:
+// N = B*T tokens n, E experts of hidden size F with S slots each; slots and where say which token has which slot: pairs
+// n*E + e in slots, rows e*S + s in where.
 //   logits[n,e]   = router_e . x_n                                        [B,T,E]
 //   probs         = softmax over the experts of logits
 //   slots, where  = token choice: every token takes the top_k experts with the largest probs, up to their capacity
 //                   expert choice: every expert takes the tokens with the largest probs out of each set of candidates
-//   gathered[e,s] = x_n,  n = slots[e,s]                                  [E,S,C]
+//   gathered[e,s] = x_n,  slots[e,s] = n*E + e                            [E,S,C]
 //   output[e,s]   = f(gathered[e,s] Wup_e^T) Wdown_e^T                    [E,S,C]   or gated, see feed_forward.h
 //   sum_n         = sum over the slots (e,s) of token n of probs[n,e] output[e,s]
 //   out           = sum (token choice), layernorm(sum) (expert choice)    [B,T,C]
@@ -60,7 +61,7 @@ protected:
     // sum [B,T,C] of the experts' answers to x, once slots and where are chosen.
     void experts_forward(const Pass& p, Tensor sum, Tensor x) const {
         Tensor output = p.saved("output"), gathered = p.temp("gathered", output.shape);
-        moe_gather(gathered, x, p.saved("slots"), {}, p.ctx);
+        moe_gather(gathered, x, p.saved("slots"), config.experts, {}, p.ctx);
         expert.forward(p, output, gathered);
         moe_scatter(sum, output, p.saved("where"), p.saved("probs"), false, p.ctx);
     }
@@ -71,8 +72,8 @@ protected:
         Tensor dslots = p.temp("dslots", output.shape);      // [E,S,C]: doutput, then dgathered
         Tensor gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
         moe_weights_backward(dprobs, dsum, output, p.saved("where"), false, p.ctx);
-        moe_gather(dslots, dsum, slots, p.saved("probs"), p.ctx);
-        moe_gather(gathered, x, slots, {}, p.ctx);
+        moe_gather(dslots, dsum, slots, config.experts, p.saved("probs"), p.ctx);
+        moe_gather(gathered, x, slots, config.experts, {}, p.ctx);
         expert.backward(p, dslots, dslots, gathered);
         moe_scatter(dx, dslots, p.saved("where"), {}, false, p.ctx);
     }
@@ -111,8 +112,8 @@ public:
         route(p, x, p.metrics ? p.metrics.slice(4, 8) : Tensor{});
         const DropOrder order = config.drop_order == "gate" ? DropOrder::gate : DropOrder::position;
         if (!p.recomputing)
-            moe_choose_experts(p.saved("slots"), p.saved("where"), p.saved("counts"), p.saved("probs"), config.top_k,
-                               order, p.ctx);
+            moe_choose_experts(p.saved("slots"), p.saved("where"), p.saved("counts"), {}, p.saved("probs"),
+                               {.k = config.top_k, .order = order}, p.ctx);
         if (p.metrics) moe_balance(p.metrics.slice(0, 4), p.saved("probs"), p.saved("counts"), p.saved("slots"), p.ctx);
         experts_forward(p, out, x);
     }
