@@ -150,7 +150,7 @@ Activation activation_of(const std::string& word) {
 
 double experts_of_a_token(const ModelConfig& c, const std::string& kind) {
     if (kind == "moe_token_choice") return double(c.top_k + c.shared_experts);
-    if (kind == "moe_expert_choice") return c.expert_choice_fraction * double(c.experts);
+    if (kind == "moe_expert_choice") return c.expert_choice_fraction * double(c.experts) + double(c.shared_experts);
     return double(c.experts) / double(c.group_size);
 }
 
@@ -223,6 +223,8 @@ void check_moe(const ModelConfig& c) {
     if (c.top_k > c.experts)
         input_error("--top-k ", c.top_k, " is more than there are experts (--experts ", c.experts, ")");
     if (!(c.capacity_factor > 0)) input_error("--capacity-factor is ", c.capacity_factor, ", it must be positive");
+    if (c.router_z_loss_weight > 0 && has_block(c, "moe_expert_choice") && c.expert_choice_softmax == "tokens")
+        input_error("--router-z-loss-weight goes with a softmax over experts, not with --expert-choice-softmax tokens");
     if (!has_block(c, "moe_token_choice")) return;
     if (c.renormalize_gates && c.top_k == 1)
         input_error("--renormalize-gates makes the only gate of --top-k 1 a constant: the router would learn nothing");

@@ -195,7 +195,7 @@ void for_each_model_field(Config& c, F&& f) {
     f(FieldInfo{"renormalize_gates", "token choice: the gates of a token's experts are scaled to sum to 1", {}, 0, 1,
                 moe},
       c.renormalize_gates);
-    f(FieldInfo{"shared_experts", "token choice: experts of the same size that every token passes besides", {}, 0,
+    f(FieldInfo{"shared_experts", "experts of the same size that every token of MoE passes besides", {}, 0,
                 1 << 20, moe},
       c.shared_experts);
     f(FieldInfo{"load_balancing_weight", "token choice: weight of the load balancing loss", {}, 0, 1e6, moe},
