@@ -166,7 +166,8 @@ void expect_interpolation(int64_t n, DType act, InterpolateAccumulate accumulate
     for (size_t i = 0; i < a.size(); i++) size += std::pow(dout[i] * (a[i] - b[i]), 2);
     EXPECT_NEAR(d.read(dw)[0], want_w, tolerance(stat, n) * std::max(1.0, std::sqrt(size)));
     if (n > 0 && n < 3000 && stat == arithmetic_types.back() && !accumulate.w) {
-        const Vector slope = numeric_gradient([&](const Vector& v) { return dot(dout, interpolated(a, b, v[0])); }, {w});
+        const Vector slope =
+            numeric_gradient([&](const Vector& v) { return dot(dout, interpolated(a, b, v[0])); }, {w});
         EXPECT_NEAR(d.read(dw)[0], slope[0], 1e-7 + tolerance(stat, n) * std::sqrt(size));
     }
 }
@@ -247,14 +248,13 @@ TEST(RandomOrder, AllOrdersAreEquallyLikely) {
 // ------------------------------------------------------------------------------------------------------------ freezing
 TEST(FreezeUntil, ZeroesBeforeItsStepOnly) {
     for (DType stat : arithmetic_types)
-        for (auto [t, skipped, frozen] :
-             std::vector<std::tuple<int64_t, int64_t, bool>>{{0, 0, true}, {4, 0, true}, {3, 1, true}, {5, 0, false},
-                                                             {3, 2, false}, {9, 9, false}}) {
+        for (auto [t, skipped, frozen] : std::vector<std::tuple<int64_t, int64_t, bool>>{
+                 {0, 0, true}, {4, 0, true}, {3, 1, true}, {5, 0, false}, {3, 2, false}, {9, 9, false}}) {
             Device d;
             const Vector values = rounded(stat, random_vector(300, 1));
             Tensor grad = d.tensor(stat, {300}, values, "grad");
-            Tensor step = step_state_tensor(
-                d.tensor(DType::i32, {int64_t(sizeof(StepState) / sizeof(int32_t))}, "step").data);
+            Tensor step =
+                step_state_tensor(d.tensor(DType::i32, {int64_t(sizeof(StepState) / sizeof(int32_t))}, "step").data);
             StepState state;
             state.t = t, state.skipped = skipped;
             upload(step, &state, d.ctx);
@@ -314,7 +314,8 @@ TEST(MotVariants, WrongTensorsAreNamed) {
     Tensor halves = d.tensor(DType::bf16, {2, 3, 4}, "halves"), w = f32({1}, "w");
     EXPECT_TRUE(refuses([&] { temperature_forward(y, x, p, false, d.ctx); }, "scaled y"));
     EXPECT_TRUE(refuses([&] { temperature_forward(x, halves, p, false, d.ctx); }, "logits halves"));
-    EXPECT_TRUE(refuses([&] { temperature_forward(x, x, three, false, d.ctx); }, "p three has shape [3], expected [4]"));
+    EXPECT_TRUE(
+        refuses([&] { temperature_forward(x, x, three, false, d.ctx); }, "p three has shape [3], expected [4]"));
     EXPECT_TRUE(refuses([&] { temperature_backward(x, w, x, x, p, false, false, d.ctx); }, "dp w"));
     EXPECT_TRUE(refuses([&] { temperature_backward(y, p, x, x, p, false, false, d.ctx); }, "dlogits y"));
     EXPECT_TRUE(refuses([&] { temperature_mean(w, p, false, d.ctx); }, "mean w has dtype F32, expected F64"));

@@ -7,11 +7,11 @@ namespace {
 
 // A fixed router has no logits for these options to change.
 void check_uniform(const ModelConfig& c) {
-    const char* flag = c.controllers != "shared"                     ? "--controllers"
-                       : c.learn_temperature != "no"                 ? "--learn-temperature"
-                       : !c.merge_softmax                            ? "--merge-softmax off"
-                       : c.emit != "shared" && c.emit != "experts"   ? "--emit"
-                                                                     : nullptr;
+    const char* flag = c.controllers != "shared"                   ? "--controllers"
+                       : c.learn_temperature != "no"               ? "--learn-temperature"
+                       : !c.merge_softmax                          ? "--merge-softmax off"
+                       : c.emit != "shared" && c.emit != "experts" ? "--emit"
+                                                                   : nullptr;
     if (flag)
         input_error(flag, " changes what the controller learns, but --router uniform has none: choose one of the two");
 }
@@ -33,10 +33,10 @@ void check_emit(const ModelConfig& c) {
 
 void check_temperature(const ModelConfig& c) {
     if (c.learn_temperature != "no") return;
-    const char* flag = c.temperature_per_expert              ? "--temperature-per-expert"
-                       : c.temperature_form != "plain"       ? "--temperature-form"
-                       : c.temperature_start != 0            ? "--temperature-start"
-                                                             : nullptr;
+    const char* flag = c.temperature_per_expert        ? "--temperature-per-expert"
+                       : c.temperature_form != "plain" ? "--temperature-form"
+                       : c.temperature_start != 0      ? "--temperature-start"
+                                                       : nullptr;
     if (flag) input_error(flag, " is about learned temperatures: set --learn-temperature tied or separate");
 }
 
@@ -60,8 +60,9 @@ void check_mot_variants(const ModelConfig& c) {
 
 void check_discrete(const ModelConfig& c) {
     if (has_mot(c) && !c.merge_softmax)
-        input_error("discrete evaluation puts a one at the maximum of each softmax, but this model has none "
-                    "(--merge-softmax off)");
+        input_error(
+            "discrete evaluation puts a one at the maximum of each softmax, but this model has none "
+            "(--merge-softmax off)");
 }
 
 }  // namespace llmc

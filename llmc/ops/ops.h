@@ -154,8 +154,8 @@ void mot_emit(Tensor tokens, Tensor weights, Tensor slots, Group group, bool acc
 // for weights.
 void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group group, bool accumulate, Context& ctx);
 
-// Learnable temperatures: scaled[i,e] = logits[i,e] / tau_e, tau = p, or exp(p - 1) which is positive whatever p. logits,
-// scaled [..., E] f32; p [1] act (one for all) or [E] act. scaled may alias logits.
+// Learnable temperatures: scaled[i,e] = logits[i,e] / tau_e, tau = p, or exp(p - 1) which is positive whatever p.
+// logits, scaled [..., E] f32; p [1] act (one for all) or [E] act. scaled may alias logits.
 void temperature_forward(Tensor scaled, Tensor logits, Tensor p, bool exponential, Context& ctx);
 // dlogits = dscaled / tau, dp (+)= its gradient -sum dscaled scaled / tau * dtau/dp, f32. dlogits may alias dscaled.
 void temperature_backward(Tensor dlogits, Tensor dp, Tensor dscaled, Tensor scaled, Tensor p, bool exponential,
@@ -172,10 +172,10 @@ struct InterpolateAccumulate {
 void interpolate_backward(Tensor da, Tensor db, Tensor dw, Tensor dout, Tensor a, Tensor b, Tensor w,
                           InterpolateAccumulate accumulate, Context& ctx);
 
-// A random order of a batch: with a permutation `order` of the sequences, position t of sequence order[b] comes to stand
-// at (b,t); within_sequence: with one of the positions, position order[t] of sequence b. The tables are a routing of one
-// expert, for moe_gather (to the new places) and moe_scatter (back): slots [1,B*T] i32 = the token that comes to stand
-// at n, where [B,T,1] i32 = the place of the token.
+// A random order of a batch: with a permutation `order` of the sequences, position t of sequence order[b] comes to
+// stand at (b,t); within_sequence: with one of the positions, position order[t] of sequence b. The tables are a routing
+// of one expert, for moe_gather (to the new places) and moe_scatter (back): slots [1,B*T] i32 = the token that comes to
+// stand at n, where [B,T,1] i32 = the place of the token.
 // order sorts the lines l by 64 random bits, words 1 and 0 of the Philox block with counter (l, 0, draw, 0) and key
 // seed; ties: the lower l first. draw [1] i32 lies in device memory: a new one for every micro-batch.
 void random_order(Tensor slots, Tensor where, Tensor draw, uint64_t seed, bool within_sequence, Context& ctx);

@@ -27,7 +27,9 @@ class Mot final : public Block {
 public:
     explicit Mot(const ModelConfig& c)
         : Block(c), weights(c), expert("experts.", c.expert_activation,
-                                       {.d_model = c.d_model, .hidden = c.expert_size, .experts = c.experts,
+                                       {.d_model = c.d_model,
+                                        .hidden = c.expert_size,
+                                        .experts = c.experts,
                                         .summed = outputs_that_add_up(c, "mot")}) {}
     const char* kind() const override { return "mot"; }
 
@@ -126,12 +128,12 @@ private:
 
     void mix_backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const {
         Tensor mixed = p.saved("mixed"), output = p.saved("output");
-        Tensor dslots = p.temp("dslots", mixed.shape);                     // [E,R,C]
-        mot_merge(dslots, weights.emit(p), dout, group(p), p.ctx);         // the transpose of emit is merge
-        dslots = normalize_backward(p, expert_norm, dslots, output);       // doutput
+        Tensor dslots = p.temp("dslots", mixed.shape);                // [E,R,C]
+        mot_merge(dslots, weights.emit(p), dout, group(p), p.ctx);    // the transpose of emit is merge
+        dslots = normalize_backward(p, expert_norm, dslots, output);  // doutput
         expert.backward(p, dslots, dslots, normed(p, mixture_norm, mixed));
-        dslots = normalize_backward(p, mixture_norm, dslots, mixed);       // dmixed
-        mot_emit(dx, weights.merge(p), dslots, group(p), false, p.ctx);    // the transpose of merge is emit
+        dslots = normalize_backward(p, mixture_norm, dslots, mixed);     // dmixed
+        mot_emit(dx, weights.merge(p), dslots, group(p), false, p.ctx);  // the transpose of merge is emit
         weights.backward(p, dx, dout, x, normed(p, expert_norm, output), dslots);
     }
 

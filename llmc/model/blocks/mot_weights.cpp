@@ -17,7 +17,8 @@ void put_gradient(Tensor grad, Tensor d, bool accumulate, Context& ctx) {
 }  // namespace
 
 MotWeights::MotWeights(const ModelConfig& c)
-    : config(c), merge_path{"merge", "scaled", "controller.weight", "controller_mix", "temperature", SoftmaxOver::group},
+    : config(c), merge_path{"merge",          "scaled",      "controller.weight",
+                            "controller_mix", "temperature", SoftmaxOver::group},
       emit_path{merge_path} {
     emit_path.weights = "emit", emit_path.scaled = "emit_scaled";
     emit_path.over = c.emit == "experts" ? SoftmaxOver::experts : SoftmaxOver::group;

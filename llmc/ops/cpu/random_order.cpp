@@ -21,8 +21,8 @@ void random_order(Tensor slots, Tensor where, Tensor draw, uint64_t seed, bool w
     if (!op.run) return;
     Line* lines = static_cast<Line*>(op.workspace);
     for (int64_t i = 0; i < s.lines; i++) {
-        const auto bits = philox4x32({uint32_t(i), 0, uint32_t(*ptr<int32_t>(draw)), 0},
-                                     {uint32_t(seed), uint32_t(seed >> 32)});
+        const auto bits =
+            philox4x32({uint32_t(i), 0, uint32_t(*ptr<int32_t>(draw)), 0}, {uint32_t(seed), uint32_t(seed >> 32)});
         lines[i] = {uint64_t(bits[1]) << 32 | bits[0], i};
     }
     std::sort(lines, lines + s.lines);

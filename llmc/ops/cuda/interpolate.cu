@@ -77,14 +77,13 @@ void interpolate_backward(Tensor da, Tensor db, Tensor dw, Tensor dout, Tensor a
                           InterpolateAccumulate accumulate, Context& ctx) {
     check_interpolate_backward(da, db, dw, dout, a, b, w);
     const int64_t n = a.numel(), parts = std::min<int64_t>(ceil_div(n, 2048), 512);
-    Op op(ctx, "interpolate_backward", 5 * n, parts * int64_t(sizeof(float)),
-          total_bytes({da, db, dw, dout, a, b, w}));
+    Op op(ctx, "interpolate_backward", 5 * n, parts * int64_t(sizeof(float)), total_bytes({da, db, dw, dout, a, b, w}));
     if (!op.run) return;
     float* partial = static_cast<float*>(op.workspace);
     dispatch(a.dtype, [&](auto zero) {
         using T = decltype(zero);
-        const InterpolateBackward<T> t{ptr<float>(da),   ptr<float>(db),   partial,          ptr<const float>(dout),
-                                       ptr<const T>(a),  ptr<const T>(b),  ptr<const T>(w), accumulate};
+        const InterpolateBackward<T> t{ptr<float>(da),  ptr<float>(db),  partial,         ptr<const float>(dout),
+                                       ptr<const T>(a), ptr<const T>(b), ptr<const T>(w), accumulate};
         const int64_t packed = aligned(da, db, dout, a, b) ? n / Pack<T>::size * Pack<T>::size : 0;
         launch(ctx, interpolate_backward_kernel<T>, grid_of(parts), most_threads, 0, t, packed, n);
     });
