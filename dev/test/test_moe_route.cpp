@@ -1,4 +1,4 @@
-// Who is routed to whom, against plain loops, exactly; and the load balancing loss.
+// Who is routed to whom, against plain loops, exactly.
 #include "dev/test/moe_oracle.h"
 
 namespace llmc {
@@ -177,77 +177,6 @@ TEST(MoeOps, AnyNumbersAreOrdered) {
     moe_choose_experts(slots, where, counts, {}, probs, {.k = 1, .order = DropOrder::gate}, d.ctx);
     EXPECT_EQ(d.read(slots), (Vector{0, -1}));
     EXPECT_EQ(d.read(counts), (Vector{2, 0}));
-}
-
-double balance_oracle(const Sizes& s, const Vector& probs, const Vector& counts) {
-    double loss = 0;
-    for (int64_t e = 0; e < s.E; e++) {
-        double mean = 0;
-        for (int64_t n = 0; n < s.N(); n++) mean += probs[size_t(n * s.E + e)] / double(s.N());
-        loss += double(s.E) * counts[size_t(e)] / double(s.N()) * mean;
-    }
-    return loss;
-}
-
-TEST(MoeOps, BalanceAndItsGradientMatchPlainLoops) {
-    for (const Sizes& s : cases)
-        for (DType dtype : arithmetic_types) {
-            if (s.N() == 0) continue;
-            SCOPED_TRACE(s.text());
-            Vector p = rounded(dtype, make_probs(Probs::smooth, s.N(), s.E, 8)), before = random_vector(s.N() * s.E, 9);
-            Routing r = choose_experts_oracle(s, p, {.k = s.k});
-            double kept = 0, lowest = 1e300, highest = 0;
-            for (double n : r.slots) kept += n >= 0;
-            for (double c : r.counts) lowest = std::min(lowest, c), highest = std::max(highest, c);
-            const double pairs = double(s.N() * s.k), even = pairs / double(s.E);
-            Device d;
-            Tables tables(d, s, r);
-            Tensor probs = d.tensor(dtype, {s.B, s.T, s.E}, p, "probs"),
-                   counts = d.tensor(DType::i32, {s.E}, r.counts, "counts"), stats = d.tensor(DType::f64, {4}, "stats");
-            moe_balance(stats, probs, counts, tables.slots, d.ctx);
-            Vector got = d.read(stats),
-                   want = {balance_oracle(s, p, r.counts), 1 - kept / pairs, lowest / even, highest / even};
-            for (size_t i = 0; i < 4; i++) EXPECT_NEAR(got[i], want[i], 1e-12 * (1 + want[i])) << "statistic " << i;
-
-            Vector gradient = before;
-            for (int64_t n = 0; n < s.N(); n++)
-                for (int64_t e = 0; e < s.E; e++)
-                    gradient[size_t(n * s.E + e)] +=
-                        0.7 * double(s.E) * r.counts[size_t(e)] / double(s.N()) / double(s.N());
-            Tensor dprobs = d.tensor(dtype, probs.shape, before, "dprobs");
-            moe_balance_backward(dprobs, counts, 0.7, d.ctx);
-            EXPECT_TRUE(close(d.read(dprobs), gradient, tolerance(dtype)));
-        }
-}
-
-TEST(MoeOps, BalanceGradientMatchesFiniteDifferences) {
-    Sizes s{2, 3, 4, 2, 2};
-    Vector p = make_probs(Probs::smooth, s.N(), s.E, 10);
-    Routing r = choose_experts_oracle(s, p, {.k = s.k});
-    Device d;
-    Tensor counts = d.tensor(DType::i32, {s.E}, r.counts, "counts");
-    Tensor dprobs = d.tensor(arithmetic_types.back(), {s.B, s.T, s.E}, Vector(p.size(), 0.0), "dprobs");
-    moe_balance_backward(dprobs, counts, 3.0, d.ctx);
-    Vector want = numeric_gradient([&](const Vector& x) { return 3.0 * balance_oracle(s, x, r.counts); }, p);
-    EXPECT_TRUE(close(d.read(dprobs), want, 1e-8 + tolerance(arithmetic_types.back())));
-}
-
-TEST(MoeOps, BalanceByHandAndOfNothing) {
-    Device d;
-    Tensor stats = d.tensor(DType::f64, {4}, "stats");
-    Tensor probs = d.tensor(DType::f32, {1, 2, 2}, {0.75, 0.25, 1, 0}, "probs");
-    Tensor counts = d.tensor(DType::i32, {2}, {2, 0}, "counts"), slots = d.tensor(DType::i32, {2, 1}, {0, -1}, "slots");
-    moe_balance(stats, probs, counts, slots, d.ctx);  // 2 * (2/2) * 1.75/2
-    EXPECT_EQ(d.read(stats), (Vector{1.75, 0.5, 0, 2}));
-    Tensor none = d.tensor(DType::f32, {0, 3, 2}, "none");
-    d.write(counts, {0, 0});
-    d.write(slots, {-1, -1});
-    moe_balance(stats, none, counts, slots, d.ctx);
-    EXPECT_EQ(d.read(stats), Vector(4, 0.0));
-    moe_balance_backward(none, counts, 1.0, d.ctx);
-    d.write(probs, {nan, 0.25, 1, 0});
-    moe_balance(stats, probs, counts, slots, d.ctx);
-    EXPECT_TRUE(std::isnan(d.read(stats)[0]));
 }
 
 }  // namespace

@@ -30,8 +30,8 @@ void FeedForward::declare_saved(std::vector<SavedSpec>& list, const Shape& input
 
 void FeedForward::product(const Pass& p, Tensor out, Tensor a, Tensor b, const MatmulOptions& options,
                           Tensor offsets) const {
-    if (offsets) run_error("ragged rows are not here yet");
-    matmul(out, a, b, options, p.ctx);
+    if (offsets) matmul_ragged(out, a, b, offsets, options, p.ctx);
+    else matmul(out, a, b, options, p.ctx);
 }
 
 void FeedForward::forward(const Pass& p, Tensor y, Tensor x, Tensor offsets) const {

@@ -143,10 +143,46 @@ inline MoeShape check_balance_backward(const Tensor& dprobs, const Tensor& count
     return s;
 }
 
+inline MoeShape check_renormalize(const Tensor& gates, const Tensor& probs, const Tensor& where) {
+    const MoeShape s = moe_shape(probs, "probs", 0);
+    check(probs, probs.dtype, probs.shape, "probs");
+    check(where, DType::i32, probs.shape, "where");
+    check(gates, probs.dtype, probs.shape, "gates");
+    return s;
+}
+
+inline MoeShape check_renormalize_backward(const Tensor& dprobs, const Tensor& dgates, const Tensor& gates,
+                                           const Tensor& probs, const Tensor& where) {
+    const MoeShape s = check_renormalize(gates, probs, where);
+    check(dgates, probs.dtype, probs.shape, "dgates");
+    check(dprobs, probs.dtype, probs.shape, "dprobs");
+    return s;
+}
+
+inline MoeShape check_z_loss(const Tensor& loss, const Tensor& lse, const Tensor& logits) {
+    const MoeShape s = moe_shape(logits, "logits", 0);
+    check(logits, logits.dtype, logits.shape, "logits");
+    check(lse, logits.dtype, {s.sequences, s.positions}, "lse");
+    if (loss) check(loss, DType::f64, {1}, "loss");
+    return s;
+}
+
+inline MoeShape check_z_loss_backward(const Tensor& dlogits, const Tensor& lse, const Tensor& probs) {
+    const MoeShape s = moe_shape(probs, "probs", 0);
+    check(probs, probs.dtype, probs.shape, "probs");
+    check(lse, probs.dtype, {s.sequences, s.positions}, "lse");
+    check(dlogits, probs.dtype, probs.shape, "dlogits");
+    return s;
+}
+
 // FLOPs: a multiplication per moved element with weights, an addition where rows are summed.
 inline int64_t gather_flops(const MoeShape& s, bool weighted) { return weighted ? s.moved() : 0; }
 inline int64_t scatter_flops(const MoeShape& s, bool weighted) { return (weighted ? 2 : 1) * s.moved(); }
 inline int64_t moe_weights_flops(const MoeShape& s) { return 2 * s.moved(); }
 inline int64_t balance_flops(const MoeShape& s) { return 2 * s.pairs(); }
+inline int64_t renormalize_flops(const MoeShape& s) { return 2 * s.pairs(); }
+inline int64_t renormalize_backward_flops(const MoeShape& s) { return 5 * s.pairs(); }
+inline int64_t z_loss_flops(const MoeShape& s) { return 4 * s.pairs(); }
+inline int64_t z_loss_backward_flops(const MoeShape& s) { return 2 * s.pairs(); }
 
 }  // namespace llmc

@@ -1,4 +1,4 @@
-// Routing of sparse mixtures of experts on the CPU: which tokens go to which rows of which experts, and how evenly.
+// Routing of sparse mixtures of experts on the CPU: which tokens go to which rows of which experts.
 //
 // Both choices take the best of some candidates by one strict order (larger prob, then lower index, NaN last), so that
 // the result is one for any number of threads, and leaves the chosen in ascending order in an expert's rows.
@@ -195,59 +195,6 @@ void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int6
                 slot[begin + rank] = candidates[rank].index;
                 at[candidates[rank].index] = int32_t(begin + rank);
             }
-        }
-    });
-}
-
-void moe_balance(Tensor stats, Tensor probs, Tensor counts, Tensor slots, Context& ctx) {
-    const MoeShape s = check_balance(stats, probs, counts, slots);
-    dispatch_arithmetic(probs, "probs", [&](auto zero) {
-        using A = decltype(zero);
-        Op op(ctx, "moe_balance", balance_flops(s), 0, total_bytes({stats, probs, counts, slots}));
-        if (!op.run) return;
-        const A* p = ptr<A>(probs);
-        const int32_t *count = ptr<int32_t>(counts), *slot = ptr<int32_t>(slots);
-        // sum_n sum_e counts_e probs[n,e] in fixed chunks: the same for any number of threads
-        double weighted[token_chunks];
-#pragma omp parallel for schedule(static) num_threads(ctx.threads)
-        for (int64_t chunk = 0; chunk < token_chunks; chunk++) {
-            double sum = 0;
-            auto [begin, end] = part_of(s.tokens(), chunk, token_chunks);
-            for (int64_t n = begin; n < end; n++)
-                for (int64_t e = 0; e < s.experts; e++) sum += double(count[e]) * double(p[n * s.experts + e]);
-            weighted[chunk] = sum;
-        }
-        int64_t kept = 0, total = 0;
-#pragma omp parallel for schedule(static) num_threads(ctx.threads) reduction(+ : kept)
-        for (int64_t i = 0; i < s.rows; i++) kept += slot[i] >= 0;
-        double sum = 0;
-        for (double w : weighted) sum += w;
-        for (int64_t e = 0; e < s.experts; e++) total += count[e];
-        const auto [smallest, largest] = std::minmax_element(count, count + s.experts);
-        const double tokens = double(s.tokens()), experts = double(s.experts), pairs = double(total);
-        double* out = ptr<double>(stats);
-        out[0] = tokens > 0 ? experts * sum / (tokens * tokens) : 0;
-        out[1] = total > 0 ? double(total - kept) / pairs : 0;
-        out[2] = total > 0 ? double(*smallest) * experts / pairs : 0;
-        out[3] = total > 0 ? double(*largest) * experts / pairs : 0;
-    });
-}
-
-void moe_balance_backward(Tensor dprobs, Tensor counts, double scale, Context& ctx) {
-    const MoeShape s = check_balance_backward(dprobs, counts);
-    dispatch_arithmetic(dprobs, "dprobs", [&](auto zero) {
-        using A = decltype(zero);
-        Op op(ctx, "moe_balance_backward", balance_flops(s), s.experts * int64_t(sizeof(A)),
-              total_bytes({dprobs, dprobs, counts}));
-        if (!op.run || s.tokens() == 0) return;
-        const double tokens = double(s.tokens()), factor = scale * double(s.experts) / (tokens * tokens);
-        A *gradient = static_cast<A*>(op.workspace), *dp = ptr<A>(dprobs);
-        for (int64_t e = 0; e < s.experts; e++) gradient[e] = A(factor * double(ptr<int32_t>(counts)[e]));
-#pragma omp parallel for schedule(static) num_threads(ctx.threads)
-        for (int64_t n = 0; n < s.tokens(); n++) {
-            A* row = dp + n * s.experts;
-#pragma omp simd
-            for (int64_t e = 0; e < s.experts; e++) row[e] += gradient[e];
         }
     });
 }
