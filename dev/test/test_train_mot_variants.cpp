@@ -196,11 +196,11 @@ TEST(MotRefusals, WhatContradictsOrChangesNothingIsNamed) {
         {{"--temperature-per-expert", "--learn-temperature"}, [](ModelConfig& c) { c.temperature_per_expert = true; }},
         {{"--temperature-form", "--learn-temperature"}, [](ModelConfig& c) { c.temperature_form = "exp"; }},
         {{"--temperature-start", "--learn-temperature"}, [](ModelConfig& c) { c.temperature_start = 5; }},
-        {{"--merge-softmax", "--emit experts"}, [](ModelConfig& c) { c.merge_softmax = false, c.emit = "experts"; }},
-        {{"--merge-softmax", "--learn-temperature"},
+        {{"--no-merge-softmax", "--emit experts"}, [](ModelConfig& c) { c.merge_softmax = false, c.emit = "experts"; }},
+        {{"--no-merge-softmax", "--learn-temperature"},
          [](ModelConfig& c) { c.merge_softmax = false, c.learn_temperature = "tied"; }},
-        {{"--merge-softmax", "--temperature"}, [](ModelConfig& c) { c.merge_softmax = false, c.temperature = 0.5; }},
-        {{"--router uniform", "--merge-softmax"},
+        {{"--no-merge-softmax", "--temperature"}, [](ModelConfig& c) { c.merge_softmax = false, c.temperature = 0.5; }},
+        {{"--router uniform", "--no-merge-softmax"},
          [](ModelConfig& c) { c.router = "uniform", c.merge_softmax = false; }},
         {{"--router uniform", "--emit"}, [](ModelConfig& c) { c.router = "uniform", c.emit = "top"; }},
         {{"--router uniform", "--learn-temperature"},
@@ -228,7 +228,7 @@ TEST(MotRefusals, DiscreteWeightsNeedASoftmax) {
     for (const auto& ask : std::vector<std::function<void()>>{[&] { lab.logits(tokens, 4, discrete); },
                                                               [&] { lab.evaluate(tokens, tokens, 4, discrete); },
                                                               [&] { lab.extend(tokens, 4, {2}, discrete); }})
-        EXPECT_NE(message_of(ask).find("--merge-softmax off"), std::string::npos);
+        EXPECT_NE(message_of(ask).find("--no-merge-softmax"), std::string::npos);
 }
 
 }  // namespace

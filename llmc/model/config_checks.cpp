@@ -9,7 +9,7 @@ namespace {
 void check_uniform(const ModelConfig& c) {
     const char* flag = c.controllers != "shared"                   ? "--controllers"
                        : c.learn_temperature != "no"               ? "--learn-temperature"
-                       : !c.merge_softmax                          ? "--merge-softmax off"
+                       : !c.merge_softmax                          ? "--no-merge-softmax"
                        : c.emit != "shared" && c.emit != "experts" ? "--emit"
                                                                    : nullptr;
     if (flag)
@@ -42,10 +42,10 @@ void check_temperature(const ModelConfig& c) {
 
 void check_no_softmax(const ModelConfig& c) {
     if (c.emit != "shared")
-        input_error("--merge-softmax off takes the logits as weights of merge and emit alike: --emit ", c.emit,
+        input_error("--no-merge-softmax takes the logits as weights of merge and emit alike: --emit ", c.emit,
                     " does not go with it");
     if (c.learn_temperature != "no" || c.temperature != 1)
-        input_error("--merge-softmax off has no softmax for ",
+        input_error("--no-merge-softmax has no softmax for ",
                     c.temperature != 1 ? "--temperature" : "--learn-temperature", " to change");
 }
 
@@ -62,7 +62,7 @@ void check_discrete(const ModelConfig& c) {
     if (has_mot(c) && !c.merge_softmax)
         input_error(
             "discrete evaluation puts a one at the maximum of each softmax, but this model has none "
-            "(--merge-softmax off)");
+            "(--no-merge-softmax)");
 }
 
 }  // namespace llmc
