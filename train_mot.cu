@@ -80,8 +80,10 @@ struct CommandLine {
                          ->check(CLI::NonNegativeNumber);
         auto* group = eval_app->add_option("--group-size", eval.group_size, "another MoT group size; 0: as in training")
                           ->check(CLI::NonNegativeNumber);
-        eval_app->add_option("--eval-group-sizes", eval.group_sizes, "a table for these MoT group sizes, e.g. 8,16,32")
-            ->excludes(group);
+        auto* sizes =
+            eval_app
+                ->add_option("--eval-group-sizes", eval.group_sizes, "a table for these MoT group sizes, e.g. 8,16,32")
+                ->excludes(group);
         auto* as = eval_app
                        ->add_option("--as", eval.as,
                                     "evaluate the weights as another mixture: mot, token-choice, expert-choice")
@@ -93,6 +95,7 @@ struct CommandLine {
             ->check(CLI::IsMember({"data", "self", "zero"}))
             ->excludes(rows)
             ->excludes(as)
+            ->excludes(sizes)
             ->excludes(group)
             ->excludes(discrete);
         eval_app->add_option("--threads", eval.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));

@@ -63,12 +63,12 @@ struct Loaded {
 ModelConfig config_of(const EvalCommand& command, const Loaded& loaded) {
     const std::string& where = loaded.checkpoint.directory;
     ModelConfig config = loaded.config;
-    if (!command.as.empty()) {
-        const Mixture to = mixture_from_name(command.as);
-        if (!has_mot(config) && !loaded.checkpoint.state.contains("transition") && !command.group_size)
+    if (const Mixture to = mixture_from_name(command.as.empty() ? "mot" : command.as);
+        !command.as.empty() && !has_block(config, block_of(to))) {
+        if (has_moe(config) && !loaded.checkpoint.state.contains("transition") && !command.group_size)
             input_error("--as ", command.as, ": the model in ", where,
                         " never was a Mixture of Tokens: say with --group-size how large its groups are to be");
-        if (!has_block(config, block_of(to))) config = converted(config, to, command.group_size, where);
+        config = converted(config, to, command.group_size, where);
     }
     const bool sizes = command.group_size && (command.as.empty() || has_mot(loaded.config));
     if (!has_mot(config) && (command.discrete || sizes))
