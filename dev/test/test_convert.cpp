@@ -10,6 +10,32 @@ namespace {
 
 ModelConfig mot() { return resolved(tiny("2x(attention mot) ffn mot")); }
 
+// Losses of `model`, whose parameters lie in `lab`, on 8 sequences.
+Vector losses(Model& model, Lab& lab) {
+    const int64_t rows = 8, T = 8, mark = lab.arena.mark();
+    Tensor t = lab.tokens_on_device(random_tokens(rows * T, 1), rows);
+    Tensor y = lab.tokens_on_device(random_tokens(rows * T, 2), rows);
+    Tensor out = lab.arena.tensor("losses", model.stat(), {rows * T});
+    model.evaluate(out, t, y, {}, lab.arena, lab.hooks);
+    const Vector values = read_tensor(out, lab.ctx);
+    lab.arena.release(mark);
+    return values;
+}
+
+// A model of its own with the weights of another, copied by name; those the other does not have stay as they are.
+std::unique_ptr<Lab> copy_of(Lab& source, const ModelConfig& config) {
+    auto lab = std::make_unique<Lab>(config);
+    const NamedVectors weights = source.parameters();
+    for (const NamedTensor& t : lab->model.parameters()) {
+        std::string name = t.name;
+        for (const auto& [from, to] : {std::pair("router", "controller"), std::pair("controller", "router")})
+            if (const size_t at = t.name.find(from); at != std::string::npos && !weights.contains(t.name))
+                name.replace(at, std::string(from).size(), to);
+        if (weights.contains(name)) write_tensor(t.tensor, weights.at(name), lab->ctx);
+    }
+    return lab;
+}
+
 void expect_refused(const std::function<void()>& work, const std::vector<std::string>& parts) {
     try {
         work();
@@ -86,27 +112,10 @@ TEST(Convert, RefusesWhatASparseMixtureCannotSay) {
 
 TEST(Convert, ASecondModelReadsTheParametersOfTheFirst) {
     Lab lab(mot());
-    const int64_t rows = 8;
-    const Tokens tokens = random_tokens(rows * 8, 1), targets = random_tokens(rows * 8, 2);
     const ModelConfig sparse = converted(lab.model.config, Mixture::token_choice, 0, "RUN");
     const std::unique_ptr<Model> view = model_as(sparse, lab.model, lab.ctx);
-
-    Lab other(sparse);  // the same weights, copied by name
-    for (const NamedTensor& t : other.model.parameters()) {
-        std::string name = t.name;
-        if (const size_t at = name.find("router"); at != std::string::npos) name.replace(at, 6, "controller");
-        write_tensor(t.tensor, read_tensor(lab.parameter(name), lab.ctx), other.ctx);
-    }
-    auto losses = [&](Model& model, Lab& of) {
-        const int64_t mark = of.arena.mark();
-        Tensor t = of.tokens_on_device(tokens, rows), y = of.tokens_on_device(targets, rows);
-        Tensor out = of.arena.tensor("losses", model.stat(), {rows * 8});
-        model.evaluate(out, t, y, {}, of.arena, of.hooks);
-        const Vector values = read_tensor(out, of.ctx);
-        of.arena.release(mark);
-        return values;
-    };
-    EXPECT_TRUE(identical(losses(*view, lab), losses(other.model, other)));
+    const std::unique_ptr<Lab> copy = copy_of(lab, sparse);
+    EXPECT_TRUE(identical(losses(*view, lab), losses(copy->model, *copy)));
     EXPECT_FALSE(identical(losses(*view, lab), losses(lab.model, lab)));
     const std::unique_ptr<Model> back = model_as(converted(sparse, Mixture::mot, 0, "RUN"), *view, lab.ctx);
     EXPECT_TRUE(identical(losses(*back, lab), losses(lab.model, lab)));
@@ -115,6 +124,19 @@ TEST(Convert, ASecondModelReadsTheParametersOfTheFirst) {
     gated.expert_activation = "swiglu";
     expect_refused([&] { model_as(gated, lab.model, lab.ctx); }, {"experts.gate.weight"});
     expect_refused([&] { model_as(tiny("attention ffn"), lab.model, lab.ctx); }, {"blocks.1"});
+}
+
+// With output norms, which only the sparse model has, the tensors of the two lie in different places.
+TEST(Convert, ASecondModelFindsWhatLiesElsewhere) {
+    ModelConfig normed = converted(mot(), Mixture::expert_choice, 0, "RUN");
+    normed.expert_choice_norm = true;
+    Lab lab(normed);
+    ASSERT_TRUE(lab.parameters().contains("blocks.1.output_norm.weight"));
+    const ModelConfig config = converted(normed, Mixture::mot, 0, "RUN");
+    const std::unique_ptr<Model> view = model_as(config, lab.model, lab.ctx);
+    const std::unique_ptr<Lab> copy = copy_of(lab, config);
+    EXPECT_TRUE(identical(losses(*view, lab), losses(copy->model, *copy)));
+    EXPECT_FALSE(identical(losses(*view, lab), losses(lab.model, lab)));
 }
 
 // x controller^T / t = x (controller / t)^T: the folded model says what the one with the temperature said.
