@@ -1,4 +1,5 @@
 // matmul and bias_backward against float64 loops: all types, transposes, strides, odd sizes, accumulation.
+#include "dev/test/activation_oracle.h"
 #include "dev/test/reference.h"
 #include "llmc/ops/graph.h"
 
@@ -123,30 +124,6 @@ TEST(Matmul, ViewsWithStrides) {
 // ---------------------------------------------------------------------------------------------- bias and activations
 const std::vector<Activation> all_activations = {Activation::none, Activation::relu, Activation::gelu,
                                                  Activation::gelu_erf, Activation::silu};
-
-double value_of(Activation kind, double x) {
-    switch (kind) {
-        case Activation::relu: return std::max(x, 0.0);
-        case Activation::gelu: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-        case Activation::gelu_erf: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-        case Activation::silu: return x / (1 + std::exp(-x));
-        case Activation::none: break;
-    }
-    return x;
-}
-double slope_of(Activation kind, double x) {
-    const double root = std::sqrt(2 / M_PI), t = std::tanh(root * (x + 0.044715 * x * x * x)),
-                 sigmoid = 1 / (1 + std::exp(-x));
-    switch (kind) {
-        case Activation::relu: return x > 0;
-        case Activation::gelu: return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * root * (1 + 3 * 0.044715 * x * x);
-        case Activation::gelu_erf:
-            return 0.5 * (1 + std::erf(x / std::sqrt(2.0))) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * M_PI);
-        case Activation::silu: return sigmoid * (1 + x * (1 - sigmoid));
-        case Activation::none: break;
-    }
-    return 1;
-}
 
 // With `off`, cuBLASLt (the emulated one) has no epilogues: bias and activations take the other way. Other backends do
 // not look at the variable.

@@ -54,7 +54,7 @@ Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everyt
         table.units.push_back(dense);
         if (!experts.params.empty()) table.units.push_back(experts);
         for (const std::string& metric : blocks[i]->declare_metrics())
-            metrics.push_back({name + "." + metric, first_metric++, 1});
+            metrics.push_back({name + "." + metric, first_metric++, 1, aux_loss_weight(config, metric)});
     }
     if (config.final_norm) declare_norm(table.units[add_unit("final_norm", "final_norm")], "");
     if (!config.tied_head) table.units[add_unit("head", "head")].weight("weight", {V, C}, C);

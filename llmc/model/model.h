@@ -33,10 +33,12 @@ struct EvalOptions {
     int64_t live_rows = 0;   // rows from here on enter their groups as zero vectors; 0: all rows are real
 };
 
+// A block's scalar in the metrics buffer.
 struct MetricSlot {
     std::string name;
     int64_t first, count;
-};  // a block's scalars in the metrics buffer
+    double loss_weight;  // what it counts in the total loss; 0: it only informs
+};
 
 // Rows that extend position by position: the carried tensors of every block.
 struct Generation {

@@ -73,8 +73,7 @@ public:
     virtual void declare_params(Unit& dense, Unit& experts) const = 0;
     virtual std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& pass) const = 0;
     virtual std::vector<StateSpec> declare_state(int64_t, DType) const { return {}; }
-    // Names of the scalars written to Pass::metrics. "balance_loss", if there is one, counts load_balancing_weight
-    // times in the total loss.
+    // Names of the scalars written to Pass::metrics. Some are losses of the block's own, see aux_loss_weight.
     virtual std::vector<std::string> declare_metrics() const { return {}; }
 
     // out = block(x), both [B,T,C] act.

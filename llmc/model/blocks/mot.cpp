@@ -5,34 +5,33 @@
 //   merge        = softmax over the group's tokens of logits / temperature
 //   emit         = merge, or softmax over the experts of logits / temperature
 //   mixed[e,r]   = sum_i merge[i,e] x_i                                   [E,R,C]
-//   hidden[e,r]  = f(mixed[e,r] Wup_e^T)                                  [E,R,F]
-//   output[e,r]  = hidden[e,r] Wdown_e^T                                  [E,R,C]
+//   output[e,r]  = f(mixed[e,r] Wup_e^T) Wdown_e^T                        [E,R,C]   or gated, see feed_forward.h
 //   out_i        = sum_e emit[i,e] output[e,r]                            [B,T,C]
-#include "llmc/model/blocks/block.h"
+#include "llmc/model/blocks/feed_forward.h"
 
 namespace llmc {
 namespace {
 
 class Mot final : public Block {
 public:
-    using Block::Block;
+    explicit Mot(const ModelConfig& c)
+        : Block(c), expert("experts.", c.expert_activation,
+                           {.d_model = c.d_model, .hidden = c.expert_size, .experts = c.experts,
+                            .summed = outputs_that_add_up(c, "mot")}) {}
     const char* kind() const override { return "mot"; }
 
     void declare_params(Unit& dense, Unit& experts) const override {
-        const int64_t C = config.d_model, E = config.experts, F = config.expert_size;
-        if (learned()) dense.weight("controller.weight", {E, C}, C);
-        experts.weight("experts.up.weight", {E, F, C}, C);
-        experts.weight("experts.down.weight", {E, C, F}, F);
+        if (learned()) dense.weight("controller.weight", {config.experts, config.d_model}, config.d_model);
+        expert.declare_params(experts);
     }
 
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
-        const int64_t C = config.d_model, E = config.experts, F = config.expert_size, R = B * T / p.group_size;
-        std::vector<SavedSpec> saved = {{"merge", p.stat(), {B, T, E}},
-                                        {"mixed", p.act, {E, R, C}},
-                                        {"hidden", p.act, {E, R, F}},
-                                        {"output", p.act, {E, R, C}}};
+        const int64_t E = config.experts;
+        const Shape rows{E, B * T / p.group_size, config.d_model};  // [E,R,C]
+        std::vector<SavedSpec> saved = {
+            {"merge", p.stat(), {B, T, E}}, {"mixed", p.act, rows}, {"output", p.act, rows}};
         if (separate_emit()) saved.push_back({"emit", p.stat(), {B, T, E}});
-        if (!relu()) saved.push_back({"up", p.act, {E, R, F}});
+        expert.declare_saved(saved, rows, p.act);
         return saved;
     }
 
@@ -48,28 +47,21 @@ public:
 
     void forward(const Pass& p, Tensor out, Tensor x) const override {
         Tensor merge = p.saved("merge"), emit = separate_emit() ? p.saved("emit") : merge;
-        Tensor mixed = p.saved("mixed"), hidden = p.saved("hidden"), output = p.saved("output");
+        Tensor mixed = p.saved("mixed"), output = p.saved("output");  // [E,R,C]
         if (p.live_rows && p.live_rows < p.B) fill(x.slice(p.live_rows, p.B), 0, p.ctx);
         weigh(p, merge, emit, x);
         mot_merge(mixed, merge, x, group(p), p.ctx);
-        matmul(hidden, mixed, p.param("experts.up.weight"),
-               {.transpose_b = true, .activation = activation(), .pre = relu() ? Tensor{} : p.saved("up")}, p.ctx);
-        matmul(output, hidden, p.param("experts.down.weight"), {.transpose_b = true}, p.ctx);
+        expert.forward(p, output, mixed);
         mot_emit(out, emit, output, group(p), false, p.ctx);
     }
 
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
         Tensor merge = p.saved("merge"), emit = separate_emit() ? p.saved("emit") : merge;
-        Tensor mixed = p.saved("mixed"), hidden = p.saved("hidden"), output = p.saved("output");
-        Tensor dslots = p.temp("dslots", mixed.shape);     // [E,R,C]: doutput, later dmixed
-        Tensor dhidden = p.temp("dhidden", hidden.shape);  // [E,R,F], before the activation
+        Tensor mixed = p.saved("mixed"), output = p.saved("output");
+        Tensor dslots = p.temp("dslots", mixed.shape);  // [E,R,C]: doutput, then dmixed
 
         mot_merge(dslots, emit, dout, group(p), p.ctx);  // the transpose of emit is merge
-        matmul(dhidden, dslots, p.param("experts.down.weight"),
-               {.backward = activation(), .pre = relu() ? hidden : p.saved("up")}, p.ctx);
-        matmul(p.grad("experts.down.weight"), dslots, hidden, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
-        matmul(dslots, dhidden, p.param("experts.up.weight"), {}, p.ctx);
-        matmul(p.grad("experts.up.weight"), dhidden, mixed, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
+        expert.backward(p, dslots, dslots, mixed);
         mot_emit(dx, merge, dslots, group(p), false, p.ctx);  // the transpose of merge is emit
         if (learned()) controller_backward(p, dx, dout, x, merge, emit, output, dslots);
     }
@@ -77,8 +69,6 @@ public:
 private:
     bool learned() const { return config.router == "learned"; }
     bool separate_emit() const { return config.emit == "experts"; }
-    Activation activation() const { return activation_of(config.expert_activation); }
-    bool relu() const { return config.expert_activation == "relu"; }
     Group group(const Pass& p) const { return {p.group_size, config.group_axis == "sequence"}; }
 
     // Merge and emit weights [B,T,E] of the tokens x.
@@ -115,6 +105,8 @@ private:
                              separate_emit(), p.ctx);
         logits_backward(p, "controller.weight", dx, dlogits, x);
     }
+
+    const FeedForward expert;
 };
 
 }  // namespace

@@ -92,6 +92,47 @@ inline int64_t matmul_bytes(const Tensor& out, const Tensor& a, const Tensor& b,
     return total_bytes({out, a, b, o.bias, o.pre}) + (o.accumulate ? out.bytes() : 0);
 }
 
+// What matmul_ragged is asked for. Rows form: out [R,N] = a [R,K] b_e. Sums form: out_e [M,N] (+)= a_e^T b_e.
+struct RaggedProblem {
+    bool sums;
+    int64_t rows, experts;
+    GemmProblem of_expert;  // m (rows form) or k (sums form) is the number of an expert's rows: 0 here
+    int64_t flops;          // of the rows that pairs need, without those that only fill up tiles
+
+    int64_t stride_of_experts() const { return sums ? of_expert.m * of_expert.n : of_expert.k * of_expert.n; }
+};
+
+inline RaggedProblem check_matmul_ragged(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& offsets,
+                                         const MatmulOptions& o) {
+    const char* what = "matmul_ragged:";
+    const bool sums = out.shape.rank == 3;
+    if (a.shape.rank != 2) run_error(what, " ", a.name, " has shape ", a.shape.text(), ", not rows x columns");
+    if (offsets.shape.rank != 1 || offsets.shape[0] < 1)
+        run_error(what, " ", offsets.name, " has shape ", offsets.shape.text(), ", expected one more than experts");
+    if (sums != o.transpose_a || (sums && o.transpose_b))
+        run_error(what, " ", out.name, sums ? " is a sum over rows: only a is transposed" : " has the rows of a: a is not transposed");
+    if (o.bias) run_error(what, " ", o.bias.name, ": there are no biases of experts");
+    if (sums && (o.activation != Activation::none || o.backward != Activation::none))
+        run_error(what, " ", out.name, " is a sum over rows: no activation is applied to it");
+
+    const int64_t rows = a.shape[0], experts = offsets.shape[0] - 1;
+    const int64_t n = last_dim(out), m = sums ? a.shape[1] : 0, k = sums ? 0 : a.shape[1];
+    if (a.dtype == DType::i32) run_error(what, " ", a.name, " has dtype I32, not a float type");
+    check(offsets, DType::i32, {experts + 1}, what);
+    check(a, a.dtype, a.shape, what);
+    check(b, a.dtype, sums ? Shape{rows, n} : o.transpose_b ? Shape{experts, n, k} : Shape{experts, k, n}, what);
+    const bool widened = a.dtype == DType::bf16 && out.dtype == DType::f32;
+    check(out, widened ? DType::f32 : a.dtype, sums ? Shape{experts, m, n} : Shape{rows, n}, what);
+    check_matmul_options(out, a, n, o);
+    const int64_t pairs = std::max<int64_t>(0, rows - experts * (ragged_tile() - 1));
+    return {.sums = sums, .rows = rows, .experts = experts,
+            .of_expert = {.batch = 1, .m = m, .n = n, .k = k, .in = a.dtype, .out = out.dtype,
+                          .transpose_a = o.transpose_a, .transpose_b = o.transpose_b, .lda = a.shape[1],
+                          .ldb = b.shape[-1], .ldc = n, .stride_a = 0, .stride_b = 0, .stride_c = 0,
+                          .accumulate = o.accumulate, .bias = false},
+            .flops = 2 * pairs * (m + k) * n};
+}
+
 inline void check_bias_backward(const Tensor& dbias, const Tensor& dout) {
     if (!dout.contiguous()) run_error("bias_backward: ", dout.name, " must be contiguous");
     check(dbias, arithmetic_dtype(dout.dtype), {dout.columns()}, "bias_backward:");

@@ -15,6 +15,22 @@ bool gemm_has_bf16(GemmLibrary*);
 // What the library calls its implementation of this problem (oneDNN: impl_info_str); for tests and the bench.
 std::string gemm_implementation(GemmLibrary*, const GemmProblem&);
 
+// Products of any sizes, with the types, the transposes and `accumulate` of `kind`, each made by one thread; several
+// threads may make theirs at a time. Nothing is prepared or kept for a size, so they may be new with every call. No
+// batch, no bias, no size 0. While one of these exists, gemm() is not called.
+class GemmOfAnySize {
+  public:
+    GemmOfAnySize(GemmLibrary*, const GemmProblem& kind);
+    ~GemmOfAnySize();
+    GemmOfAnySize(const GemmOfAnySize&) = delete;
+    GemmOfAnySize& operator=(const GemmOfAnySize&) = delete;
+    void multiply(const GemmProblem&, const void* a, const void* b, void* c) const;
+
+  private:
+    GemmLibrary* library;
+    const void* prepared = nullptr;  // by the library, once for every kind
+};
+
 // What the ops call inside their Op: any float type (f64 by plain loops, bf16 through f32 where the library has none)
 // and any size, 0 included.
 void gemm_any(const GemmProblem&, const void* a, const void* b, const void* bias, void* c, Context& ctx);

@@ -11,6 +11,9 @@
 //     32 x [64 x 512] to 128      262             220              206   231 171 191  one primitive per expert
 //     8 x [1024 x 512] to 2048    228             232              221   223 237 219  the same
 // bf16 on AVX-512 BF16: 133 to 160 everywhere.
+//
+// Where sizes are new with every call (experts that own as many rows as they need), a primitive takes them when it
+// runs, and every thread makes products of its own.
 #include <omp.h>
 
 #include <dnnl.hpp>
@@ -52,6 +55,7 @@ struct GemmLibrary {
     dnnl::engine engine{dnnl::engine::kind::cpu, 0};
     dnnl::stream stream{engine};
     std::map<GemmProblem, Primitive> primitives;
+    std::map<GemmProblem, dnnl::matmul> of_any_size;  // by types, transposes, accumulate: a handful
     std::vector<char> scratchpad;
 };
 
@@ -59,18 +63,26 @@ namespace {
 
 memory::data_type data_type(DType t) { return t == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32; }
 
-// One matrix of the problem, or a stack of them.
+// One matrix of the problem, or a stack of them. What is 0 here is told when the primitive runs.
 memory::desc matrix(const GemmProblem& p, DType dtype, int64_t rows, int64_t columns, bool transposed, int64_t ld,
                     int64_t stride) {
-    memory::dims dims = {rows, columns}, strides = {transposed ? 1 : ld, transposed ? ld : 1};
+    auto size = [](int64_t n) { return n == 0 ? DNNL_RUNTIME_DIM_VAL : n; };
+    ld = size(ld);
+    memory::dims dims = {size(rows), size(columns)}, strides = {transposed ? 1 : ld, transposed ? ld : 1};
     if (p.batch > 1) dims.insert(dims.begin(), p.batch), strides.insert(strides.begin(), stride);
     return {dims, data_type(dtype), strides};
 }
 
+memory::desc left_of(const GemmProblem& p) {
+    return matrix(p, p.in, p.m, p.k, p.transpose_a, p.lda, p.stride_a);
+}
+memory::desc right_of(const GemmProblem& p) {
+    return matrix(p, p.in, p.k, p.n, p.transpose_b, p.ldb, p.stride_b);
+}
+memory::desc result_of(const GemmProblem& p) { return matrix(p, p.out, p.m, p.n, false, p.ldc, p.stride_c); }
+
 matmul::primitive_desc describe(const GemmProblem& p, const dnnl::engine& engine) {
-    memory::desc a = matrix(p, p.in, p.m, p.k, p.transpose_a, p.lda, p.stride_a);
-    memory::desc b = matrix(p, p.in, p.k, p.n, p.transpose_b, p.ldb, p.stride_b);
-    memory::desc c = matrix(p, p.out, p.m, p.n, false, p.ldc, p.stride_c);
+    memory::desc a = left_of(p), b = right_of(p), c = result_of(p);
     memory::desc bias;
     if (p.bias) {
         memory::dims dims(p.batch > 1 ? 3 : 2, 1), strides(dims.size(), p.n);
@@ -151,6 +163,31 @@ void gemm(GemmLibrary* library, const GemmProblem& p, const void* a, const void*
         auto address = reinterpret_cast<uintptr_t>(library->scratchpad.data());
         found.scratchpad.set_data_handle(reinterpret_cast<void*>((address + 63) / 64 * 64));
         found.primitive.execute(library->stream, found.arguments);
+    } catch (const dnnl::error& e) {
+        run_error(gemm_library(), " cannot multiply ", p.text(), ": ", e.what());
+    }
+}
+
+GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem& p) : library(library) {
+    const GemmProblem kind{.batch = 1, .m = 0, .n = 0, .k = 0, .in = p.in, .out = p.out,
+                           .transpose_a = p.transpose_a, .transpose_b = p.transpose_b, .lda = 0, .ldb = 0, .ldc = 0,
+                           .stride_a = 0, .stride_b = 0, .stride_c = 0, .accumulate = p.accumulate, .bias = false};
+    auto found = library->of_any_size.find(kind);
+    if (found == library->of_any_size.end())
+        found = library->of_any_size.emplace(kind, describe(kind, library->engine)).first;
+    prepared = &found->second;
+}
+GemmOfAnySize::~GemmOfAnySize() = default;
+
+// Inside a parallel region of OpenMP, oneDNN starts no threads.
+void GemmOfAnySize::multiply(const GemmProblem& p, const void* a, const void* b, void* c) const {
+    auto at = [this](const memory::desc& d, const void* data) {
+        return memory(d, library->engine, const_cast<void*>(data));
+    };
+    try {
+        static_cast<const dnnl::matmul*>(prepared)->execute(library->stream, {{DNNL_ARG_SRC, at(left_of(p), a)},
+                                                                        {DNNL_ARG_WEIGHTS, at(right_of(p), b)},
+                                                                        {DNNL_ARG_DST, at(result_of(p), c)}});
     } catch (const dnnl::error& e) {
         run_error(gemm_library(), " cannot multiply ", p.text(), ": ", e.what());
     }

@@ -63,15 +63,24 @@ bool gemm_has_bf16(GemmLibrary*) { return false; }
 
 std::string gemm_implementation(GemmLibrary*, const GemmProblem&) { return openblas_get_corename(); }
 
-void gemm(GemmLibrary* library, const GemmProblem& p, const void* a, const void* b, const void* bias, void* c) {
+namespace {
+
+// c (+)= op(a) op(b), one matrix of the problem.
+void multiply_matrix(const GemmProblem& p, const float* a, const float* b, float* c) {
     for (int64_t size : {p.m, p.n, p.k, p.lda, p.ldb, p.ldc})
         if (size > std::numeric_limits<blasint>::max())
             run_error("OpenBLAS cannot multiply ", p.text(), ": a size does not fit");
+    cblas_sgemm(CblasRowMajor, p.transpose_a ? CblasTrans : CblasNoTrans, p.transpose_b ? CblasTrans : CblasNoTrans,
+                blasint(p.m), blasint(p.n), blasint(p.k), 1.0f, a, blasint(p.lda), b, blasint(p.ldb),
+                p.accumulate ? 1.0f : 0.0f, c, blasint(p.ldc));
+}
+
+}  // namespace
+
+void gemm(GemmLibrary* library, const GemmProblem& p, const void* a, const void* b, const void* bias, void* c) {
     for (int64_t batch = 0; batch < p.batch; batch++)
-        cblas_sgemm(CblasRowMajor, p.transpose_a ? CblasTrans : CblasNoTrans, p.transpose_b ? CblasTrans : CblasNoTrans,
-                    blasint(p.m), blasint(p.n), blasint(p.k), 1.0f, static_cast<const float*>(a) + batch * p.stride_a,
-                    blasint(p.lda), static_cast<const float*>(b) + batch * p.stride_b, blasint(p.ldb),
-                    p.accumulate ? 1.0f : 0.0f, static_cast<float*>(c) + batch * p.stride_c, blasint(p.ldc));
+        multiply_matrix(p, static_cast<const float*>(a) + batch * p.stride_a,
+                        static_cast<const float*>(b) + batch * p.stride_b, static_cast<float*>(c) + batch * p.stride_c);
     if (!p.bias) return;
     const float* add = static_cast<const float*>(bias);
 #pragma omp parallel for schedule(static) num_threads(library->threads)
@@ -79,6 +88,16 @@ void gemm(GemmLibrary* library, const GemmProblem& p, const void* a, const void*
         float* out = static_cast<float*>(c) + row / p.m * p.stride_c + row % p.m * p.ldc;
         for (int64_t j = 0; j < p.n; j++) out[j] += add[j];
     }
+}
+
+// OpenBLAS has threads of its own, which know nothing of ours: they rest while ours multiply.
+GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem&) : library(library) {
+    openblas_set_num_threads(1);
+}
+GemmOfAnySize::~GemmOfAnySize() { openblas_set_num_threads(library->threads); }
+
+void GemmOfAnySize::multiply(const GemmProblem& p, const void* a, const void* b, void* c) const {
+    multiply_matrix(p, static_cast<const float*>(a), static_cast<const float*>(b), static_cast<float*>(c));
 }
 
 }  // namespace llmc

@@ -16,4 +16,11 @@ void gemm(GemmLibrary* library, const GemmProblem& p, const void* a, const void*
                static_cast<float*>(c), library->threads);
 }
 
+GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem&) : library(library) {}
+GemmOfAnySize::~GemmOfAnySize() = default;
+
+void GemmOfAnySize::multiply(const GemmProblem& p, const void* a, const void* b, void* c) const {
+    gemm_loops<float>(p, static_cast<const float*>(a), static_cast<const float*>(b), nullptr, static_cast<float*>(c), 1);
+}
+
 }  // namespace llmc

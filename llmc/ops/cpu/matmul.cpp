@@ -3,53 +3,25 @@
 
 #include "llmc/ops/cpu/backend.h"
 #include "llmc/ops/cpu/gemm_loops.h"
+#include "llmc/ops/cpu/gemm_widened.h"
 
 namespace llmc {
 
 namespace {
-
-// Copies a stack of matrices between bf16 and f32, row by row. (rows, columns) as stored.
-template <class To, class From>
-void convert_rows(To* to, int64_t to_ld, int64_t to_stride, const From* from, int64_t from_ld, int64_t from_stride,
-                  int64_t batch, int64_t rows, int64_t columns, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < batch * rows; r++) {
-        To* out = to + r / rows * to_stride + r % rows * to_ld;
-        const From* in = from + r / rows * from_stride + r % rows * from_ld;
-#pragma omp simd
-        for (int64_t j = 0; j < columns; j++) put(out[j], float(in[j]));
-    }
-}
 
 void gemm_f32(const GemmProblem& p, const float* a, const float* b, const float* bias, float* c, Context& ctx) {
     if (p.k > 0) gemm(ctx.backend->gemm, p, a, b, bias, c);
     else gemm_loops(p, a, b, bias, c, ctx.threads);
 }
 
-// bf16 without a bf16 library: through float32 copies, which live in the Backend and grow with the largest problem.
+// bf16 without a bf16 library. The float32 copies live in the Backend and grow with the largest problem.
 void gemm_through_f32(const GemmProblem& p, const bf16* a, const bf16* b, const bf16* bias, void* c, Context& ctx) {
-    const int64_t a_rows = p.transpose_a ? p.k : p.m, a_columns = p.transpose_a ? p.m : p.k;
-    const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
-    const int64_t a_size = p.batch * p.m * p.k, b_size = p.batch * p.k * p.n, bias_size = p.bias ? p.n : 0;
-    const int64_t c_size = p.out == DType::bf16 ? p.batch * p.m * p.n : 0;
     std::vector<float>& buffer = ctx.backend->widened;
-    if (int64_t(buffer.size()) < a_size + b_size + bias_size + c_size)
-        buffer.resize(size_t(a_size + b_size + bias_size + c_size));
-    float *fa = buffer.data(), *fb = fa + a_size, *fbias = fb + b_size, *fc = fbias + bias_size;
-
-    convert_rows(fa, a_columns, p.m * p.k, a, p.lda, p.stride_a, p.batch, a_rows, a_columns, ctx.threads);
-    convert_rows(fb, b_columns, p.k * p.n, b, p.ldb, p.stride_b, p.batch, b_rows, b_columns, ctx.threads);
-    if (p.bias) convert_rows(fbias, p.n, 0, bias, p.n, 0, 1, 1, p.n, ctx.threads);
-    GemmProblem wide = p;
-    wide.in = wide.out = DType::f32;
-    wide.lda = a_columns, wide.ldb = b_columns, wide.stride_a = p.m * p.k, wide.stride_b = p.k * p.n;
-    if (p.out == DType::f32) return gemm_f32(wide, fa, fb, fbias, static_cast<float*>(c), ctx);
-
-    wide.ldc = p.n, wide.stride_c = p.m * p.n;
-    bf16* out = static_cast<bf16*>(c);
-    if (p.accumulate) convert_rows(fc, p.n, p.m * p.n, out, p.ldc, p.stride_c, p.batch, p.m, p.n, ctx.threads);
-    gemm_f32(wide, fa, fb, fbias, fc, ctx);
-    convert_rows(out, p.ldc, p.stride_c, fc, p.n, p.m * p.n, p.batch, p.m, p.n, ctx.threads);
+    if (int64_t(buffer.size()) < widened_floats(p)) buffer.resize(size_t(widened_floats(p)));
+    multiply_widened(p, a, b, bias, c, buffer.data(), ctx.threads,
+                     [&](const GemmProblem& wide, const float* fa, const float* fb, const float* fbias, float* fc) {
+                         gemm_f32(wide, fa, fb, fbias, fc, ctx);
+                     });
 }
 
 }  // namespace
