@@ -3,6 +3,9 @@
 //   bench_train [--models tiny_dense,tiny_mot,medium_dense,medium_mot] [--samples N] [--batch B] [--threads N]
 //               [--profile] [--pytorch PYTHON] [--json FILE]
 //
+// Sparse experts: medium_switch, medium_dropless, medium_expert_choice, and tiny ones. Name models of one size that fit
+// into memory together.
+//
 // Each model lives in a process of its own (so that its peak memory is its own), waits until told to run a sample, and
 // answers with the time. Samples of the models of one size alternate, A B A B; with --pytorch, PYTHON (an interpreter
 // that has torch) runs dev/bench/pytorch_eager.py as the second process beside each model.
@@ -41,7 +44,17 @@ struct Options {
     std::string worker, pytorch, json_file;
 };
 
-// The four models: tied head, final norm, no biases; tanh-GELU in dense feed-forwards, ReLU in experts.
+const std::vector<std::string> kinds = {"dense", "mot", "switch", "dropless", "expert_choice"};
+
+std::vector<std::string> all_models() {
+    std::vector<std::string> names;
+    for (const char* size : {"tiny_", "medium_"})
+        for (const std::string& kind : kinds) names.push_back(size + kind);
+    return names;
+}
+
+// Tied head, final norm, no biases; tanh-GELU in dense feed-forwards, ReLU in experts. Experts are in the last half of
+// the layers, 32 of a dense layer's size; sparse ones get one token in 32 each, all the same number.
 ModelConfig model_config(const std::string& name) {
     ModelConfig c;
     const bool tiny = name.starts_with("tiny");
@@ -49,8 +62,11 @@ ModelConfig model_config(const std::string& name) {
     c.vocab_size = tiny ? 4096 : 50257, c.context = tiny ? 128 : 256;
     c.tied_head = c.final_norm = true, c.norm_bias = c.ffn_bias = c.attention_bias = false, c.ffn_activation = "gelu";
     const int64_t layers = tiny ? 4 : 8;
-    c.pattern = name.ends_with("mot") ? str(layers / 2, "x(attention ffn) ", layers / 2, "x(attention mot)")
-                                      : str(layers, "x(attention ffn)");
+    const std::string kind = name.substr(name.find('_') + 1);
+    const std::string block = kind == "dense" ? "ffn" : kind == "mot" ? "mot"
+                              : kind == "expert_choice" ? "moe_expert_choice" : "moe_token_choice";
+    c.pattern = str(layers / 2, "x(attention ffn) ", layers / 2, "x(attention ", block, ")");
+    c.balanced_routing = true, c.capacity_factor = 1.25, c.dropless = kind == "dropless";
     return resolved(c);
 }
 
@@ -315,7 +331,7 @@ int main(int argc, char** argv) {
     Options o;
     CLI::App app{"Speed and memory of training steps."};
     app.add_option("--models", o.models, "which")->delimiter(',')->check(
-        CLI::IsMember({"tiny_dense", "tiny_mot", "medium_dense", "medium_mot"}));
+        CLI::IsMember(all_models()));
     app.add_option("--samples", o.samples, "timed steps of each that must count")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();

@@ -59,30 +59,68 @@ inline std::vector<int64_t> best(Vector values, int64_t k) {
     return chosen;
 }
 
+// slots holds pairs n * E + e or -1, where holds rows, -1 (not chosen) or -2 (dropped). offsets: dropless only.
 struct Routing {
-    Vector slots, where, counts;
+    Vector slots, where, counts, offsets;
 
-    Routing(const Sizes& s) : slots(size_t(s.E * s.S), -1), where(size_t(s.N() * s.E), -1), counts(size_t(s.E), 0) {}
-    void put(const Sizes& s, int64_t e, int64_t slot, int64_t n) {
-        slots[size_t(e * s.S + slot)] = double(n);
-        where[size_t(n * s.E + e)] = double(slot);
+    Routing(const Sizes& s, int64_t rows) : slots(size_t(rows), -1), where(size_t(s.N() * s.E), -1) {}
+    explicit Routing(const Sizes& s) : Routing(s, s.E * s.S) {}
+    void put(int64_t pair, int64_t row) {
+        slots[size_t(row)] = double(pair);
+        where[size_t(pair)] = double(row);
+    }
+    int64_t rows() const { return int64_t(slots.size()); }
+    Shape slots_shape(const Sizes& s) const { return offsets.empty() ? Shape{s.E, s.S} : Shape{rows()}; }
+    // {n, e} of a row that is not empty; n = -1 else.
+    struct Pair {
+        int64_t n, e;
+    };
+    Pair at(const Sizes& s, int64_t row) const {
+        const int64_t pair = int64_t(slots[size_t(row)]);
+        return pair < 0 ? Pair{-1, -1} : Pair{pair / s.E, pair % s.E};
     }
 };
 
-inline Routing choose_experts_oracle(const Sizes& s, const Vector& probs, DropOrder order) {
-    Routing r(s);
-    std::vector<std::vector<int64_t>> comers(size_t(s.E));
-    for (int64_t n = 0; n < s.N(); n++)
-        for (int64_t e : best(Vector(probs.begin() + n * s.E, probs.begin() + (n + 1) * s.E), s.k))
-            comers[size_t(e)].push_back(n);
-    for (int64_t e = 0; e < s.E; e++) {
-        const std::vector<int64_t>& all = comers[size_t(e)];
-        r.counts[size_t(e)] = double(all.size());
-        Vector gates;
-        for (int64_t n : all) gates.push_back(order == DropOrder::gate ? probs[size_t(n * s.E + e)] : 0.0);
-        int64_t slot = 0;
-        for (int64_t i : best(gates, std::min(s.S, int64_t(all.size())))) r.put(s, e, slot++, all[size_t(i)]);
+// The tokens that come to every expert, ascending.
+inline std::vector<std::vector<int64_t>> comers(const Sizes& s, const Vector& probs, bool balanced) {
+    std::vector<std::vector<int64_t>> tokens(size_t(s.E));
+    for (int64_t n = 0; n < s.N(); n++) {
+        std::vector<int64_t> chosen = best(Vector(probs.begin() + n * s.E, probs.begin() + (n + 1) * s.E), s.k);
+        for (int64_t i = 0; i < s.k; i++)
+            tokens[size_t(balanced ? (n * s.k + i) % s.E : chosen[size_t(i)])].push_back(n);
     }
+    return tokens;
+}
+
+// choices.k is s.k.
+inline Routing choose_experts_oracle(const Sizes& s, const Vector& probs, const ExpertChoices& choices) {
+    Routing r(s);
+    const bool by_gate = choices.order == DropOrder::gate && !choices.balanced;
+    int64_t e = 0;
+    for (const std::vector<int64_t>& all : comers(s, probs, choices.balanced)) {
+        r.counts.push_back(double(all.size()));
+        Vector gates;
+        for (int64_t n : all) gates.push_back(by_gate ? probs[size_t(n * s.E + e)] : 0.0);
+        for (int64_t n : all) r.where[size_t(n * s.E + e)] = -2;
+        int64_t row = e * s.S;
+        for (int64_t i : best(gates, std::min(s.S, int64_t(all.size())))) r.put(all[size_t(i)] * s.E + e, row++);
+        e++;
+    }
+    return r;
+}
+
+inline Routing dropless_oracle(const Sizes& s, const Vector& probs, bool balanced = false) {
+    const int64_t tile = ragged_tile();
+    Routing r(s, s.N() * s.k + s.E * (tile - 1));
+    int64_t begin = 0, e = 0;
+    for (const std::vector<int64_t>& all : comers(s, probs, balanced)) {
+        r.counts.push_back(double(all.size()));
+        r.offsets.push_back(double(begin));
+        for (size_t i = 0; i < all.size(); i++) r.put(all[i] * s.E + e, begin + int64_t(i));
+        begin += (int64_t(all.size()) + tile - 1) / tile * tile;
+        e++;
+    }
+    r.offsets.push_back(double(begin));
     return r;
 }
 
@@ -101,7 +139,8 @@ inline Routing choose_tokens_oracle(const Sizes& s, const Vector& probs, int64_t
                 Vector values;
                 for (int64_t n : members) values.push_back(probs[size_t(n * s.E + e)]);
                 int64_t rank = 0;
-                for (int64_t i : best(values, s.k)) r.put(s, e, (t * sets + j) * s.k + rank++, members[size_t(i)]);
+                for (int64_t i : best(values, s.k))
+                    r.put(members[size_t(i)] * s.E + e, e * s.S + (t * sets + j) * s.k + rank++);
             }
     return r;
 }
@@ -110,20 +149,26 @@ inline Routing choose_tokens_oracle(const Sizes& s, const Vector& probs, int64_t
 struct Tables {
     Tensor slots, where;
     Tables(Device& d, const Sizes& s, const Routing& r)
-        : slots(d.tensor(DType::i32, {s.E, s.S}, r.slots, "slots")),
+        : slots(d.tensor(DType::i32, r.slots_shape(s), r.slots, "slots")),
           where(d.tensor(DType::i32, {s.B, s.T, s.E}, r.where, "where")) {}
 };
 
+// y: rows of C, NaN where they are empty.
 struct Inputs {
     Vector x, y, weights, before;
-    Inputs(const Sizes& s, DType act)
-        : x(rounded(act, random_vector(s.N() * s.C, 3))), y(rounded(act, random_vector(s.E * s.S * s.C, 4))),
+    Inputs(const Sizes& s, DType act, const Routing& r)
+        : x(rounded(act, random_vector(s.N() * s.C, 3))), y(rounded(act, random_vector(r.rows() * s.C, 4))),
           weights(rounded(statistics_dtype(act), random_vector(s.N() * s.E, 5))),
-          before(rounded(act, random_vector(s.N() * s.C, 6))) {}
+          before(rounded(act, random_vector(s.N() * s.C, 6))) {
+        for (size_t i = 0; i < y.size(); i++)
+            if (r.slots[i / size_t(s.C)] < 0) y[i] = nan;
+    }
 };
 
-inline Routing some_routing(const Sizes& s) {
-    return choose_experts_oracle(s, make_probs(Probs::ties, s.N(), s.E, 7), DropOrder::position);
+// One with a capacity, one without.
+inline std::vector<Routing> some_routings(const Sizes& s) {
+    const Vector probs = make_probs(Probs::ties, s.N(), s.E, 7);
+    return {choose_experts_oracle(s, probs, {.k = s.k}), dropless_oracle(s, probs)};
 }
 
 }  // namespace llmc::test

@@ -73,11 +73,20 @@ TEST_F(Backends, TenStepsHaveTheLossesOfTheCpu) {
 }
 
 TEST_F(Backends, TenStepsOfSparseExpertsHaveTheLossesOfTheCpu) {
-    const std::vector<std::string> sparse = {"--pattern", "attention moe_token_choice attention moe_expert_choice",
-                                             "--top-k", "2", "--capacity-factor", "1"};
-    ASSERT_EQ(run_cpu(recipe("cpu", sparse)), 0) << said();
-    ASSERT_EQ(run(recipe("here", sparse)), 0) << said();
-    expect_equal_logs("cpu", "here", 1e-4);
+    const std::string pattern = "attention moe_token_choice attention moe_expert_choice";
+    const std::vector<std::vector<std::string>> models = {
+        {"--top-k", "2", "--capacity-factor", "1"},
+        {"--dropless", "--top-k", "2", "--renormalize-gates", "--shared-experts", "1", "--expert-activation", "geglu",
+         "--router-z-loss-weight", "0.01", "--expert-size", "24", "--no-expert-choice-norm"},
+        {"--expert-choice-softmax", "tokens", "--simulate-group-size", "4", "--dropless", "--expert-activation",
+         "linear", "--load-balancing-over", "mean"}};
+    for (size_t i = 0; i < models.size(); i++) {
+        std::vector<std::string> sparse = models[i];
+        sparse.insert(sparse.begin(), {"--pattern", pattern});
+        ASSERT_EQ(run_cpu(recipe(str("cpu", i), sparse)), 0) << said();
+        ASSERT_EQ(run(recipe(str("here", i), sparse)), 0) << said();
+        expect_equal_logs(str("cpu", i), str("here", i), 1e-4);
+    }
 }
 
 TEST_F(Backends, MixedPrecisionStaysNearTheCpu) {
@@ -102,6 +111,17 @@ TEST_F(Backends, GraphsGuardAndLateExecutionChangeNoBit) {
     setenv("EMU_GUARD", "1", 1);  // the host cannot read device memory
     ASSERT_EQ(run(recipe("late", with_graph)), 0) << said();
     expect_equal_logs("plain", "late", 0);
+}
+
+TEST_F(Backends, GraphsOfDroplessExpertsNeedNoHost) {
+    const std::vector<std::string> dropless = {"--pattern", "attention moe_token_choice", "--dropless", "--top-k", "2"};
+    ASSERT_EQ(run(recipe("plain", dropless)), 0) << said();
+    auto with_graph = dropless;
+    with_graph.push_back("--cuda-graph");
+    setenv("EMU_LAZY", "1", 1);
+    setenv("EMU_GUARD", "1", 1);
+    ASSERT_EQ(run(recipe("graph", with_graph)), 0) << said();
+    expect_equal_logs("plain", "graph", 0);
 }
 
 TEST_F(Backends, WithoutADeviceOneSentenceSaysSo) {

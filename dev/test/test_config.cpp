@@ -133,8 +133,55 @@ TEST(Resolved, ExpertsOfSparseMixtures) {
     c.top_k = 1, c.capacity_factor = 0;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--capacity-factor", "positive"}));
     c = {};
-    c.pattern = "mot", c.expert_activation = "swiglu";
-    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"swiglu", "Mixture of Tokens"}));
+    c.pattern = "moe_token_choice", c.renormalize_gates = true;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--renormalize-gates", "--top-k 1"}));
+    c.top_k = 2;
+    EXPECT_NO_THROW(resolved(c));
+    c.dropless = true, c.drop_order = "gate";
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--drop-order gate", "--dropless"}));
+}
+
+// Krajewski et al. 2024: d_ff 2048, G = 4, X = 32.
+TEST(Resolved, GranularityGivesNumberAndSizeOfExperts) {
+    ModelConfig c;
+    c.pattern = "mot moe_token_choice moe_expert_choice", c.granularity = 4, c.expansion = 16;
+    const ModelConfig r = resolved(c);
+    EXPECT_EQ(r.experts, 64);
+    EXPECT_EQ(r.expert_size, 512);
+    EXPECT_EQ(r.group_size, 16);
+    EXPECT_EQ(r.top_k, 4);
+    EXPECT_EQ(r.expert_choice_fraction, 1.0 / 16);
+    EXPECT_EQ(to_json(resolved(r)), to_json(r)) << "a saved configuration is resolved again";
+    EXPECT_EQ(outputs_that_add_up(r, "mot"), 1);
+    EXPECT_EQ(outputs_that_add_up(r, "moe_token_choice"), 64);
+    EXPECT_EQ(outputs_that_add_up(r, "moe_expert_choice"), 4);
+    for (const char* kind : {"mot", "moe_token_choice", "moe_expert_choice"}) {
+        ModelConfig other = r;
+        other.expert_down_init = "chosen";
+        EXPECT_EQ(outputs_that_add_up(other, kind), 4) << kind;
+        other.expert_down_init = "all";
+        EXPECT_EQ(outputs_that_add_up(other, kind), 64) << kind;
+    }
+
+    c.experts = 128;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--granularity 4", "--expansion 16", "--experts 64", "128"}));
+    c.experts = 64, c.top_k = 2;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--top-k 4", "2"}));
+    c.top_k = 1, c.granularity = 3;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--granularity 3", "2048"}));
+    c.granularity = 0;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--granularity is missing"}));
+}
+
+TEST(Resolved, WeightsOfTheLayersOwnLosses) {
+    ModelConfig c;
+    c.pattern = "3x(attention moe_token_choice) moe_expert_choice";
+    c.load_balancing_weight = 0.06, c.router_z_loss_weight = 0.001;
+    EXPECT_EQ(aux_loss_weight(c, "balance_loss"), 0.06);
+    EXPECT_EQ(aux_loss_weight(c, "z_loss"), 0.001);
+    EXPECT_EQ(aux_loss_weight(c, "dropped"), 0);
+    c.load_balancing_over = "mean";
+    EXPECT_DOUBLE_EQ(aux_loss_weight(c, "balance_loss"), 0.02);
 }
 
 TEST(Resolved, CapacitiesAndChoices) {
@@ -176,6 +223,8 @@ TEST(Names, WordsAndPrecisions) {
     EXPECT_EQ(activation_of("gelu_erf"), Activation::gelu_erf);
     EXPECT_EQ(activation_of("silu"), Activation::silu);
     EXPECT_EQ(activation_of("swiglu"), Activation::silu);
+    EXPECT_EQ(activation_of("geglu"), Activation::gelu_erf);
+    EXPECT_EQ(activation_of("linear"), Activation::none);
     EXPECT_TRUE(says(refusal([] { activation_of("tanh"); }), {"tanh"}));
 
     EXPECT_FALSE(Precision::from_name("fp32").compute_copy());

@@ -12,14 +12,14 @@ constexpr int64_t rows = 4, T = 8;
 // dloss * the sum of all losses, as Model::train differentiates it: a block's own loss counts once per token.
 double total(Lab& lab, const Tokens& tokens, const Tokens& targets, double dloss) {
     double sum = 0;
-    if (!has_block(lab.model.config, "moe_token_choice")) {
+    if (!has_moe(lab.model.config)) {
         for (double loss : lab.evaluate(tokens, targets, rows)) sum += loss;
         return dloss * sum;
     }
     Lab::Measured run = lab.train_measured(tokens, targets, rows, dloss);
     for (double loss : run.losses) sum += loss;
-    for (const auto& [name, value] : run.metrics)
-        if (name.ends_with("balance_loss")) sum += lab.model.config.load_balancing_weight * value * double(rows * T);
+    for (const MetricSlot& slot : lab.model.metric_slots())
+        sum += slot.loss_weight * run.metrics.at(slot.name) * double(rows * T);
     return dloss * sum;
 }
 
@@ -91,6 +91,7 @@ TEST(Gradients, DenseModels) {
         {"gelu_erf", [](ModelConfig& c) { c.ffn_activation = "gelu_erf"; }},
         {"silu", [](ModelConfig& c) { c.ffn_activation = "silu"; }},
         {"swiglu", [](ModelConfig& c) { c.ffn_activation = "swiglu"; }},
+        {"geglu", [](ModelConfig& c) { c.ffn_activation = "geglu"; }},
         {"rope", [](ModelConfig& c) { c.positions = "rope"; }},
         {"rope and attention bias", [](ModelConfig& c) { c.positions = "rope", c.attention_bias = true; }},
         {"no positions", [](ModelConfig& c) { c.positions = "none"; }},
@@ -120,6 +121,9 @@ TEST(Gradients, MotModels) {
         {"silu experts", [](ModelConfig& c) { c.expert_activation = "silu"; }},
         {"gelu experts", [](ModelConfig& c) { c.expert_activation = "gelu"; }},
         {"gelu_erf experts", [](ModelConfig& c) { c.expert_activation = "gelu_erf"; }},
+        {"swiglu experts", [](ModelConfig& c) { c.expert_activation = "swiglu"; }},
+        {"geglu experts", [](ModelConfig& c) { c.expert_activation = "geglu"; }},
+        {"linear experts", [](ModelConfig& c) { c.expert_activation = "linear"; }},
         {"everything at once",
          [](ModelConfig& c) {
              c.norm = "rmsnorm", c.final_norm = c.tied_head = c.attention_bias = true, c.positions = "rope";
@@ -144,6 +148,18 @@ TEST(Gradients, TokenChoiceModels) {
         {"one expert only", [](ModelConfig& c) { c.experts = 1, c.ffn_activation = "gelu"; }},
         {"swiglu experts", [](ModelConfig& c) { c.top_k = 2, c.expert_activation = "swiglu"; }},
         {"gelu experts of token choice", [](ModelConfig& c) { c.expert_activation = "gelu"; }},
+        {"geglu experts of token choice", [](ModelConfig& c) { c.expert_activation = "geglu"; }},
+        {"linear experts of token choice", [](ModelConfig& c) { c.expert_activation = "linear"; }},
+        {"dropless", [](ModelConfig& c) { c.dropless = true, c.expert_activation = "silu"; }},
+        {"dropless swiglu, two experts a token",
+         [](ModelConfig& c) { c.dropless = true, c.top_k = 2, c.expert_activation = "swiglu"; }},
+        {"gates that sum to 1", [](ModelConfig& c) { c.top_k = 3, c.renormalize_gates = c.dropless = true; }},
+        {"gates that sum to 1 with drops",
+         [](ModelConfig& c) { c.top_k = 2, c.renormalize_gates = true, c.capacity_factor = 0.5; }},
+        {"shared experts", [](ModelConfig& c) { c.shared_experts = 2; }},
+        {"shared swiglu expert", [](ModelConfig& c) { c.shared_experts = 1, c.expert_activation = "swiglu"; }},
+        {"strong z-loss", [](ModelConfig& c) { c.router_z_loss_weight = 2; }},
+        {"balanced routing", [](ModelConfig& c) { c.balanced_routing = true, c.top_k = 2; }},
     };
     for (const Option& option : options) {
         ModelConfig config = tiny("attention moe_token_choice");
@@ -152,7 +168,10 @@ TEST(Gradients, TokenChoiceModels) {
         // softmax over one expert: its router has no gradient
         check_gradients(option.name, config, config.experts == 1 ? "blocks.1.router.weight" : "");
     }
-    check_gradients("two layers of token choice", tiny("moe_token_choice attention moe_token_choice"));
+    ModelConfig two = tiny("moe_token_choice attention moe_token_choice");
+    check_gradients("two layers of token choice", two);
+    two.load_balancing_over = "mean", two.load_balancing_weight = 2;
+    check_gradients("balanced over the mean of layers", two);
 }
 
 TEST(Gradients, ExpertChoiceModels) {
@@ -164,6 +183,18 @@ TEST(Gradients, ExpertChoiceModels) {
         {"swiglu experts of expert choice", [](ModelConfig& c) { c.expert_activation = "swiglu"; }},
         {"silu experts of expert choice", [](ModelConfig& c) { c.expert_activation = "silu"; }},
         {"rmsnorm before expert choice", [](ModelConfig& c) { c.norm = "rmsnorm", c.norm_bias = false; }},
+        {"softmax over tokens", [](ModelConfig& c) { c.expert_choice_softmax = "tokens"; }},
+        {"softmax over the tokens of pairs",
+         [](ModelConfig& c) {
+             c.expert_choice_softmax = "tokens", c.expert_choice_fraction = 0.5, c.simulate_group_size = 2;
+         }},
+        {"softmax over all tokens",
+         [](ModelConfig& c) { c.expert_choice_softmax = "tokens", c.expert_choice_over = "all"; }},
+        {"no output norm", [](ModelConfig& c) { c.expert_choice_norm = false; }},
+        {"shared experts beside expert choice", [](ModelConfig& c) { c.shared_experts = 2; }},
+        {"shared experts, no output norm",
+         [](ModelConfig& c) { c.shared_experts = 1, c.expert_choice_norm = false, c.expert_activation = "geglu"; }},
+        {"z-loss of expert choice", [](ModelConfig& c) { c.router_z_loss_weight = 2; }},
     };
     for (const Option& option : options) {
         ModelConfig config = tiny("attention moe_expert_choice");

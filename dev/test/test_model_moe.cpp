@@ -97,10 +97,14 @@ TEST(Causality, OfDroppedAndChosenTokens) {
     EXPECT_FALSE(sees_its_future(token)) << "earlier positions get their slots first";
     token.drop_order = "gate";
     EXPECT_TRUE(sees_its_future(token)) << "a later token with a larger gate takes the slot";
+    token.drop_order = "position", token.dropless = true;
+    EXPECT_FALSE(sees_its_future(token));
 
     ModelConfig expert = tiny("attention moe_expert_choice attention moe_expert_choice");
     expert.expert_choice_fraction = 0.4;
     EXPECT_FALSE(sees_its_future(expert));
+    expert.expert_choice_softmax = "tokens";
+    EXPECT_FALSE(sees_its_future(expert)) << "over the tokens of one position";
     expert.expert_choice_over = "all";
     EXPECT_TRUE(sees_its_future(expert));
 }

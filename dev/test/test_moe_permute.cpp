@@ -8,117 +8,125 @@ namespace {
 using namespace test;
 
 Vector gather_oracle(const Sizes& s, const Vector& x, const Routing& r, const Vector* weights) {
-    Vector gathered(size_t(s.E * s.S * s.C));
-    for (int64_t e = 0; e < s.E; e++)
-        for (int64_t slot = 0; slot < s.S; slot++)
-            if (int64_t n = int64_t(r.slots[size_t(e * s.S + slot)]); n >= 0)
-                for (int64_t c = 0; c < s.C; c++)
-                    gathered[size_t((e * s.S + slot) * s.C + c)] =
-                        (weights ? (*weights)[size_t(n * s.E + e)] : 1.0) * x[size_t(n * s.C + c)];
+    Vector gathered(size_t(r.rows() * s.C));
+    for (int64_t row = 0; row < r.rows(); row++)
+        if (auto [n, e] = r.at(s, row); n >= 0)
+            for (int64_t c = 0; c < s.C; c++)
+                gathered[size_t(row * s.C + c)] =
+                    (weights ? (*weights)[size_t(n * s.E + e)] : 1.0) * x[size_t(n * s.C + c)];
     return gathered;
 }
 
 // Through `slots`, where the op goes through `where`.
 Vector scatter_oracle(const Sizes& s, Vector out, const Vector& y, const Routing& r, const Vector* weights) {
-    for (int64_t e = 0; e < s.E; e++)
-        for (int64_t slot = 0; slot < s.S; slot++)
-            if (int64_t n = int64_t(r.slots[size_t(e * s.S + slot)]); n >= 0)
-                for (int64_t c = 0; c < s.C; c++)
-                    out[size_t(n * s.C + c)] +=
-                        (weights ? (*weights)[size_t(n * s.E + e)] : 1.0) * y[size_t((e * s.S + slot) * s.C + c)];
+    for (int64_t row = 0; row < r.rows(); row++)
+        if (auto [n, e] = r.at(s, row); n >= 0)
+            for (int64_t c = 0; c < s.C; c++)
+                out[size_t(n * s.C + c)] +=
+                    (weights ? (*weights)[size_t(n * s.E + e)] : 1.0) * y[size_t(row * s.C + c)];
     return out;
 }
 
-TEST(MoeOps, GatherMatchesPlainLoops) {
+// The experts' rows: [E,S,C] with a capacity, [R,C] without.
+Shape rows_shape(const Sizes& s, const Routing& r) {
+    return r.offsets.empty() ? Shape{s.E, s.S, s.C} : Shape{r.rows(), s.C};
+}
+
+// f(sizes, type, routing) for all of them.
+template <class F>
+void for_all_routings(F f) {
     for (DType act : all_act)
         for (const Sizes& s : cases)
-            for (bool weighted : {false, true}) {
-                SCOPED_TRACE(s.text() + " " + name_of(act));
-                Inputs in(s, act);
-                Routing r = some_routing(s);
-                Device d;
-                Tables tables(d, s, r);
-                Tensor x = d.tensor(act, {s.B, s.T, s.C}, in.x, "x");
-                Tensor weights = d.tensor(statistics_dtype(act), {s.B, s.T, s.E}, in.weights, "weights");
-                Tensor gathered = d.tensor(act, {s.E, s.S, s.C}, "gathered");
-                moe_gather(gathered, x, tables.slots, weighted ? weights : Tensor(), d.ctx);
-                Vector want = gather_oracle(s, in.x, r, weighted ? &in.weights : nullptr);
-                if (weighted)
-                    EXPECT_TRUE(close(d.read(gathered), want, tolerance(act)));
-                else
-                    EXPECT_EQ(d.read(gathered), want);
+            for (const Routing& r : some_routings(s)) {
+                SCOPED_TRACE(s.text() + str(" ", name_of(act), r.offsets.empty() ? "" : " dropless"));
+                f(s, act, r);
             }
+}
+
+TEST(MoeOps, GatherMatchesPlainLoops) {
+    for_all_routings([](const Sizes& s, DType act, const Routing& r) {
+        for (bool weighted : {false, true}) {
+            Inputs in(s, act, r);
+            Device d;
+            Tables tables(d, s, r);
+            Tensor x = d.tensor(act, {s.B, s.T, s.C}, in.x, "x");
+            Tensor weights = d.tensor(statistics_dtype(act), {s.B, s.T, s.E}, in.weights, "weights");
+            Tensor gathered = d.tensor(act, rows_shape(s, r), "gathered");
+            moe_gather(gathered, x, tables.slots, s.E, weighted ? weights : Tensor(), d.ctx);
+            Vector want = gather_oracle(s, in.x, r, weighted ? &in.weights : nullptr);
+            if (weighted)
+                EXPECT_TRUE(close(d.read(gathered), want, tolerance(act)));
+            else
+                EXPECT_EQ(d.read(gathered), want);
+        }
+    });
 }
 
 TEST(MoeOps, ScatterMatchesPlainLoops) {
-    for (DType act : all_act)
-        for (const Sizes& s : cases)
-            for (bool weighted : {false, true})
-                for (bool accumulate : {false, true}) {
-                    SCOPED_TRACE(s.text() + " " + name_of(act));
-                    Inputs in(s, act);
-                    Routing r = some_routing(s);
-                    Device d;
-                    Tables tables(d, s, r);
-                    Tensor y = d.tensor(act, {s.E, s.S, s.C}, in.y, "y");
-                    Tensor weights = d.tensor(statistics_dtype(act), {s.B, s.T, s.E}, in.weights, "weights");
-                    Tensor out = d.tensor(act, {s.B, s.T, s.C}, "out");
-                    if (accumulate) d.write(out, in.before);
-                    moe_scatter(out, y, tables.where, weighted ? weights : Tensor(), accumulate, d.ctx);
-                    Vector zero(in.before.size(), 0.0);
-                    Vector want =
-                        scatter_oracle(s, accumulate ? in.before : zero, in.y, r, weighted ? &in.weights : nullptr);
-                    EXPECT_TRUE(close(d.read(out), want, tolerance(act, s.k + 1)));
-                }
+    for_all_routings([](const Sizes& s, DType act, const Routing& r) {
+        for (bool weighted : {false, true})
+            for (bool accumulate : {false, true}) {
+                Inputs in(s, act, r);
+                Device d;
+                Tables tables(d, s, r);
+                Tensor y = d.tensor(act, rows_shape(s, r), in.y, "y");
+                Tensor weights = d.tensor(statistics_dtype(act), {s.B, s.T, s.E}, in.weights, "weights");
+                Tensor out = d.tensor(act, {s.B, s.T, s.C}, "out");
+                if (accumulate) d.write(out, in.before);
+                moe_scatter(out, y, tables.where, weighted ? weights : Tensor(), accumulate, d.ctx);
+                Vector zero(in.before.size(), 0.0);
+                Vector want =
+                    scatter_oracle(s, accumulate ? in.before : zero, in.y, r, weighted ? &in.weights : nullptr);
+                EXPECT_TRUE(close(d.read(out), want, tolerance(act, s.k + 1)));
+            }
+    });
 }
 
 TEST(MoeOps, WeightsBackwardMatchesPlainLoops) {
-    for (DType act : all_act)
-        for (const Sizes& s : cases)
-            for (bool accumulate : {false, true}) {
-                SCOPED_TRACE(s.text() + " " + name_of(act));
-                const DType f = statistics_dtype(act);
-                Inputs in(s, act);
-                Routing r = some_routing(s);
-                Vector want = accumulate ? in.weights : Vector(in.weights.size(), 0.0);
-                for (int64_t i = 0; i < s.E * s.S; i++)
-                    if (int64_t n = int64_t(r.slots[size_t(i)]); n >= 0)
-                        for (int64_t c = 0; c < s.C; c++)
-                            want[size_t(n * s.E + i / s.S)] += in.x[size_t(n * s.C + c)] * in.y[size_t(i * s.C + c)];
-                Device d;
-                Tables tables(d, s, r);
-                Tensor dout = d.tensor(act, {s.B, s.T, s.C}, in.x, "dout"),
-                       y = d.tensor(act, {s.E, s.S, s.C}, in.y, "y");
-                Tensor dweights = d.tensor(f, {s.B, s.T, s.E}, "dweights");
-                if (accumulate) d.write(dweights, in.weights);
-                moe_weights_backward(dweights, dout, y, tables.where, accumulate, d.ctx);
-                EXPECT_TRUE(close(d.read(dweights), want, tolerance(f, s.C + 1)));
-            }
+    for_all_routings([](const Sizes& s, DType act, const Routing& r) {
+        for (bool accumulate : {false, true}) {
+            const DType f = statistics_dtype(act);
+            Inputs in(s, act, r);
+            Vector want = accumulate ? in.weights : Vector(in.weights.size(), 0.0);
+            for (int64_t row = 0; row < r.rows(); row++)
+                if (auto [n, e] = r.at(s, row); n >= 0)
+                    for (int64_t c = 0; c < s.C; c++)
+                        want[size_t(n * s.E + e)] += in.x[size_t(n * s.C + c)] * in.y[size_t(row * s.C + c)];
+            Device d;
+            Tables tables(d, s, r);
+            Tensor dout = d.tensor(act, {s.B, s.T, s.C}, in.x, "dout"), y = d.tensor(act, rows_shape(s, r), in.y, "y");
+            Tensor dweights = d.tensor(f, {s.B, s.T, s.E}, "dweights");
+            if (accumulate) d.write(dweights, in.weights);
+            moe_weights_backward(dweights, dout, y, tables.where, accumulate, d.ctx);
+            EXPECT_TRUE(close(d.read(dweights), want, tolerance(f, s.C + 1)));
+        }
+    });
 }
 
 // <gather(x), y> = <x, scatter(y)>: each op is the other's gradient. And <scatter(y), x> = <weights, dweights>.
 TEST(MoeOps, GatherAndScatterAreAdjoint) {
-    const DType exact = arithmetic_types.back();
-    for (const Sizes& s : cases)
+    for_all_routings([](const Sizes& s, DType act, const Routing& r) {
+        if (act != arithmetic_types.back()) return;  // the most exact
         for (bool weighted : {false, true}) {
-            SCOPED_TRACE(s.text());
-            Inputs in(s, exact);
+            Inputs in(s, act, r);
+            for (double& v : in.y) v = std::isnan(v) ? 0 : v;  // gather leaves 0 there: no term of the products below
             Device d;
-            Tables tables(d, s, some_routing(s));
-            Tensor x = d.tensor(exact, {s.B, s.T, s.C}, in.x, "x"), y = d.tensor(exact, {s.E, s.S, s.C}, in.y, "y");
-            Tensor all = d.tensor(exact, {s.B, s.T, s.E}, in.weights, "weights"), weights = weighted ? all : Tensor();
-            Tensor gathered = d.tensor(exact, y.shape, "gathered"), out = d.tensor(exact, x.shape, "out");
-            Tensor dweights = d.tensor(exact, all.shape, "dweights");
-            moe_gather(gathered, x, tables.slots, weights, d.ctx);
+            Tables tables(d, s, r);
+            Tensor x = d.tensor(act, {s.B, s.T, s.C}, in.x, "x"), y = d.tensor(act, rows_shape(s, r), in.y, "y");
+            Tensor all = d.tensor(act, {s.B, s.T, s.E}, in.weights, "weights"), weights = weighted ? all : Tensor();
+            Tensor gathered = d.tensor(act, y.shape, "gathered"), out = d.tensor(act, x.shape, "out");
+            Tensor dweights = d.tensor(act, all.shape, "dweights");
+            moe_gather(gathered, x, tables.slots, s.E, weights, d.ctx);
             moe_scatter(out, y, tables.where, weights, false, d.ctx);
             moe_weights_backward(dweights, x, y, tables.where, false, d.ctx);
             const double left = dot(d.read(gathered), in.y), right = dot(in.x, d.read(out));
-            const double tol = tolerance(exact, s.N() * s.k * s.C) * (1 + std::sqrt(double(s.N() * s.k * s.C)));
+            const double tol = tolerance(act, s.N() * s.k * s.C) * (1 + std::sqrt(double(s.N() * s.k * s.C)));
             EXPECT_NEAR(left, right, tol);
             if (weighted) {
                 EXPECT_NEAR(right, dot(in.weights, d.read(dweights)), tol);
             }
         }
+    });
 }
 
 // What no slot holds is neither read nor passed on: NaN weights and rows of dropped tokens do no harm.
@@ -126,13 +134,14 @@ TEST(MoeOps, WhatIsDroppedIsNotTouched) {
     Device d;
     Sizes s{1, 3, 2, 2, 1, 4};
     Routing r(s);
-    r.put(s, 0, 0, 2);  // expert 0: token 2 and an empty slot; expert 1: nothing
+    r.put(4, 0);  // expert 0: token 2 and an empty row; expert 1: nothing
+    r.where[2] = r.where[5] = -2;
     Tables tables(d, s, r);
     Tensor x = d.tensor(DType::f32, {1, 3, 4}, {nan, nan, nan, nan, nan, nan, nan, nan, 1, 2, 3, 4}, "x");
     Tensor weights = d.tensor(DType::f32, {1, 3, 2}, {nan, nan, nan, nan, 0.5, nan}, "weights");
     Tensor y = d.tensor(DType::f32, {2, 2, 4}, "y"), out = d.tensor(DType::f32, {1, 3, 4}, "out");
     Tensor dweights = d.tensor(DType::f32, {1, 3, 2}, "dweights");
-    moe_gather(y, x, tables.slots, weights, d.ctx);
+    moe_gather(y, x, tables.slots, s.E, weights, d.ctx);
     Vector rows(16, 0.0);
     for (size_t c = 0; c < 4; c++) rows[c] = 0.5 * double(c + 1);
     EXPECT_EQ(d.read(y), rows);
@@ -146,7 +155,7 @@ TEST(MoeOps, WhatIsDroppedIsNotTouched) {
 
 TEST(MoeOps, ResultsDoNotDependOnThreads) {
     const Sizes s = small_sizes() ? Sizes{6, 9, 7, 11, 2, 36} : Sizes{12, 70, 33, 40, 2, 130};
-    Inputs in(s, DType::f32);
+    Inputs in(s, DType::f32, Routing(s));
     std::vector<Vector> results[2];
     for (int threads : {1, 3}) {
         ContextOptions options;
@@ -165,14 +174,18 @@ TEST(MoeOps, ResultsDoNotDependOnThreads) {
         Tensor y = d.tensor(DType::f32, {s.E, s.S, s.C}, "y");
         moe_choose_tokens(all, where, probs, s.k, s.B / 2, d.ctx);
         for (const Tensor& t : {all, where}) results[threads > 1].push_back(d.read(t));
-        moe_choose_experts(slots, where, counts, probs, s.k, DropOrder::gate, d.ctx);
-        moe_gather(y, x, slots, weights, d.ctx);
+        moe_choose_experts(slots, where, counts, {}, probs, {s.k, DropOrder::gate}, d.ctx);
+        moe_gather(y, x, slots, s.E, weights, d.ctx);
         moe_scatter(out, y, where, weights, false, d.ctx);
         moe_weights_backward(dweights, x, y, where, false, d.ctx);
         moe_balance(stats, weights, counts, slots, d.ctx);
         moe_balance_backward(dweights, counts, 0.3, d.ctx);
         for (const Tensor& t : {slots, where, counts, y, out, dweights, stats})
             results[threads > 1].push_back(d.read(t));
+        Tensor rows = d.tensor(DType::i32, {ragged_rows(s.N() * s.k, s.E)}, "rows"),
+               offsets = d.tensor(DType::i32, {s.E + 1}, "offsets");
+        moe_choose_experts(rows, where, counts, offsets, probs, {.k = s.k}, d.ctx);
+        for (const Tensor& t : {rows, where, offsets}) results[threads > 1].push_back(d.read(t));
     }
     EXPECT_EQ(results[0], results[1]);
 }
@@ -185,10 +198,10 @@ TEST(MoeOps, CountingAddsFlopsAndTouchesNothing) {
     Tensor x = tensor(DType::bf16, {2, 8, 16}, "x"), y = tensor(DType::bf16, {4, 5, 16}, "y");
     Tensor probs = tensor(DType::f32, {2, 8, 4}, "probs"), where = tensor(DType::i32, {2, 8, 4}, "where");
     Tensor slots = tensor(DType::i32, {4, 5}, "slots"), counts = tensor(DType::i32, {4}, "counts");
-    moe_choose_experts(slots, where, counts, probs, 1, DropOrder::gate, ctx);
-    moe_gather(y, x, slots, {}, ctx);
+    moe_choose_experts(slots, where, counts, {}, probs, {.order = DropOrder::gate}, ctx);
+    moe_gather(y, x, slots, 4, {}, ctx);
     EXPECT_EQ(ctx.flops, 0);
-    moe_gather(y, x, slots, probs, ctx);
+    moe_gather(y, x, slots, 4, probs, ctx);
     EXPECT_EQ(ctx.flops, 320);
     moe_scatter(x, y, where, {}, false, ctx);
     EXPECT_EQ(ctx.flops, 2 * 320);
@@ -208,24 +221,37 @@ TEST(MoeOps, WrongTensorsAreNamed) {
     Tensor few = i32({3}, "few"), narrow = i32({3, 5}, "narrow"), short_where = i32({6, 2, 4}, "short_where");
     Tensor long_rows = f32({4, 5, 9}, "long_rows"), halves = d.tensor(DType::bf16, {6, 3, 4}, "halves");
     Tensor stats = d.tensor(DType::f64, {4}, "stats");
-    const DropOrder order = DropOrder::position;
-    EXPECT_TRUE(refuses([&] { moe_choose_experts(slots, where, counts, probs, 5, order, d.ctx); }, "5 of 4 experts"));
-    EXPECT_TRUE(refuses([&] { moe_choose_experts(slots, where, counts, probs, 0, order, d.ctx); }, "0 of 4 experts"));
-    EXPECT_TRUE(refuses([&] { moe_choose_experts(slots, where, few, probs, 1, order, d.ctx); }, "counts few"));
-    EXPECT_TRUE(refuses([&] { moe_choose_experts(narrow, where, counts, probs, 1, order, d.ctx); }, "slots narrow"));
-    EXPECT_TRUE(
-        refuses([&] { moe_choose_experts(slots, short_where, counts, probs, 1, order, d.ctx); }, "where short_where"));
-    EXPECT_TRUE(refuses([&] { moe_choose_experts(slots, where, counts, flat, 1, order, d.ctx); }, "probs flat"));
-    EXPECT_TRUE(refuses([&] { moe_choose_experts(slots, where, counts, halves, 1, order, d.ctx); },
+    auto choose = [&](Tensor slots, Tensor where, Tensor counts, Tensor offsets, Tensor probs, int64_t k) {
+        moe_choose_experts(slots, where, counts, offsets, probs, {.k = k}, d.ctx);
+    };
+    EXPECT_TRUE(refuses([&] { choose(slots, where, counts, {}, probs, 5); }, "5 of 4 experts"));
+    EXPECT_TRUE(refuses([&] { choose(slots, where, counts, {}, probs, 0); }, "0 of 4 experts"));
+    EXPECT_TRUE(refuses([&] { choose(slots, where, few, {}, probs, 1); }, "counts few"));
+    EXPECT_TRUE(refuses([&] { choose(narrow, where, counts, {}, probs, 1); }, "slots narrow"));
+    EXPECT_TRUE(refuses([&] { choose(counts, where, counts, {}, probs, 1); }, "slots counts"));
+    EXPECT_TRUE(refuses([&] { choose(slots, short_where, counts, {}, probs, 1); }, "where short_where"));
+    EXPECT_TRUE(refuses([&] { choose(slots, where, counts, {}, flat, 1); }, "probs flat"));
+    EXPECT_TRUE(refuses([&] { choose(slots, where, counts, {}, halves, 1); },
                         "probs halves has dtype BF16, expected F32 or F64"));
+    Tensor offsets = i32({5}, "offsets"), rows = i32({ragged_rows(18, 4)}, "rows");
+    EXPECT_TRUE(refuses([&] { choose(slots, where, counts, offsets, probs, 1); }, "slots slots"));
+    EXPECT_TRUE(refuses([&] { choose(rows, where, counts, counts, probs, 1); }, "offsets counts"));
+    EXPECT_TRUE(refuses([&] { choose(rows, where, counts, offsets, probs, 2); }, "slots rows"));
+    EXPECT_TRUE(refuses([&] { choose(rows, where, counts, {}, probs, 1); }, "slots rows"));
+    Tensor huge = probs;
+    huge.shape = huge.stride = {1 << 20, 1 << 10, 4};
+    EXPECT_TRUE(refuses([&] { choose(slots, where, counts, {}, huge, 1); }, "1073741824 tokens x 4 experts"));
     EXPECT_TRUE(refuses([&] { moe_choose_tokens(slots, where, probs, 1, 4, d.ctx); }, "groups of 4"));
     EXPECT_TRUE(refuses([&] { moe_choose_tokens(slots, where, probs, 4, 3, d.ctx); }, "4 of 3 tokens"));
     EXPECT_TRUE(refuses([&] { moe_choose_tokens(slots, where, probs, 1, -1, d.ctx); }, "groups of -1"));
     EXPECT_TRUE(refuses([&] { moe_choose_tokens(slots, where, probs, 2, 6, d.ctx); }, "expected [4, 6]"));
-    EXPECT_TRUE(refuses([&] { moe_gather(long_rows, x, slots, {}, d.ctx); }, "gathered long_rows"));
-    EXPECT_TRUE(refuses([&] { moe_gather(y, flat, slots, {}, d.ctx); }, "x flat"));
-    EXPECT_TRUE(refuses([&] { moe_gather(y, x, slots, x, d.ctx); }, "weights x"));
-    EXPECT_TRUE(refuses([&] { moe_gather(y, x, counts, {}, d.ctx); }, "slots counts"));
+    EXPECT_TRUE(refuses([&] { moe_gather(long_rows, x, slots, 4, {}, d.ctx); }, "gathered long_rows"));
+    EXPECT_TRUE(refuses([&] { moe_gather(y, flat, slots, 4, {}, d.ctx); }, "x flat"));
+    EXPECT_TRUE(refuses([&] { moe_gather(y, x, slots, 4, x, d.ctx); }, "weights x"));
+    EXPECT_TRUE(refuses([&] { moe_gather(y, x, counts, 4, {}, d.ctx); }, "gathered y"));
+    EXPECT_TRUE(refuses([&] { moe_gather(y, x, slots, 5, probs, d.ctx); }, "weights probs"));
+    EXPECT_TRUE(refuses([&] { moe_gather(y, x, slots, 0, {}, d.ctx); }, "0 experts"));
+    EXPECT_TRUE(refuses([&] { moe_gather(y, x, y, 4, {}, d.ctx); }, "slots y"));
     EXPECT_TRUE(refuses([&] { moe_scatter(x, long_rows, where, {}, false, d.ctx); }, "y long_rows"));
     EXPECT_TRUE(refuses([&] { moe_scatter(x, y, short_where, {}, false, d.ctx); }, "out x"));
     EXPECT_TRUE(refuses([&] { moe_weights_backward(halves, x, y, where, false, d.ctx); }, "dweights halves"));
@@ -235,7 +261,7 @@ TEST(MoeOps, WrongTensorsAreNamed) {
     EXPECT_TRUE(refuses([&] { moe_balance_backward(probs, few, 1.0, d.ctx); }, "counts few"));
     if (!backend_supports(DType::f64)) {
         Tensor doubles = d.tensor(DType::f64, {6, 3, 4}, "doubles");
-        EXPECT_TRUE(refuses([&] { moe_choose_experts(slots, where, counts, doubles, 1, order, d.ctx); },
+        EXPECT_TRUE(refuses([&] { choose(slots, where, counts, {}, doubles, 1); },
                             "probs doubles has dtype F64, expected F32"));
     }
 }

@@ -1,4 +1,4 @@
-// Who is routed to whom, against plain loops, exactly; and the load balancing loss.
+// Who is routed to whom, against plain loops, exactly.
 #include "dev/test/moe_oracle.h"
 
 namespace llmc {
@@ -6,24 +6,47 @@ namespace {
 
 using namespace test;
 
+// Runs the op and compares all it says. Dropless where the oracle was.
+void expect_choice(const Sizes& s, DType dtype, const Vector& p, const ExpertChoices& choices, const Routing& want) {
+    Device d;
+    Tensor probs = d.tensor(dtype, {s.B, s.T, s.E}, p, "probs");
+    Tensor slots = d.tensor(DType::i32, want.slots_shape(s), "slots");
+    Tensor where = d.tensor(DType::i32, probs.shape, "where"), counts = d.tensor(DType::i32, {s.E}, "counts"), offsets;
+    if (!want.offsets.empty()) offsets = d.tensor(DType::i32, {s.E + 1}, "offsets");
+    moe_choose_experts(slots, where, counts, offsets, probs, choices, d.ctx);
+    EXPECT_EQ(d.read(slots), want.slots);
+    EXPECT_EQ(d.read(where), want.where);
+    EXPECT_EQ(d.read(counts), want.counts);
+    EXPECT_EQ(offsets ? d.read(offsets) : Vector(), want.offsets);
+}
+
 TEST(MoeOps, TokensChooseExpertsAsPlainLoopsDo) {
     for (const Sizes& s : cases)
         for (Probs kind : kinds)
             for (DropOrder order : {DropOrder::position, DropOrder::gate})
+                for (bool balanced : {false, true})
+                    for (DType dtype : arithmetic_types) {
+                        if (balanced && kind != Probs::nans) continue;
+                        SCOPED_TRACE(s.text() + str(" probs ", int(kind), " order ", int(order), " even ", balanced));
+                        const Vector p = make_probs(kind, s.N(), s.E, 1);
+                        const ExpertChoices choices{s.k, order, balanced};
+                        expect_choice(s, dtype, p, choices, choose_experts_oracle(s, p, choices));
+                    }
+}
+
+TEST(MoeOps, DroplessChoiceMatchesPlainLoops) {
+    for (const Sizes& s : cases)
+        for (Probs kind : kinds)
+            for (bool balanced : {false, true})
                 for (DType dtype : arithmetic_types) {
-                    SCOPED_TRACE(s.text() +
-                                 str(" probs ", int(kind), order == DropOrder::gate ? " gate" : " position"));
-                    Vector p = make_probs(kind, s.N(), s.E, 1);
-                    Routing want = choose_experts_oracle(s, p, order);
-                    Device d;
-                    Tensor probs = d.tensor(dtype, {s.B, s.T, s.E}, p, "probs");
-                    Tensor slots = d.tensor(DType::i32, {s.E, s.S}, "slots");
-                    Tensor where = d.tensor(DType::i32, probs.shape, "where");
-                    Tensor counts = d.tensor(DType::i32, {s.E}, "counts");
-                    moe_choose_experts(slots, where, counts, probs, s.k, order, d.ctx);
-                    EXPECT_EQ(d.read(slots), want.slots);
-                    EXPECT_EQ(d.read(where), want.where);
-                    EXPECT_EQ(d.read(counts), want.counts);
+                    if (balanced && kind != Probs::nans) continue;
+                    SCOPED_TRACE(s.text() + str(" probs ", int(kind), " even ", balanced));
+                    const Vector p = make_probs(kind, s.N(), s.E, 1);
+                    const DropOrder order = kind == Probs::ties ? DropOrder::gate : DropOrder::position;
+                    const Routing want = dropless_oracle(s, p, balanced);
+                    expect_choice(s, dtype, p, {s.k, order, balanced}, want);
+                    const auto [least, most] = std::minmax_element(want.counts.begin(), want.counts.end());
+                    EXPECT_TRUE(!balanced || *most - *least <= 1);
                 }
 }
 
@@ -70,13 +93,40 @@ TEST(MoeOps, TiesAndDropsByHand) {
     Tensor probs = d.tensor(DType::f32, {1, 3, 2}, {0.5, 0.5, 0.625, 0.375, 0.75, 0.25}, "probs");
     Tensor slots = d.tensor(DType::i32, {2, 2}, "slots"), where = d.tensor(DType::i32, {1, 3, 2}, "where"),
            counts = d.tensor(DType::i32, {2}, "counts");
-    moe_choose_experts(slots, where, counts, probs, 1, DropOrder::position, d.ctx);
-    EXPECT_EQ(d.read(slots), (Vector{0, 1, -1, -1}));
-    EXPECT_EQ(d.read(where), (Vector{0, -1, 1, -1, -1, -1}));
+    moe_choose_experts(slots, where, counts, {}, probs, {.k = 1}, d.ctx);
+    EXPECT_EQ(d.read(slots), (Vector{0, 2, -1, -1}));  // pairs (0,0) and (1,0)
+    EXPECT_EQ(d.read(where), (Vector{0, -1, 1, -1, -2, -1}));
     EXPECT_EQ(d.read(counts), (Vector{3, 0}));
-    moe_choose_experts(slots, where, counts, probs, 1, DropOrder::gate, d.ctx);
-    EXPECT_EQ(d.read(slots), (Vector{1, 2, -1, -1}));
-    EXPECT_EQ(d.read(where), (Vector{-1, -1, 0, -1, 1, -1}));
+    moe_choose_experts(slots, where, counts, {}, probs, {.k = 1, .order = DropOrder::gate}, d.ctx);
+    EXPECT_EQ(d.read(slots), (Vector{2, 4, -1, -1}));
+    EXPECT_EQ(d.read(where), (Vector{-2, -1, 0, -1, 1, -1}));
+    // Everybody to both: the second expert's rows begin behind those of the first.
+    moe_choose_experts(slots, where, counts, {}, probs, {.k = 2}, d.ctx);
+    EXPECT_EQ(d.read(slots), (Vector{0, 2, 1, 3}));
+    EXPECT_EQ(d.read(where), (Vector{0, 2, 1, 3, -2, -2}));
+    // NaN comes last, and chooses the first experts.
+    d.write(probs, {nan, 0.5, nan, nan, 0.25, nan});
+    moe_choose_experts(slots, where, counts, {}, probs, {.k = 1}, d.ctx);
+    EXPECT_EQ(d.read(slots), (Vector{2, 4, 1, -1}));
+}
+
+// All tokens on one of five experts: the others have no rows at all.
+TEST(MoeOps, DroplessByHand) {
+    const int64_t N = 3, E = 5, tile = ragged_tile(), R = ragged_rows(N, E), end = (N + tile - 1) / tile * tile;
+    EXPECT_EQ(R, N + E * (tile - 1));
+    Device d;
+    Vector p(size_t(N * E), 0.125);
+    for (size_t n = 0; n < size_t(N); n++) p[n * size_t(E) + 2] = 0.5;
+    Tensor probs = d.tensor(DType::f32, {1, N, E}, p, "probs"), where = d.tensor(DType::i32, probs.shape, "where");
+    Tensor slots = d.tensor(DType::i32, {R}, "slots"), counts = d.tensor(DType::i32, {E}, "counts"),
+           offsets = d.tensor(DType::i32, {E + 1}, "offsets");
+    moe_choose_experts(slots, where, counts, offsets, probs, {.k = 1}, d.ctx);
+    Vector pairs(size_t(R), -1);
+    pairs[0] = 2, pairs[1] = 7, pairs[2] = 12;
+    EXPECT_EQ(d.read(slots), pairs);
+    EXPECT_EQ(d.read(where), (Vector{-1, -1, 0, -1, -1, -1, -1, 1, -1, -1, -1, -1, 2, -1, -1}));
+    EXPECT_EQ(d.read(counts), (Vector{0, 0, 3, 0, 0}));
+    EXPECT_EQ(d.read(offsets), (Vector{0, 0, 0, double(end), double(end), double(end)}));
 }
 
 // Longer lists than a block of a GPU looks at in one go, and sets of tokens that are not counted in shared memory.
@@ -94,12 +144,8 @@ TEST(MoeOps, LongListsMatchPlainLoops) {
         const Sizes tokens{2, 2350, 2, 2200, 1}, experts{2, 2350, 2, 2200, 2200}, sets{516, 1, 3, 60, 30};
         const Vector p = make_probs(kind, tokens.N(), tokens.E, 8), q = make_probs(kind, sets.N(), sets.E, 9);
         for (DropOrder order : {DropOrder::position, DropOrder::gate})
-            compare(tokens, p, choose_experts_oracle(tokens, p, order),
-                    [&](auto slots, auto where, auto probs, auto& d) {
-                        Tensor counts = d.tensor(DType::i32, {tokens.E}, "counts");
-                        moe_choose_experts(slots, where, counts, probs, tokens.k, order, d.ctx);
-                        EXPECT_EQ(dot(d.read(counts), {1, 1}), double(tokens.N()));
-                    });
+            expect_choice(tokens, DType::f32, p, {1, order}, choose_experts_oracle(tokens, p, {1, order}));
+        expect_choice(tokens, DType::f32, p, {1}, dropless_oracle(tokens, p));
         compare(experts, p, choose_tokens_oracle(experts, p, 0), [&](auto slots, auto where, auto probs, auto& d) {
             moe_choose_tokens(slots, where, probs, experts.k, 0, d.ctx);
         });
@@ -128,80 +174,9 @@ TEST(MoeOps, AnyNumbersAreOrdered) {
     Tensor probs = d.tensor(DType::f32, {1, 2, 2}, {-0.0, 0.0, 0.0, -0.0}, "probs");
     Tensor slots = d.tensor(DType::i32, {2, 1}, "slots"), where = d.tensor(DType::i32, {1, 2, 2}, "where"),
            counts = d.tensor(DType::i32, {2}, "counts");
-    moe_choose_experts(slots, where, counts, probs, 1, DropOrder::gate, d.ctx);
+    moe_choose_experts(slots, where, counts, {}, probs, {.k = 1, .order = DropOrder::gate}, d.ctx);
     EXPECT_EQ(d.read(slots), (Vector{0, -1}));
     EXPECT_EQ(d.read(counts), (Vector{2, 0}));
-}
-
-double balance_oracle(const Sizes& s, const Vector& probs, const Vector& counts) {
-    double loss = 0;
-    for (int64_t e = 0; e < s.E; e++) {
-        double mean = 0;
-        for (int64_t n = 0; n < s.N(); n++) mean += probs[size_t(n * s.E + e)] / double(s.N());
-        loss += double(s.E) * counts[size_t(e)] / double(s.N()) * mean;
-    }
-    return loss;
-}
-
-TEST(MoeOps, BalanceAndItsGradientMatchPlainLoops) {
-    for (const Sizes& s : cases)
-        for (DType dtype : arithmetic_types) {
-            if (s.N() == 0) continue;
-            SCOPED_TRACE(s.text());
-            Vector p = rounded(dtype, make_probs(Probs::smooth, s.N(), s.E, 8)), before = random_vector(s.N() * s.E, 9);
-            Routing r = choose_experts_oracle(s, p, DropOrder::position);
-            double kept = 0, lowest = 1e300, highest = 0;
-            for (double n : r.slots) kept += n >= 0;
-            for (double c : r.counts) lowest = std::min(lowest, c), highest = std::max(highest, c);
-            const double pairs = double(s.N() * s.k), even = pairs / double(s.E);
-            Device d;
-            Tables tables(d, s, r);
-            Tensor probs = d.tensor(dtype, {s.B, s.T, s.E}, p, "probs"),
-                   counts = d.tensor(DType::i32, {s.E}, r.counts, "counts"), stats = d.tensor(DType::f64, {4}, "stats");
-            moe_balance(stats, probs, counts, tables.slots, d.ctx);
-            Vector got = d.read(stats),
-                   want = {balance_oracle(s, p, r.counts), 1 - kept / pairs, lowest / even, highest / even};
-            for (size_t i = 0; i < 4; i++) EXPECT_NEAR(got[i], want[i], 1e-12 * (1 + want[i])) << "statistic " << i;
-
-            Vector gradient = before;
-            for (int64_t n = 0; n < s.N(); n++)
-                for (int64_t e = 0; e < s.E; e++)
-                    gradient[size_t(n * s.E + e)] +=
-                        0.7 * double(s.E) * r.counts[size_t(e)] / double(s.N()) / double(s.N());
-            Tensor dprobs = d.tensor(dtype, probs.shape, before, "dprobs");
-            moe_balance_backward(dprobs, counts, 0.7, d.ctx);
-            EXPECT_TRUE(close(d.read(dprobs), gradient, tolerance(dtype)));
-        }
-}
-
-TEST(MoeOps, BalanceGradientMatchesFiniteDifferences) {
-    Sizes s{2, 3, 4, 2, 2};
-    Vector p = make_probs(Probs::smooth, s.N(), s.E, 10);
-    Routing r = choose_experts_oracle(s, p, DropOrder::position);
-    Device d;
-    Tensor counts = d.tensor(DType::i32, {s.E}, r.counts, "counts");
-    Tensor dprobs = d.tensor(arithmetic_types.back(), {s.B, s.T, s.E}, Vector(p.size(), 0.0), "dprobs");
-    moe_balance_backward(dprobs, counts, 3.0, d.ctx);
-    Vector want = numeric_gradient([&](const Vector& x) { return 3.0 * balance_oracle(s, x, r.counts); }, p);
-    EXPECT_TRUE(close(d.read(dprobs), want, 1e-8 + tolerance(arithmetic_types.back())));
-}
-
-TEST(MoeOps, BalanceByHandAndOfNothing) {
-    Device d;
-    Tensor stats = d.tensor(DType::f64, {4}, "stats");
-    Tensor probs = d.tensor(DType::f32, {1, 2, 2}, {0.75, 0.25, 1, 0}, "probs");
-    Tensor counts = d.tensor(DType::i32, {2}, {2, 0}, "counts"), slots = d.tensor(DType::i32, {2, 1}, {0, -1}, "slots");
-    moe_balance(stats, probs, counts, slots, d.ctx);  // 2 * (2/2) * 1.75/2
-    EXPECT_EQ(d.read(stats), (Vector{1.75, 0.5, 0, 2}));
-    Tensor none = d.tensor(DType::f32, {0, 3, 2}, "none");
-    d.write(counts, {0, 0});
-    d.write(slots, {-1, -1});
-    moe_balance(stats, none, counts, slots, d.ctx);
-    EXPECT_EQ(d.read(stats), Vector(4, 0.0));
-    moe_balance_backward(none, counts, 1.0, d.ctx);
-    d.write(probs, {nan, 0.25, 1, 0});
-    moe_balance(stats, probs, counts, slots, d.ctx);
-    EXPECT_TRUE(std::isnan(d.read(stats)[0]));
 }
 
 }  // namespace

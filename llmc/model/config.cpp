@@ -137,12 +137,36 @@ int64_t expert_choices(const ModelConfig& c, int64_t candidates) {
     return k < double(candidates) ? int64_t(k) : candidates;
 }
 
+bool is_gated(const std::string& activation) { return activation == "swiglu" || activation == "geglu"; }
+
 Activation activation_of(const std::string& word) {
     if (word == "relu") return Activation::relu;
     if (word == "gelu") return Activation::gelu;
-    if (word == "gelu_erf") return Activation::gelu_erf;
+    if (word == "gelu_erf" || word == "geglu") return Activation::gelu_erf;
     if (word == "silu" || word == "swiglu") return Activation::silu;
+    if (word == "linear") return Activation::none;
     input_error("unknown activation \"", word, "\"");
+}
+
+double experts_of_a_token(const ModelConfig& c, const std::string& kind) {
+    if (kind == "moe_token_choice") return double(c.top_k + c.shared_experts);
+    if (kind == "moe_expert_choice") return c.expert_choice_fraction * double(c.experts) + double(c.shared_experts);
+    return double(c.experts) / double(c.group_size);
+}
+
+int64_t outputs_that_add_up(const ModelConfig& c, const std::string& kind) {
+    std::string rule = c.expert_down_init;
+    if (rule == "default") rule = kind == "mot" ? "one" : kind == "moe_token_choice" ? "all" : "chosen";
+    if (rule == "all") return c.experts;
+    return rule == "one" ? 1 : std::max<int64_t>(1, std::llround(experts_of_a_token(c, kind)));
+}
+
+double aux_loss_weight(const ModelConfig& c, const std::string& metric) {
+    if (metric == "z_loss") return c.router_z_loss_weight;
+    if (metric != "balance_loss") return 0;
+    const std::vector<std::string> blocks = parse_pattern(c.pattern);
+    const auto layers = std::count(blocks.begin(), blocks.end(), "moe_token_choice");
+    return c.load_balancing_over == "mean" ? c.load_balancing_weight / double(layers) : c.load_balancing_weight;
 }
 
 namespace {
@@ -157,8 +181,7 @@ int64_t default_expert_size(const ModelConfig& c, const std::string& kind) {
                         by_group ? str(" x group_size ", c.group_size) : "", "): set --expert-size");
         return width / c.experts;
     }
-    const double per_token =
-        kind == "moe_expert_choice" ? c.expert_choice_fraction * double(c.experts) : double(c.top_k);
+    const double per_token = experts_of_a_token(c, kind);
     const double size = double(c.d_ff) / per_token, whole = std::round(size);
     if (whole < 1 || std::abs(size - whole) > 1e-9 * size)
         input_error("d_ff ", c.d_ff, " is not divisible among the ", per_token, " experts that a token of ", kind,
@@ -166,16 +189,55 @@ int64_t default_expert_size(const ModelConfig& c, const std::string& kind) {
     return int64_t(whole);
 }
 
-ModelConfig with_experts(ModelConfig c) {
+// `field` follows from granularity and expansion: nobody may have set it to something else.
+template <class T>
+void derive(T& field, T value, T unset, const char* flag, const ModelConfig& c) {
+    if (field != unset && field != value)
+        input_error("--granularity ", c.granularity, " and --expansion ", c.expansion, " mean ", flag, " ", value,
+                    ", but it is set to ", field);
+    field = value;
+}
+
+// Fine-grained experts (Krajewski et al. 2024, arXiv 2402.07871): a dense layer's parameters X times, cut into experts
+// of 1/G of its size, G of which work on a token.
+ModelConfig with_granularity(ModelConfig c) {
+    if (!c.granularity && !c.expansion) return c;
+    if (!c.granularity || !c.expansion)
+        input_error("--granularity and --expansion go together: ", c.granularity ? "--expansion" : "--granularity",
+                    " is missing");
+    if (c.d_ff % c.granularity)
+        input_error("--granularity ", c.granularity, " does not divide d_ff ", c.d_ff);
+    const ModelConfig unset;
+    derive(c.experts, c.granularity * c.expansion, unset.experts, "--experts", c);
+    derive(c.expert_size, c.d_ff / c.granularity, unset.expert_size, "--expert-size", c);
+    if (has_mot(c)) derive(c.group_size, c.expansion, unset.group_size, "--group-size", c);
     if (has_moe(c)) {
-        if (c.top_k > c.experts)
-            input_error("--top-k ", c.top_k, " is more than there are experts (--experts ", c.experts, ")");
-        if (!(c.capacity_factor > 0))
-            input_error("--capacity-factor is ", c.capacity_factor, ", it must be positive");
+        derive(c.top_k, c.granularity, unset.top_k, "--top-k", c);
+        derive(c.expert_choice_fraction, 1 / double(c.expansion), unset.expert_choice_fraction,
+               "--expert-choice-fraction", c);
+    }
+    return c;
+}
+
+void check_moe(const ModelConfig& c) {
+    if (c.top_k > c.experts)
+        input_error("--top-k ", c.top_k, " is more than there are experts (--experts ", c.experts, ")");
+    if (!(c.capacity_factor > 0)) input_error("--capacity-factor is ", c.capacity_factor, ", it must be positive");
+    if (c.router_z_loss_weight > 0 && has_block(c, "moe_expert_choice") && c.expert_choice_softmax == "tokens")
+        input_error("--router-z-loss-weight goes with a softmax over experts, not with --expert-choice-softmax tokens");
+    if (!has_block(c, "moe_token_choice")) return;
+    if (c.renormalize_gates && c.top_k == 1)
+        input_error("--renormalize-gates makes the only gate of --top-k 1 a constant: the router would learn nothing");
+    if (c.dropless && c.drop_order == "gate")
+        input_error("--drop-order gate is about dropped tokens, but with --dropless there are none");
+}
+
+ModelConfig with_experts(ModelConfig c) {
+    c = with_granularity(c);
+    if (has_moe(c)) {
+        check_moe(c);
         if (c.expert_choice_fraction == 0) c.expert_choice_fraction = double(c.top_k) / double(c.experts);
     }
-    if (has_mot(c) && c.expert_activation == "swiglu")
-        input_error("--expert-activation swiglu is for Mixture of Experts: a Mixture of Tokens has no gate matrix");
     if (c.expert_size) return c;
     for (const char* kind : {"mot", "moe_token_choice", "moe_expert_choice"}) {
         if (!has_block(c, kind)) continue;
@@ -196,6 +258,7 @@ ModelConfig resolved(ModelConfig c) {
         input_error("--positions rope needs an even head size, but --d-model ", c.d_model, " / --heads ", c.heads,
                     " is ", c.d_model / c.heads);
     if (c.d_ff == 0) c.d_ff = 4 * c.d_model;
+    if (has_mot(c)) check_mot_variants(c);
     if (has_mot(c) && c.group_axis == "sequence" && c.context % c.group_size)
         input_error("--group-size ", c.group_size, " does not divide --context ", c.context,
                     " (--group-axis sequence)");

@@ -195,7 +195,7 @@ void for_each_model_field(Config& c, F&& f) {
     f(FieldInfo{"renormalize_gates", "token choice: the gates of a token's experts are scaled to sum to 1", {}, 0, 1,
                 moe},
       c.renormalize_gates);
-    f(FieldInfo{"shared_experts", "token choice: experts of the same size that every token passes besides", {}, 0,
+    f(FieldInfo{"shared_experts", "experts of the same size that every token of MoE passes besides", {}, 0,
                 1 << 20, moe},
       c.shared_experts);
     f(FieldInfo{"load_balancing_weight", "token choice: weight of the load balancing loss", {}, 0, 1e6, moe},
@@ -267,6 +267,10 @@ std::vector<std::string> parse_pattern(const std::string& pattern);
 // numbers.
 ModelConfig resolved(ModelConfig config);
 
+// config_checks.cpp. InputError naming the flags: options of MoT that contradict each other or change nothing ...
+void check_mot_variants(const ModelConfig& config);
+void check_discrete(const ModelConfig& config);  // ... and discrete evaluation without a softmax
+
 bool is_block_kind(const std::string& word);  // attention, ffn, ...
 bool has_block(const ModelConfig& config, const std::string& kind);
 bool has_mot(const ModelConfig& config);
@@ -282,6 +286,13 @@ int64_t expert_capacity(const ModelConfig& config, int64_t tokens);
 // Both: InputError if that is none.
 int64_t expert_choices(const ModelConfig& config, int64_t candidates);
 
-Activation activation_of(const std::string& word);  // "swiglu" is silu (gated)
+bool is_gated(const std::string& activation);              // swiglu, geglu
+Activation activation_of(const std::string& activation);  // of the gate, where there is one; linear: none
+
+// How many experts' outputs the initialisation of Wdown expects to add up in a block of this kind (expert_down_init).
+int64_t outputs_that_add_up(const ModelConfig& config, const std::string& kind);
+double experts_of_a_token(const ModelConfig& config, const std::string& kind);  // on average, shared ones included
+// What a block's metric of this name ("balance_loss", "z_loss") counts in the total loss; 0 for all others.
+double aux_loss_weight(const ModelConfig& config, const std::string& metric);
 
 }  // namespace llmc

@@ -154,26 +154,30 @@ void mot_emit(Tensor tokens, Tensor weights, Tensor slots, Group group, bool acc
 // for weights.
 void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group group, bool accumulate, Context& ctx);
 
-// Learnable temperatures: scaled[i,e] = logits[i,e] / tau_e, tau = p, or exp(p - 1) which is positive whatever p. p [1]
-// act (one for all) or [E] act. scaled may alias logits.
+// Learnable temperatures: scaled[i,e] = logits[i,e] / tau_e, tau = p, or exp(p - 1) which is positive whatever p.
+// logits, scaled [..., E] f32; p [1] act (one for all) or [E] act. scaled may alias logits.
 void temperature_forward(Tensor scaled, Tensor logits, Tensor p, bool exponential, Context& ctx);
-// dlogits = dscaled / tau, dp (+)= its gradient -sum dscaled scaled / tau * dtau/dp, f32 (f64). dlogits may alias dscaled.
+// dlogits = dscaled / tau, dp (+)= its gradient -sum dscaled scaled / tau * dtau/dp, f32. dlogits may alias dscaled.
 void temperature_backward(Tensor dlogits, Tensor dp, Tensor dscaled, Tensor scaled, Tensor p, bool exponential,
                           bool accumulate, Context& ctx);
+// mean [1] f64 = mean of tau over the elements of p: for the log.
+void temperature_mean(Tensor mean, Tensor p, bool exponential, Context& ctx);
 
 // out = w a + (1 - w) b with a learnable scalar w [1] act; out, a, b of one shape, act.
 void interpolate(Tensor out, Tensor a, Tensor b, Tensor w, Context& ctx);
-// da (+)= w dout, db (+)= (1 - w) dout, dw [1] (+)= <dout, a - b>. All gradients f32 (f64); a, b, w act. Each accumulates
-// if asked.
-struct InterpolateAccumulate { bool a = false, b = false, w = false; };
+// da (+)= w dout, db (+)= (1 - w) dout, dw [1] (+)= <dout, a - b>; dout and the gradients f32; a, b, w act.
+struct InterpolateAccumulate {
+    bool a = false, b = false, w = false;
+};
 void interpolate_backward(Tensor da, Tensor db, Tensor dw, Tensor dout, Tensor a, Tensor b, Tensor w,
                           InterpolateAccumulate accumulate, Context& ctx);
 
-// A random order of the lines of a batch: position p of each sequence b is put where position p of sequence
-// order[b] was (over the batch), or position order[p] of the same sequence (within_sequence). slots [B*T] i32 = the token
-// that comes to stand at n; where [B*T] i32 = its inverse: routings of one expert for moe_gather and moe_scatter.
-// The order is the same on every backend for the same (seed, draw); draw [1] i32 lies in device memory and is a new one
-// for every micro-batch.
+// A random order of a batch: with a permutation `order` of the sequences, position t of sequence order[b] comes to
+// stand at (b,t); within_sequence: with one of the positions, position order[t] of sequence b. The tables are a routing
+// of one expert, for moe_gather (to the new places) and moe_scatter (back): slots [1,B*T] i32 = the token that comes to
+// stand at n, where [B,T,1] i32 = the place of the token.
+// order sorts the lines l by 64 random bits, words 1 and 0 of the Philox block with counter (l, 0, draw, 0) and key
+// seed; ties: the lower l first. draw [1] i32 lies in device memory: a new one for every micro-batch.
 void random_order(Tensor slots, Tensor where, Tensor draw, uint64_t seed, bool within_sequence, Context& ctx);
 
 // stats [4] f64 = mean and standard deviation of the softmax entropy divided by log(axis length) (1 if the length is
@@ -181,36 +185,47 @@ void random_order(Tensor slots, Tensor where, Tensor draw, uint64_t seed, bool w
 void mot_statistics(Tensor stats, Tensor weights, Tensor logits, SoftmaxOver over, Group group, Context& ctx);
 
 // --------------------------------------------------------------------------------------------------- sparse MoE
-// Sparsely activated experts (Shazeer et al. 2017) with a fixed number S of slots each. N = B*T tokens. A routing is a
-// decision, told twice: slots [E,S] i32 = the token n = b*T + t in slot s of expert e, or -1 for an empty slot; where
-// [B,T,E] i32 = the slot of the token at expert e, or -1. probs [B,T,E] f32 = softmax over experts of the router's
-// logits (mot_softmax_forward does it).
-enum class DropOrder { position, gate };
+// Sparsely activated experts (Shazeer et al. 2017). N = B*T tokens n = b*T + t; E experts; the inputs and outputs of all
+// experts are matrices of R rows, [R,C]:
+//   with a capacity   every expert owns S rows ("slots"), e*S .. e*S + S-1, filled or not: R = E*S, and [R,C] may be
+//                     written [E,S,C];
+//   dropless          expert e owns rows offsets[e] .. offsets[e+1]-1, as many as it needs, rounded up to a multiple of
+//                     ragged_tile(). offsets [E+1] i32 lies in device memory; R = ragged_rows(pairs, E) is the most
+//                     there can be, and rows from offsets[E] on belong to nobody.
+// A routing is a decision, told twice: slots i32, R elements = the pair n*E + e whose row this is, or -1 for an empty
+// row; where [B,T,E] i32 = the row of the pair, -1 if the token has not chosen the expert, -2 if it was dropped. probs
+// [B,T,E] f32 = softmax over experts of the router's logits (mot_softmax_forward does it).
+int64_t ragged_tile();  // a property of the backend: 1 on the CPU
+inline int64_t ragged_rows(int64_t pairs, int64_t experts) { return pairs + experts * (ragged_tile() - 1); }
 
+enum class DropOrder { position, gate };
+struct ExpertChoices {
+    int64_t k = 1;  // experts of a token
+    DropOrder order = DropOrder::position;
+    bool balanced = false;  // ignore probs: token n goes to experts (n*k + i) mod E, i < k. For timings and tests.
+};
 // Token choice (Fedus et al. 2021, Switch; k > 1: Lepikhin et al. 2020): every token goes to the k experts with its
-// largest probs, ties to the lowest index. An expert keeps the first S that come, in the order of n, or the S with the
-// largest probs (ties: lowest n); slots are filled in the order of n. counts [E] i32 = tokens per expert before
-// dropping.
-void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor probs, int64_t k, DropOrder order,
-                        Context& ctx);
+// largest probs, ties to the lowest index. With a capacity, slots [E,S]: an expert keeps the first S that come, in the
+// order of n, or the S with the largest probs (ties: lowest n). With offsets (dropless), slots [ragged_rows(N*k, E)]: it
+// keeps all. Rows are filled in the order of n, then -1. counts [E] i32 = tokens per expert before dropping.
+void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor offsets, Tensor probs,
+                        const ExpertChoices& choices, Context& ctx);
 // Expert choice (Zhou et al. 2022): an expert takes the k tokens with the largest probs out of a candidate set; ties go
 // to the lowest index. group = 0: one set, all tokens (S = k; a token then sees the future). group > 0: at every
 // position t one set per group, whose sequences are b = j, j + B/group, j + 2 B/group, ... for j < B/group (causal;
 // S = T * (B/group) * k, slot (t * (B/group) + j) * k + rank of the sequence among the chosen, ascending in b).
 void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int64_t group, Context& ctx);
 
-// gathered[e,s,:] = weights[n,e] x[n,:] with n = slots[e,s], 0 for an empty slot; without weights the factor is 1.
-// gathered [E,S,C] act, x [B,T,C] act, weights [B,T,E] f32. Also the gradient of moe_scatter with respect to y.
-void moe_gather(Tensor gathered, Tensor x, Tensor slots, Tensor weights, Context& ctx);
-// out[n,:] (+)= sum over the experts e with s = where[n,e] >= 0, ascending, of weights[n,e] y[e,s,:]; without weights
-// the factor is 1. out [B,T,C] act, y [E,S,C] act. Also the gradient of moe_gather with respect to x.
+// gathered[r,:] = weights[n,e] x[n,:] with the pair (n,e) of row r, 0 for an empty row; without weights the factor is 1.
+// gathered R rows of C act, x [B,T,C] act, slots R elements, weights [B,T,E] f32. Also the gradient of moe_scatter with
+// respect to y.
+void moe_gather(Tensor gathered, Tensor x, Tensor slots, int64_t experts, Tensor weights, Context& ctx);
+// out[n,:] (+)= sum over the experts e with r = where[n,e] >= 0, ascending, of weights[n,e] y[r,:]; without weights
+// the factor is 1. out [B,T,C] act, y R rows of C act. Also the gradient of moe_gather with respect to x.
 void moe_scatter(Tensor out, Tensor y, Tensor where, Tensor weights, bool accumulate, Context& ctx);
-// dweights[n,e] (+)= <dout[n,:], y[e, where[n,e], :]>, 0 where the token has no slot: the gradient of moe_scatter for
-// its weights. dweights [B,T,E] f32.
+// dweights[n,e] (+)= <dout[n,:], y[where[n,e],:]>, 0 where the token has no row: the gradient of moe_scatter for its
+// weights. dweights [B,T,E] f32.
 void moe_weights_backward(Tensor dweights, Tensor dout, Tensor y, Tensor where, bool accumulate, Context& ctx);
-
-int64_t ragged_tile();  // a property of the backend: 1 on the CPU
-inline int64_t ragged_rows(int64_t pairs, int64_t experts) { return pairs + experts * (ragged_tile() - 1); }
 
 // Products of ragged rows with a matrix per expert (offsets as above), as `matmul` with the same options otherwise:
 //   out [R,N] = a [R,K] b_e, b [E,K,N] ([E,N,K] with transpose_b): every row times the matrix of its expert;
@@ -262,6 +277,8 @@ Tensor step_state_tensor(void* data);
 void step_begin(Tensor step, double lr, Context& ctx);  // sets lr, clears the sums of the last step
 void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx);  // adds to loss_sum and loss_count
 void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx);  // grad_square_sum += sum of squares of grad [N]
+// grad [N] f32 = 0 while fewer steps than `start` are over (t + skipped): its parameter is not trained before.
+void freeze_until(Tensor grad, Tensor step, int64_t start, Context& ctx);
 // Sets norm, clip scale, ok (everything finite?) and, if ok, advances t and the bias corrections. clip <= 0: no
 // clipping.
 void step_decide(Tensor step, double clip, double beta1, double beta2, Context& ctx);

@@ -158,8 +158,8 @@ void run_block(Harness& h) {
     h.compare("output", out, h.tolerances().output);
     for (size_t i = 0; i < metrics.size(); i++)
         if (metrics[i] == "balance_loss")
-            h.compare("aux_loss", {c.model.load_balancing_weight * h.get(pass.metrics)[i]}, c.floats("aux_loss", {1}),
-                      h.tolerances().output);
+            h.compare("aux_loss", {aux_loss_weight(c.model, metrics[i]) * h.get(pass.metrics)[i]},
+                      c.floats("aux_loss", {1}), h.tolerances().output);
     c.require_names("grad.", c.forward_only ? std::vector<std::string>{} : file_names);
     if (c.forward_only) return;
 
@@ -196,9 +196,8 @@ double mean_of(const Values& values) {
 // The losses of blocks, summed and weighted, out of the metrics of Model::train.
 double auxiliary_loss(const Model& model, const Values& metrics) {
     double sum = 0;
-    for (const MetricSlot& slot : model.metric_slots())
-        if (slot.name.ends_with(".balance_loss")) sum += metrics[size_t(slot.first)];
-    return model.config.load_balancing_weight * sum;
+    for (const MetricSlot& slot : model.metric_slots()) sum += slot.loss_weight * metrics[size_t(slot.first)];
+    return sum;
 }
 
 // `loss` is checked through Model::evaluate, `aux_loss` and `total_loss` (without a loss of blocks the same as `loss`)

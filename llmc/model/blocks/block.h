@@ -46,6 +46,7 @@ struct Pass {
     int64_t live_rows = 0;        // rows from here to B only fill up groups, as zero vectors; 0: no such rows
     bool generating = false;      // extend: nothing is dropped for want of capacity
     double aux_scale = 0;         // weight of a block's own loss in the total that is differentiated
+    Tensor draw{};                // [1] i32: number of the random order of this micro-batch (--group-order random)
     Tensor metrics{};             // this block's scalars, if they are wanted now: [n] f64
 
     Tensor param(const char* local_name) const { return owner(local_name).param(local_name); }
@@ -63,6 +64,10 @@ private:
     Tensor named(const std::vector<Tensor>& list, const char* name) const;
 };
 
+// Backward of logits = x weight^T, logits [B,T,E] stat: dx += dlogits weight, dweight [E,C] stat (+)= dlogits^T x.
+void logits_backward(const Pass& pass, Tensor dx, Tensor dweight, bool accumulate, Tensor dlogits, Tensor x,
+                     Tensor weight);
+
 class Block {
 public:
     explicit Block(const ModelConfig& config) : config(config) {}
@@ -73,8 +78,7 @@ public:
     virtual void declare_params(Unit& dense, Unit& experts) const = 0;
     virtual std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& pass) const = 0;
     virtual std::vector<StateSpec> declare_state(int64_t, DType) const { return {}; }
-    // Names of the scalars written to Pass::metrics. "balance_loss", if there is one, counts load_balancing_weight
-    // times in the total loss.
+    // Names of the scalars written to Pass::metrics. Some are losses of the block's own, see aux_loss_weight.
     virtual std::vector<std::string> declare_metrics() const { return {}; }
 
     // out = block(x), both [B,T,C] act.
@@ -86,7 +90,7 @@ public:
     virtual void extend(const Pass& pass, Tensor out, Tensor x) const { forward(pass, out, x); }
 
 protected:
-    // Backward of logits = x weight^T, logits [B,T,E] stat: dx += dlogits weight, and the gradient of the weight [E,C].
+    // logits_backward for the parameter of this name.
     static void logits_backward(const Pass& pass, const char* weight, Tensor dx, Tensor dlogits, Tensor x);
 
     const ModelConfig config;

@@ -1,21 +1,19 @@
 // Sparse Mixture of Experts: token choice (Shazeer et al. 2017; Fedus et al. 2021, Switch) and expert choice (Zhou et
 // al. 2022). Formulas with the same names: docs/moe.md.
 //
-// N = B*T tokens n, E experts of hidden size F with S slots each; slots and where say which token has which slot:
-//   logits[n,e]   = router_e . x_n                                        [B,T,E]
-//   probs         = softmax over the experts of logits
-//   slots, where  = token choice: every token takes the top_k experts with the largest probs, up to their capacity
-//                   expert choice: every expert takes the tokens with the largest probs out of each set of candidates
-//   gathered[e,s] = x_n,  n = slots[e,s]                                  [E,S,C]
-//   hidden[e,s]   = f(gathered[e,s] Wup_e^T)                              [E,S,F]
-//                   swiglu: silu(gathered[e,s] Wgate_e^T) * (gathered[e,s] Wup_e^T)
-//   output[e,s]   = hidden[e,s] Wdown_e^T                                 [E,S,C]
-//   sum_n         = sum over the slots (e,s) of token n of probs[n,e] output[e,s]
-//   out           = sum (token choice), layernorm(sum) (expert choice)    [B,T,C]
-#include "llmc/model/blocks/block.h"
-
-#include <algorithm>
-#include <cmath>
+// N = B*T tokens n, E experts. What goes into and comes out of all experts are R rows: S for every expert ("slots"), or
+// as many as it needs ("ragged", see ops.h). slots and where say which token has which row:
+//   logits[n,e]  = router_e . x_n                                         [B,T,E]
+//   probs        = softmax over the experts of logits (expert choice can have it over the tokens)
+//   slots, where = token choice: every token takes the top_k experts with the largest probs, up to their capacity
+//                  expert choice: every expert takes the tokens with the largest probs out of each set of candidates
+//   gates        = probs, or scaled to sum to 1 over the experts of a token
+//   gathered[r]  = x_n,  (n,e) = slots[r]                                 [R,C]
+//   output[r]    = f(gathered[r] Wup_e^T) Wdown_e^T                       [R,C]   or gated, see feed_forward.h
+//   sum_n        = sum over the rows (n,e) of token n of gates[n,e] output[r]
+//   out          = sum (token choice), layernorm(sum) (expert choice)     [B,T,C]
+// shared experts work on every token: out += their outputs.
+#include "llmc/model/blocks/feed_forward.h"
 
 namespace llmc {
 namespace {
@@ -25,114 +23,120 @@ constexpr double output_norm_eps = 1e-5;
 // What both kinds share: the router, and the experts between gather and scatter.
 class Moe : public Block {
 public:
-    using Block::Block;
+    Moe(const ModelConfig& c, const std::string& kind)
+        : Block(c), expert("experts.", c.expert_activation,
+                           {.d_model = c.d_model, .hidden = c.expert_size, .experts = c.experts,
+                            .summed = outputs_that_add_up(c, kind)}),
+          shared("shared.", c.expert_activation, {.d_model = c.d_model, .hidden = c.shared_experts * c.expert_size}) {}
 
     void declare_params(Unit& dense, Unit& experts) const override {
-        const int64_t C = config.d_model, E = config.experts, F = config.expert_size;
-        dense.weight("router.weight", {E, C}, C);
-        experts.weight("experts.up.weight", {E, F, C}, C);
-        if (gated()) experts.weight("experts.gate.weight", {E, F, C}, C);
-        experts.weight("experts.down.weight", {E, C, F}, F * down_fan_in());
+        dense.weight("router.weight", {config.experts, config.d_model}, config.d_model);
+        if (has_shared()) shared.declare_params(dense);
+        expert.declare_params(experts);
     }
 
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
-        const int64_t C = config.d_model, E = config.experts, S = slots_per_expert(B, T, p);
-        const Shape wide{E, S, config.expert_size};
-        std::vector<SavedSpec> saved = {{"slots", DType::i32, {E, S}, true},
+        const int64_t E = config.experts, C = config.d_model, S = slots_per_expert(B, T, p);
+        const int64_t R = ragged(p) ? ragged_rows(B * T * config.top_k, E) : E * S;
+        const Shape rows = ragged(p) ? Shape{R, C} : Shape{E, S, C};
+        std::vector<SavedSpec> saved = {{"slots", DType::i32, ragged(p) ? Shape{R} : Shape{E, S}, true},
                                         {"where", DType::i32, {B, T, E}, true},
                                         {"probs", p.stat(), {B, T, E}},
-                                        {"hidden", p.act, wide},
-                                        {"output", p.act, {E, S, C}}};
-        if (gated()) saved.push_back({"gate", p.act, wide});
-        if (!relu()) saved.push_back({"up", p.act, wide});
+                                        {"output", p.act, rows}};
+        if (ragged(p)) saved.push_back({"offsets", DType::i32, {E + 1}, true});
+        if (z_loss()) saved.push_back({"lse", p.stat(), {B, T}});
+        expert.declare_saved(saved, rows, p.act);
+        if (has_shared()) shared.declare_saved(saved, {B, T, C}, p.act);
         return saved;
     }
 
     std::vector<std::string> declare_metrics() const override {
-        return {"router_entropy", "router_entropy_std", "router_logits_mean", "router_logits_std"};
+        std::vector<std::string> names = {"router_entropy", "router_entropy_std", "router_logits_mean",
+                                          "router_logits_std"};
+        if (z_loss()) names.push_back("z_loss");
+        return names;
     }
 
 protected:
-    virtual int64_t slots_per_expert(int64_t B, int64_t T, const Pass& p) const = 0;
-    virtual int64_t down_fan_in() const = 0;  // experts whose outputs the initialisation expects to add up
+    virtual bool ragged(const Pass&) const { return false; }
+    virtual int64_t slots_per_expert(int64_t B, int64_t T, const Pass& p) const = 0;  // not for ragged rows
 
-    // probs [B,T,E] of the tokens x. Its statistics go to `metrics` [4].
+    // The softmax that makes probs: over `over`, of tensors [B,T,E] seen as `shape`.
+    struct RouterSoftmax {
+        SoftmaxOver over = SoftmaxOver::experts;
+        Group group{};
+        Shape shape;
+    };
+    virtual RouterSoftmax router_softmax(const Pass& p) const { return {.shape = {p.B, p.T, config.experts}}; }
+
+    // probs [B,T,E] of the tokens x. Its statistics, and the z-loss, go to `metrics` [4, 5 with z-loss].
     void route(const Pass& p, Tensor x, Tensor metrics) const {
-        Tensor probs = p.saved("probs"), logits = p.temp("logits", p.stat(), probs.shape);
+        const RouterSoftmax s = router_softmax(p);
+        Tensor logits = p.temp("logits", p.stat(), {p.B, p.T, config.experts});
+        Tensor seen = logits.view(s.shape), probs = p.saved("probs").view(s.shape);
         if (p.live_rows && p.live_rows < p.B) fill(x.slice(p.live_rows, p.B), 0, p.ctx);
         matmul(logits, x, p.param("router.weight"), {.transpose_b = true}, p.ctx);
-        mot_softmax_forward(probs, logits, SoftmaxOver::experts, {}, 1, p.ctx);
-        if (metrics) mot_statistics(metrics, probs, logits, SoftmaxOver::experts, {}, p.ctx);
+        mot_softmax_forward(probs, seen, s.over, s.group, 1, p.ctx);
+        if (metrics) mot_statistics(metrics.slice(0, 4), probs, seen, s.over, s.group, p.ctx);
+        if (z_loss()) moe_z_loss(metrics ? metrics.slice(4, 5) : Tensor{}, p.saved("lse"), logits, p.ctx);
     }
 
-    // sum [B,T,C] of the experts' answers to x, once slots and where are chosen.
-    void experts_forward(const Pass& p, Tensor sum, Tensor x) const {
-        Tensor hidden = p.saved("hidden"), output = p.saved("output");
-        Tensor gathered = p.temp("gathered", output.shape);
-        const Activation f = activation_of(config.expert_activation);
-        moe_gather(gathered, x, p.saved("slots"), {}, p.ctx);
-        if (gated()) {
-            matmul(p.saved("gate"), gathered, p.param("experts.gate.weight"), {.transpose_b = true}, p.ctx);
-            matmul(p.saved("up"), gathered, p.param("experts.up.weight"), {.transpose_b = true}, p.ctx);
-            gated_forward(hidden, p.saved("gate"), p.saved("up"), f, p.ctx);
-        } else {
-            matmul(hidden, gathered, p.param("experts.up.weight"),
-                   {.transpose_b = true, .activation = f, .pre = relu() ? Tensor{} : p.saved("up")}, p.ctx);
-        }
-        matmul(output, hidden, p.param("experts.down.weight"), {.transpose_b = true}, p.ctx);
-        moe_scatter(sum, output, p.saved("where"), p.saved("probs"), false, p.ctx);
+    // sum [B,T,C] = (or +=) the experts' answers to x, once slots and where are chosen.
+    void experts_forward(const Pass& p, Tensor sum, Tensor x, Tensor gates, bool accumulate) const {
+        Tensor output = p.saved("output"), gathered = p.temp("gathered", output.shape);  // [R,C]
+        moe_gather(gathered, x, p.saved("slots"), config.experts, {}, p.ctx);
+        expert.forward(p, output, gathered, offsets(p));
+        moe_scatter(sum, output, p.saved("where"), gates, accumulate, p.ctx);
     }
 
-    // dx = the gradient through the experts of dsum; dprobs [B,T,E] = that of the gates.
-    void experts_backward(const Pass& p, Tensor dx, Tensor dprobs, Tensor dsum, Tensor x) const {
-        Tensor hidden = p.saved("hidden"), output = p.saved("output"), slots = p.saved("slots");
-        Tensor dslots = p.temp("dslots", output.shape);      // [E,S,C]: doutput, later dgathered
+    // dx = (or +=) the gradient through the experts of dsum; dgates [B,T,E] = that of the gates.
+    void experts_backward(const Pass& p, Tensor dx, Tensor dgates, Tensor dsum, Tensor x, Tensor gates,
+                          bool accumulate) const {
+        Tensor output = p.saved("output"), slots = p.saved("slots");
+        Tensor drows = p.temp("drows", output.shape);        // [R,C]: doutput, then dgathered
         Tensor gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
-        Tensor dhidden = p.temp("dhidden", hidden.shape);    // [E,S,F], before the activation (swiglu: of up)
-        const Activation f = activation_of(config.expert_activation);
-        const MatmulOptions gradient{.transpose_a = true, .accumulate = p.accumulate};
-
-        moe_weights_backward(dprobs, dsum, output, p.saved("where"), false, p.ctx);
-        moe_gather(dslots, dsum, slots, p.saved("probs"), p.ctx);
-        moe_gather(gathered, x, slots, {}, p.ctx);
-        matmul(p.grad("experts.down.weight"), dslots, hidden, gradient, p.ctx);
-        if (gated()) {
-            Tensor dgate = p.temp("dgate", hidden.shape);
-            matmul(dhidden, dslots, p.param("experts.down.weight"), {}, p.ctx);
-            gated_backward(dgate, dhidden, dhidden, p.saved("gate"), p.saved("up"), f, p.ctx);
-            matmul(dslots, dgate, p.param("experts.gate.weight"), {}, p.ctx);
-            matmul(p.grad("experts.gate.weight"), dgate, gathered, gradient, p.ctx);
-        } else {
-            matmul(dhidden, dslots, p.param("experts.down.weight"),
-                   {.backward = f, .pre = relu() ? hidden : p.saved("up")}, p.ctx);
-        }
-        matmul(dslots, dhidden, p.param("experts.up.weight"), {.accumulate = gated()}, p.ctx);
-        matmul(p.grad("experts.up.weight"), dhidden, gathered, gradient, p.ctx);
-        moe_scatter(dx, dslots, p.saved("where"), {}, false, p.ctx);
+        moe_weights_backward(dgates, dsum, output, p.saved("where"), false, p.ctx);
+        moe_gather(drows, dsum, slots, config.experts, gates, p.ctx);
+        moe_gather(gathered, x, slots, config.experts, {}, p.ctx);
+        expert.backward(p, drows, drows, gathered, offsets(p));
+        moe_scatter(dx, drows, p.saved("where"), {}, accumulate, p.ctx);
     }
 
-    // The gradient that reaches the router through the gates, and through it dx (added).
+    // The gradient that reaches the router through probs and the z-loss, and through it dx (added).
     void router_backward(const Pass& p, Tensor dx, Tensor dprobs, Tensor x) const {
-        Tensor probs = p.saved("probs"), dlogits = p.temp("dlogits", p.stat(), probs.shape);
-        mot_softmax_backward(dlogits, dprobs, probs, SoftmaxOver::experts, {}, 1, false, p.ctx);
+        const RouterSoftmax s = router_softmax(p);
+        Tensor dlogits = p.temp("dlogits", p.stat(), dprobs.shape), probs = p.saved("probs");
+        mot_softmax_backward(dlogits.view(s.shape), dprobs.view(s.shape), probs.view(s.shape), s.over, s.group, 1,
+                             false, p.ctx);
+        if (z_loss())
+            moe_z_loss_backward(dlogits, p.saved("lse"), probs, config.router_z_loss_weight * p.aux_scale, p.ctx);
         logits_backward(p, "router.weight", dx, dlogits, x);
     }
 
+    Tensor offsets(const Pass& p) const { return ragged(p) ? p.saved("offsets") : Tensor{}; }
+    bool has_shared() const { return config.shared_experts > 0; }
+
 private:
-    bool gated() const { return config.expert_activation == "swiglu"; }
-    bool relu() const { return config.expert_activation == "relu"; }
+    bool z_loss() const { return config.router_z_loss_weight > 0; }
+
+    const FeedForward expert;
+
+protected:
+    const FeedForward shared;  // the shared experts side by side: one feed-forward of all their hidden units
 };
 
 // ---------------------------------------------------------------------------------------------------- token choice
 
 class TokenChoice final : public Moe {
 public:
-    using Moe::Moe;
+    explicit TokenChoice(const ModelConfig& c)
+        : Moe(c, "moe_token_choice"), balance_weight(aux_loss_weight(c, "balance_loss")) {}
     const char* kind() const override { return "moe_token_choice"; }
 
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
         std::vector<SavedSpec> saved = Moe::declare_saved(B, T, p);
         saved.push_back({"counts", DType::i32, {config.experts}, true});
+        if (config.renormalize_gates) saved.push_back({"gates", p.stat(), {B, T, config.experts}});
         return saved;
     }
 
@@ -143,44 +147,57 @@ public:
     }
 
     void forward(const Pass& p, Tensor out, Tensor x) const override {
-        route(p, x, p.metrics ? p.metrics.slice(4, 8) : Tensor{});
-        const DropOrder order = config.drop_order == "gate" ? DropOrder::gate : DropOrder::position;
-        if (!p.recomputing)
-            moe_choose_experts(p.saved("slots"), p.saved("where"), p.saved("counts"), p.saved("probs"), config.top_k,
-                               order, p.ctx);
-        if (p.metrics) moe_balance(p.metrics.slice(0, 4), p.saved("probs"), p.saved("counts"), p.saved("slots"), p.ctx);
-        experts_forward(p, out, x);
+        route(p, x, p.metrics ? p.metrics.slice(4, p.metrics.shape[0]) : Tensor{});
+        Tensor probs = p.saved("probs"), where = p.saved("where"), counts = p.saved("counts");
+        if (!p.recomputing) moe_choose_experts(p.saved("slots"), where, counts, offsets(p), probs, choices(), p.ctx);
+        if (p.metrics) moe_balance(p.metrics.slice(0, 4), probs, counts, p.saved("slots"), p.ctx);
+        if (config.renormalize_gates) moe_renormalize(gates(p), probs, where, p.ctx);
+        if (has_shared()) shared.forward(p, out, x);
+        experts_forward(p, out, x, gates(p), has_shared());
     }
 
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
-        Tensor dprobs = p.temp("dprobs", p.stat(), p.saved("probs").shape);
-        experts_backward(p, dx, dprobs, dout, x);
-        moe_balance_backward(dprobs, p.saved("counts"), config.load_balancing_weight * p.aux_scale, p.ctx);
+        Tensor probs = p.saved("probs"), dprobs = p.temp("dprobs", p.stat(), probs.shape);  // first of the gates
+        if (has_shared()) shared.backward(p, dx, dout, x);
+        experts_backward(p, dx, dprobs, dout, x, gates(p), has_shared());
+        if (config.renormalize_gates)
+            moe_renormalize_backward(dprobs, dprobs, gates(p), probs, p.saved("where"), p.ctx);
+        moe_balance_backward(dprobs, p.saved("counts"), balance_weight * p.aux_scale, p.ctx);
         router_backward(p, dx, dprobs, x);
     }
 
 private:
+    // While generating nothing is dropped: a continuation must not depend on what else is generated.
+    bool ragged(const Pass& p) const override { return config.dropless || p.generating; }
     int64_t slots_per_expert(int64_t B, int64_t T, const Pass& p) const override {
-        return p.generating ? B * T : expert_capacity(config, B * T);
+        return ragged(p) ? 0 : expert_capacity(config, B * T);
     }
-    int64_t down_fan_in() const override { return config.experts; }
+    ExpertChoices choices() const {
+        return {config.top_k, config.drop_order == "gate" ? DropOrder::gate : DropOrder::position,
+                config.balanced_routing};
+    }
+    Tensor gates(const Pass& p) const { return p.saved(config.renormalize_gates ? "gates" : "probs"); }
+
+    const double balance_weight;
 };
 
 // --------------------------------------------------------------------------------------------------- expert choice
 
 class ExpertChoice final : public Moe {
 public:
-    using Moe::Moe;
+    explicit ExpertChoice(const ModelConfig& c) : Moe(c, "moe_expert_choice") {}
     const char* kind() const override { return "moe_expert_choice"; }
 
     void declare_params(Unit& dense, Unit& experts) const override {
         Moe::declare_params(dense, experts);
+        if (!config.expert_choice_norm) return;
         dense.ones("output_norm.weight", {config.d_model});
         dense.zeros("output_norm.bias", {config.d_model});
     }
 
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
         std::vector<SavedSpec> saved = Moe::declare_saved(B, T, p);
+        if (!config.expert_choice_norm) return saved;
         saved.push_back({"sum", p.act, {B, T, config.d_model}});
         saved.push_back({"mean", p.stat(), {B, T}});
         saved.push_back({"rstd", p.stat(), {B, T}});
@@ -193,17 +210,25 @@ public:
             const Candidates c = candidates(p.B, p.T);
             moe_choose_tokens(p.saved("slots"), p.saved("where"), p.saved("probs"), c.chosen, c.group, p.ctx);
         }
-        experts_forward(p, p.saved("sum"), x);
-        norm_forward(out, p.saved("mean"), p.saved("rstd"), p.saved("sum"), p.param("output_norm.weight"),
+        if (has_shared()) shared.forward(p, out, x);
+        if (!config.expert_choice_norm) return experts_forward(p, out, x, p.saved("probs"), has_shared());
+        Tensor normed = has_shared() ? p.temp("normed", out.shape) : out;  // [B,T,C]
+        experts_forward(p, p.saved("sum"), x, p.saved("probs"), false);
+        norm_forward(normed, p.saved("mean"), p.saved("rstd"), p.saved("sum"), p.param("output_norm.weight"),
                      p.param("output_norm.bias"), Norm::layernorm, output_norm_eps, p.ctx);
+        if (has_shared()) add(out, out, normed, p.ctx);
     }
 
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
-        Tensor dsum = p.temp("dsum", dout.shape), dprobs = p.temp("dprobs", p.stat(), p.saved("probs").shape);
-        norm_backward(dsum, p.grad("output_norm.weight"), p.grad("output_norm.bias"), dout, p.saved("sum"),
-                      p.saved("mean"), p.saved("rstd"), p.param("output_norm.weight"), Norm::layernorm, false,
-                      p.accumulate, p.ctx);
-        experts_backward(p, dx, dprobs, dsum, x);
+        Tensor probs = p.saved("probs"), dprobs = p.temp("dprobs", p.stat(), probs.shape), dsum = dout;
+        if (config.expert_choice_norm) {
+            dsum = p.temp("dsum", dout.shape);
+            norm_backward(dsum, p.grad("output_norm.weight"), p.grad("output_norm.bias"), dout, p.saved("sum"),
+                          p.saved("mean"), p.saved("rstd"), p.param("output_norm.weight"), Norm::layernorm, false,
+                          p.accumulate, p.ctx);
+        }
+        if (has_shared()) shared.backward(p, dx, dout, x);
+        experts_backward(p, dx, dprobs, dsum, x, probs, has_shared());
         router_backward(p, dx, dprobs, x);
     }
 
@@ -219,8 +244,11 @@ private:
         const Candidates c = candidates(B, T);
         return c.chosen * c.sets;
     }
-    int64_t down_fan_in() const override {  // the experts that a token has on average
-        return std::max<int64_t>(1, std::llround(config.expert_choice_fraction * double(config.experts)));
+    // Over the tokens of one candidate set: with [B,T,E] seen as [g, B/g * T, E], a set is one column of g rows.
+    RouterSoftmax router_softmax(const Pass& p) const override {
+        if (config.expert_choice_softmax == "experts") return Moe::router_softmax(p);
+        const int64_t group = candidates(p.B, p.T).group, size = group ? group : p.B * p.T;
+        return {SoftmaxOver::group, {.size = size}, {size, p.B * p.T / size, config.experts}};
     }
 };
 

@@ -1,4 +1,4 @@
-// Moving rows between tokens and the slots of sparse experts on the CPU. All three are bound by memory: every row is
+// Moving rows between tokens and sparse experts on the CPU. All three are bound by memory: every row is
 // read and written once, by one thread.
 #include "llmc/ops/checks/moe.h"
 #include "llmc/ops/cpu/cpu.h"
@@ -9,20 +9,28 @@ namespace {
 
 constexpr int64_t panel = 512;  // columns that are summed at a time, in the first-level cache
 
+// Calls f(e, row) for the experts that a token has a row at, ascending. Most have none: whole blocks are skipped.
+template <class F>
+void for_rows(const int32_t* where, int64_t experts, F&& f) {
+    constexpr int64_t block = 16;
+    int64_t begin = 0;
+    auto each_until = [&](int64_t end) {
+        for (int64_t e = begin; e < end; e++)
+            if (where[e] >= 0) f(e, int64_t(where[e]));
+    };
+    for (; begin + block <= experts; begin += block) {
+        int32_t largest = -1;
+        for (int64_t i = 0; i < block; i++) largest = std::max(largest, where[begin + i]);
+        if (largest >= 0) each_until(begin + block);
+    }
+    each_until(experts);
+}
+
 template <class A>
 struct WeightedRow {
-    int64_t row;  // of y, all experts' slots counted through
+    int64_t row;  // of y
     A weight;
 };
-
-// The slots of one token, by ascending expert. Returns how many.
-template <class A>
-int64_t find_rows(WeightedRow<A>* rows, const int32_t* where, const A* weights, const MoeShape& s) {
-    int64_t found = 0;
-    for (int64_t e = 0; e < s.experts; e++)
-        if (where[e] >= 0) rows[found++] = {e * s.slots + where[e], weights ? weights[e] : A(1)};
-    return found;
-}
 
 // out (+)= sum of weight * y[row]
 template <class T, class A>
@@ -64,8 +72,8 @@ arithmetic_t<T> dot(const T* a, const T* b, int64_t columns) {
 
 }  // namespace
 
-void moe_gather(Tensor gathered, Tensor x, Tensor slots, Tensor weights, Context& ctx) {
-    const MoeShape s = check_gather(gathered, x, slots, weights);
+void moe_gather(Tensor gathered, Tensor x, Tensor slots, int64_t experts, Tensor weights, Context& ctx) {
+    const MoeShape s = check_gather(gathered, x, slots, experts, weights);
     dispatch(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         using A = arithmetic_t<T>;
@@ -74,16 +82,16 @@ void moe_gather(Tensor gathered, Tensor x, Tensor slots, Tensor weights, Context
         const int32_t* slot = ptr<int32_t>(slots);
         const A* w = ptr<A>(weights);
 #pragma omp parallel for schedule(static) num_threads(ctx.threads)
-        for (int64_t i = 0; i < s.all_slots(); i++) {
-            const int64_t n = slot[i], e = i / s.slots;
-            T* to = ptr<T>(gathered) + i * s.columns;
-            if (n < 0) {
+        for (int64_t row = 0; row < s.rows; row++) {
+            const int64_t pair = slot[row];
+            T* to = ptr<T>(gathered) + row * s.columns;
+            if (pair < 0) {
                 std::fill_n(to, s.columns, T(0));
                 continue;
             }
-            const T* from = ptr<T>(x) + n * s.columns;
+            const T* from = ptr<T>(x) + pair / s.experts * s.columns;
             if (w)
-                scale_row(to, from, w[n * s.experts + e], s.columns);
+                scale_row(to, from, w[pair], s.columns);
             else
                 std::copy_n(from, s.columns, to);
         }
@@ -104,7 +112,10 @@ void moe_scatter(Tensor out, Tensor y, Tensor where, Tensor weights, bool accumu
         for (int64_t n = 0; n < s.tokens(); n++) {
             auto* rows = static_cast<WeightedRow<A>*>(op.workspace) + omp_get_thread_num() * s.experts;
             const int64_t at = n * s.experts;
-            const int64_t count = find_rows(rows, ptr<int32_t>(where) + at, w ? w + at : nullptr, s);
+            int64_t count = 0;
+            for_rows(ptr<int32_t>(where) + at, s.experts, [&](int64_t e, int64_t row) {
+                rows[count++] = {row, w ? w[at + e] : A(1)};
+            });
             sum_rows(ptr<T>(out) + n * s.columns, ptr<T>(y), rows, count, s.columns, accumulate);
         }
     });
@@ -120,13 +131,11 @@ void moe_weights_backward(Tensor dweights, Tensor dout, Tensor y, Tensor where, 
         if (!op.run) return;
 #pragma omp parallel for schedule(static) num_threads(ctx.threads)
         for (int64_t n = 0; n < s.tokens(); n++) {
-            const int32_t* slot = ptr<int32_t>(where) + n * s.experts;
             const T *gradient = ptr<T>(dout) + n * s.columns, *rows = ptr<T>(y);
             A* to = ptr<A>(dweights) + n * s.experts;
-            for (int64_t e = 0; e < s.experts; e++) {
-                const A old = accumulate ? to[e] : A(0);
-                to[e] = slot[e] < 0 ? old : old + dot(gradient, rows + (e * s.slots + slot[e]) * s.columns, s.columns);
-            }
+            if (!accumulate) std::fill_n(to, s.experts, A(0));
+            for_rows(ptr<int32_t>(where) + n * s.experts, s.experts,
+                     [&](int64_t e, int64_t row) { to[e] += dot(gradient, rows + row * s.columns, s.columns); });
         }
     });
 }

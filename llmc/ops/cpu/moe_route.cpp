@@ -1,7 +1,7 @@
-// Routing of sparse mixtures of experts on the CPU: which tokens go to which slots of which experts, and how evenly.
+// Routing of sparse mixtures of experts on the CPU: which tokens go to which rows of which experts.
 //
 // Both choices take the best of some candidates by one strict order (larger prob, then lower index, NaN last), so that
-// the result is one for any number of threads, and leaves the chosen in ascending order in the slots.
+// the result is one for any number of threads, and leaves the chosen in ascending order in an expert's rows.
 #include "llmc/ops/checks/moe.h"
 #include "llmc/ops/cpu/cpu.h"
 
@@ -12,7 +12,7 @@ namespace {
 template <class A>
 struct Candidate {
     A prob;
-    int32_t index;
+    int32_t index;  // of an expert, or of a pair n * E + e
 };
 
 template <class A>
@@ -35,31 +35,53 @@ void select_best(Candidate<A>* candidates, int64_t n, int64_t k) {
     if (k < n) std::nth_element(candidates, candidates + k, candidates + n, better<A>);
 }
 
-// One token: where = 0 at its k best experts, -1 at all others.
+// True if a candidate that comes later is better.
 template <class A>
-void mark_best_experts(int32_t* where, const A* probs, int64_t experts, int64_t k, Candidate<A>* scratch) {
-    for (int64_t e = 0; e < experts; e++) scratch[e] = {probs[e], int32_t(e)};
-    select_best(scratch, experts, k);
-    std::fill_n(where, experts, -1);
-    for (int64_t i = 0; i < k; i++) where[scratch[i].index] = 0;
+bool beats(A later, A earlier) {
+    return !(later <= earlier) && !std::isnan(later);
+}
+
+constexpr int64_t most_inserted = 8;  // for more of the best, inserting costs more than selecting
+
+// chosen[0 .. k) = the k best experts of one token, in any order. scratch: E candidates.
+template <class A>
+void choose_best(int32_t* chosen, const A* probs, int64_t experts, int64_t k, Candidate<A>* scratch) {
+    if (k <= most_inserted) {
+        int64_t found = 0;  // best first
+        for (int64_t e = 0; e < experts; e++) {
+            if (found == k && !beats(probs[e], scratch[k - 1].prob)) continue;
+            int64_t at = found < k ? found++ : k - 1;
+            for (; at > 0 && beats(probs[e], scratch[at - 1].prob); at--) scratch[at] = scratch[at - 1];
+            scratch[at] = {probs[e], int32_t(e)};
+        }
+    } else {
+        for (int64_t e = 0; e < experts; e++) scratch[e] = {probs[e], int32_t(e)};
+        select_best(scratch, experts, k);
+    }
+    for (int64_t i = 0; i < k; i++) chosen[i] = scratch[i].index;
 }
 
 // Tokens are cut into this many chunks, each with its own counts, so that lists by expert are made in parallel.
 constexpr int64_t token_chunks = 64;
 
-// counts[chunk][e], and where = 0 at the experts that a token chose, else -1.
+// chosen [N,k] = the experts of every token, counts[chunk][e] = how often; where = -1 everywhere.
 template <class A>
-void choose_and_count(int64_t* counts, int32_t* where, const A* probs, const MoeShape& s, int64_t k,
-                      Candidate<A>* scratch, int threads) {
+void choose_and_count(int32_t* chosen, int64_t* counts, int32_t* where, const A* probs, const MoeShape& s,
+                      const ExpertChoices& choices, Candidate<A>* scratch, int threads) {
+    const int64_t k = choices.k;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t chunk = 0; chunk < token_chunks; chunk++) {
         int64_t* count = counts + chunk * s.experts;
         std::fill_n(count, s.experts, 0);
         auto [begin, end] = part_of(s.tokens(), chunk, token_chunks);
+        std::fill(where + begin * s.experts, where + end * s.experts, -1);
         for (int64_t n = begin; n < end; n++) {
-            int32_t* row = where + n * s.experts;
-            mark_best_experts(row, probs + n * s.experts, s.experts, k, scratch + omp_get_thread_num() * s.experts);
-            for (int64_t e = 0; e < s.experts; e++) count[e] += row[e] == 0;
+            int32_t* of_token = chosen + n * k;
+            if (choices.balanced)
+                for (int64_t i = 0; i < k; i++) of_token[i] = int32_t((n * k + i) % s.experts);
+            else
+                choose_best(of_token, probs + n * s.experts, s.experts, k, scratch + omp_get_thread_num() * s.experts);
+            for (int64_t i = 0; i < k; i++) count[of_token[i]]++;
         }
     }
 }
@@ -75,55 +97,73 @@ void begin_lists(int64_t* lists, int64_t* counts, int32_t* totals, int64_t exper
     lists[experts] = sum;
 }
 
-// Lists, by expert, the tokens that chose it, in the order of n.
+// The rows of expert e are rows[e] .. rows[e + 1]: S for each, or, if offsets are wanted, as many as it needs.
+void begin_rows(int64_t* rows, int32_t* offsets, const int32_t* counts, const MoeShape& s) {
+    rows[0] = 0;
+    for (int64_t e = 0; e < s.experts; e++)
+        rows[e + 1] = rows[e] + (offsets ? round_up(counts[e], ragged_tile()) : s.capacity());
+    if (offsets)
+        for (int64_t e = 0; e <= s.experts; e++) offsets[e] = int32_t(rows[e]);
+}
+
+// Lists, by expert, the pairs of the tokens that chose it, in the order of n.
 template <class A>
-void list_tokens(Candidate<A>* listed, int64_t* next, const int32_t* where, const A* probs, const MoeShape& s,
-                 int threads) {
+void list_pairs(Candidate<A>* listed, int64_t* next, const int32_t* chosen, const A* probs, const MoeShape& s,
+                int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t chunk = 0; chunk < token_chunks; chunk++) {
         auto [begin, end] = part_of(s.tokens(), chunk, token_chunks);
-        for (int64_t n = begin; n < end; n++)
-            for (int64_t e = 0; e < s.experts; e++)
-                if (int64_t at = n * s.experts + e; where[at] == 0)
-                    listed[next[chunk * s.experts + e]++] = {probs[at], int32_t(n)};
+        for (int64_t i = begin * k; i < end * k; i++) {
+            const int64_t e = chosen[i], pair = i / k * s.experts + e;
+            listed[next[chunk * s.experts + e]++] = {probs[pair], int32_t(pair)};
+        }
     }
 }
 
-// One expert keeps as many of its `count` listed tokens as it has slots.
+// One expert keeps as many of its `count` listed tokens as it has rows.
 template <class A>
-void fill_slots(int32_t* slots, int32_t* where, Candidate<A>* listed, int64_t count, DropOrder order,
-                const MoeShape& s) {
-    const int64_t kept = std::min(count, s.slots);
-    if (order == DropOrder::gate && kept < count) {
+void fill_rows(int32_t* slots, int32_t* where, Candidate<A>* listed, int64_t count, int64_t begin, int64_t end,
+               bool by_gate) {
+    const int64_t kept = std::min(count, end - begin);
+    if (by_gate && kept < count) {
         select_best(listed, count, kept);
         std::sort(listed, listed + kept, comes_first<A>);
     }
-    for (int64_t i = 0; i < kept; i++) slots[i] = listed[i].index, where[listed[i].index * s.experts] = int32_t(i);
-    std::fill(slots + kept, slots + s.slots, -1);
-    for (int64_t i = kept; i < count; i++) where[listed[i].index * s.experts] = -1;
+    for (int64_t i = 0; i < kept; i++) {
+        slots[begin + i] = listed[i].index;
+        where[listed[i].index] = int32_t(begin + i);
+    }
+    std::fill(slots + begin + kept, slots + end, -1);
+    for (int64_t i = kept; i < count; i++) where[listed[i].index] = -2;
 }
 
 }  // namespace
 
-void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor probs, int64_t k, DropOrder order,
-                        Context& ctx) {
-    const MoeShape s = check_choose_experts(slots, where, counts, probs, k);
+void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor offsets, Tensor probs,
+                        const ExpertChoices& choices, Context& ctx) {
+    const MoeShape s = check_choose_experts(slots, where, counts, offsets, probs, choices);
     dispatch_arithmetic(probs, "probs", [&](auto zero) {
         using A = decltype(zero);
-        const int64_t candidates = s.tokens() * k + s.experts * ctx.threads;
-        const int64_t integers = token_chunks * s.experts + s.experts + 1;
-        const int64_t scratch = integers * int64_t(sizeof(int64_t)) + candidates * int64_t(sizeof(Candidate<A>));
-        Op op(ctx, "moe_choose_experts", 0, scratch, total_bytes({slots, where, counts, probs}));
+        const int64_t k = choices.k, experts = s.experts, chosen_pairs = s.tokens() * k;
+        const int64_t integers = token_chunks * experts + 2 * (experts + 1);
+        const int64_t scratch = integers * int64_t(sizeof(int64_t)) + chosen_pairs * int64_t(sizeof(int32_t)) +
+                                (chosen_pairs + experts * ctx.threads) * int64_t(sizeof(Candidate<A>));
+        Op op(ctx, "moe_choose_experts", 0, scratch, total_bytes({slots, where, counts, offsets, probs}));
         if (!op.run) return;
-        int64_t *chunk_counts = static_cast<int64_t*>(op.workspace), *lists = chunk_counts + token_chunks * s.experts;
-        auto* listed = reinterpret_cast<Candidate<A>*>(lists + s.experts + 1);
+        int64_t *chunk_counts = static_cast<int64_t*>(op.workspace), *lists = chunk_counts + token_chunks * experts;
+        int64_t* rows = lists + experts + 1;
+        auto* listed = reinterpret_cast<Candidate<A>*>(rows + experts + 1);
+        auto* chosen = reinterpret_cast<int32_t*>(listed + chosen_pairs + experts * ctx.threads);
         int32_t *slot = ptr<int32_t>(slots), *at = ptr<int32_t>(where);
-        choose_and_count(chunk_counts, at, ptr<A>(probs), s, k, listed + s.tokens() * k, ctx.threads);
-        begin_lists(lists, chunk_counts, ptr<int32_t>(counts), s.experts);
-        list_tokens(listed, chunk_counts, at, ptr<A>(probs), s, ctx.threads);
+        choose_and_count(chosen, chunk_counts, at, ptr<A>(probs), s, choices, listed + chosen_pairs, ctx.threads);
+        begin_lists(lists, chunk_counts, ptr<int32_t>(counts), experts);
+        begin_rows(rows, ptr<int32_t>(offsets), ptr<int32_t>(counts), s);
+        list_pairs(listed, chunk_counts, chosen, ptr<A>(probs), s, k, ctx.threads);
+        const bool by_gate = choices.order == DropOrder::gate && !choices.balanced;
 #pragma omp parallel for schedule(dynamic) num_threads(ctx.threads)
-        for (int64_t e = 0; e < s.experts; e++)
-            fill_slots(slot + e * s.slots, at + e, listed + lists[e], lists[e + 1] - lists[e], order, s);
+        for (int64_t e = 0; e < experts; e++)
+            fill_rows(slot, at, listed + lists[e], lists[e + 1] - lists[e], rows[e], rows[e + 1], by_gate);
+        std::fill(slot + rows[experts], slot + s.rows, -1);
     });
 }
 
@@ -145,68 +185,16 @@ void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int6
             const int64_t set = item / s.experts, e = item % s.experts, first = sets.first_token(set);
             auto* candidates = static_cast<Candidate<A>*>(op.workspace) + omp_get_thread_num() * sets.size;
             for (int64_t i = 0; i < sets.size; i++) {
-                const int64_t n = first + i * sets.step();
-                candidates[i] = {p[n * s.experts + e], int32_t(n)};
+                const int64_t pair = (first + i * sets.step()) * s.experts + e;
+                candidates[i] = {p[pair], int32_t(pair)};
             }
             select_best(candidates, sets.size, k);
             std::sort(candidates, candidates + k, comes_first<A>);
-            for (int64_t rank = 0, j = set * k; rank < k; rank++, j++) {
-                slot[e * s.slots + j] = candidates[rank].index;
-                at[candidates[rank].index * s.experts + e] = int32_t(j);
+            const int64_t begin = e * s.capacity() + set * k;
+            for (int64_t rank = 0; rank < k; rank++) {
+                slot[begin + rank] = candidates[rank].index;
+                at[candidates[rank].index] = int32_t(begin + rank);
             }
-        }
-    });
-}
-
-void moe_balance(Tensor stats, Tensor probs, Tensor counts, Tensor slots, Context& ctx) {
-    const MoeShape s = check_balance(stats, probs, counts, slots);
-    dispatch_arithmetic(probs, "probs", [&](auto zero) {
-        using A = decltype(zero);
-        Op op(ctx, "moe_balance", balance_flops(s), 0, total_bytes({stats, probs, counts, slots}));
-        if (!op.run) return;
-        const A* p = ptr<A>(probs);
-        const int32_t *count = ptr<int32_t>(counts), *slot = ptr<int32_t>(slots);
-        // sum_n sum_e counts_e probs[n,e] in fixed chunks: the same for any number of threads
-        double weighted[token_chunks];
-#pragma omp parallel for schedule(static) num_threads(ctx.threads)
-        for (int64_t chunk = 0; chunk < token_chunks; chunk++) {
-            double sum = 0;
-            auto [begin, end] = part_of(s.tokens(), chunk, token_chunks);
-            for (int64_t n = begin; n < end; n++)
-                for (int64_t e = 0; e < s.experts; e++) sum += double(count[e]) * double(p[n * s.experts + e]);
-            weighted[chunk] = sum;
-        }
-        int64_t kept = 0, total = 0;
-#pragma omp parallel for schedule(static) num_threads(ctx.threads) reduction(+ : kept)
-        for (int64_t i = 0; i < s.all_slots(); i++) kept += slot[i] >= 0;
-        double sum = 0;
-        for (double w : weighted) sum += w;
-        for (int64_t e = 0; e < s.experts; e++) total += count[e];
-        const auto [smallest, largest] = std::minmax_element(count, count + s.experts);
-        const double tokens = double(s.tokens()), experts = double(s.experts), pairs = double(total);
-        double* out = ptr<double>(stats);
-        out[0] = tokens > 0 ? experts * sum / (tokens * tokens) : 0;
-        out[1] = total > 0 ? double(total - kept) / pairs : 0;
-        out[2] = total > 0 ? double(*smallest) * experts / pairs : 0;
-        out[3] = total > 0 ? double(*largest) * experts / pairs : 0;
-    });
-}
-
-void moe_balance_backward(Tensor dprobs, Tensor counts, double scale, Context& ctx) {
-    const MoeShape s = check_balance_backward(dprobs, counts);
-    dispatch_arithmetic(dprobs, "dprobs", [&](auto zero) {
-        using A = decltype(zero);
-        Op op(ctx, "moe_balance_backward", balance_flops(s), s.experts * int64_t(sizeof(A)),
-              total_bytes({dprobs, dprobs, counts}));
-        if (!op.run || s.tokens() == 0) return;
-        const double tokens = double(s.tokens()), factor = scale * double(s.experts) / (tokens * tokens);
-        A *gradient = static_cast<A*>(op.workspace), *dp = ptr<A>(dprobs);
-        for (int64_t e = 0; e < s.experts; e++) gradient[e] = A(factor * double(ptr<int32_t>(counts)[e]));
-#pragma omp parallel for schedule(static) num_threads(ctx.threads)
-        for (int64_t n = 0; n < s.tokens(); n++) {
-            A* row = dp + n * s.experts;
-#pragma omp simd
-            for (int64_t e = 0; e < s.experts; e++) row[e] += gradient[e];
         }
     });
 }

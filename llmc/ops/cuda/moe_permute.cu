@@ -1,5 +1,5 @@
-// Moving rows of tokens to the slots of experts and back on the GPU. Memory-bound: every row in a slot is read or
-// written once, in 128-bit packs where rows allow it.
+// Moving rows of tokens to the experts and back on the GPU. Memory-bound: every row of an expert is read or written
+// once, in 128-bit packs where rows allow it.
 #include "llmc/ops/checks/moe.h"
 #include "llmc/ops/cuda/vector.cuh"
 
@@ -7,14 +7,16 @@ namespace llmc {
 
 namespace {
 
-// gathered[e,s,:] = weights[n,e] x[n,:], n = slots[e,s]; zeros if n < 0. A group of lanes = one row [C].
+// gathered[row,:] = weights[n,e] x[n,:], slots[row] = n * experts + e; zeros if it is negative. A group of lanes = one
+// row [C].
 template <class T, int W>
 __global__ void gather_kernel(T* gathered, const T* x, const int32_t* slots, const float* weights, MoeShape s,
                               Team team) {
     const int64_t row = int64_t(blockIdx.x) * team.groups + threadIdx.x / team.lanes;
-    if (row >= s.experts * s.slots) return;
-    const int64_t n = slots[row], e = row / s.slots;
-    const float weight = weights && n >= 0 ? weights[n * s.experts + e] : 1.0f;
+    if (row >= s.rows) return;
+    const int32_t pair = slots[row];
+    const int64_t n = pair < 0 ? -1 : pair / int32_t(s.experts);
+    const float weight = weights && pair >= 0 ? weights[pair] : 1.0f;
     for (int64_t c = int64_t(threadIdx.x % team.lanes) * W; c < s.columns; c += int64_t(team.lanes) * W) {
         Floats<W> v = zeros<W>();
         if (n >= 0) {
@@ -25,10 +27,10 @@ __global__ void gather_kernel(T* gathered, const T* x, const int32_t* slots, con
     }
 }
 
-// Calls f(e, slot, bit) for the experts of a token that gave it a slot, ascending, with e = first + bit, slot =
-// where[e]; behind each 32 experts, after(first). A warp calls it together, f as well.
+// Calls f(e, row, bit) for the experts that have a row for a token, ascending, with e = first + bit, row = where[e];
+// behind each 32 experts, after(first). A warp calls it together, f as well.
 template <class F, class After>
-__device__ inline void for_slots(const int32_t* where, int64_t experts, F f, After after) {
+__device__ inline void for_rows(const int32_t* where, int64_t experts, F f, After after) {
     const int lane = threadIdx.x % warp_size;
     for (int64_t first = 0; first < experts; first += warp_size) {
         const int32_t mine = first + lane < experts ? where[first + lane] : -1;
@@ -40,7 +42,7 @@ __device__ inline void for_slots(const int32_t* where, int64_t experts, F f, Aft
     }
 }
 
-// out[n,:] (+)= sum over e with slot = where[n,e] >= 0, ascending, of weights[n,e] y[e,slot,:]. A group of lanes, whole
+// out[n,:] (+)= sum over e with row = where[n,e] >= 0, ascending, of weights[n,e] y[row,:]. A group of lanes, whole
 // warps = one row [C].
 template <class T, int W>
 __global__ void scatter_kernel(T* out, const T* y, const int32_t* where, const float* weights, MoeShape s, Team team,
@@ -51,13 +53,13 @@ __global__ void scatter_kernel(T* out, const T* y, const int32_t* where, const f
     for (int64_t first = 0; first < s.columns; first += int64_t(team.lanes) * W) {
         const int64_t c = first + mine;
         Floats<W> sum = zeros<W>();
-        auto add = [&](int64_t e, int64_t slot, int) {
+        auto add = [&](int64_t e, int64_t row, int) {
             if (c >= s.columns) return;
             const float weight = weights ? weights[n * experts + e] : 1.0f;
-            const Floats<W> v = load<W>(y + (e * s.slots + slot) * s.columns + c);
+            const Floats<W> v = load<W>(y + row * s.columns + c);
             for (int j = 0; j < W; j++) sum[j] += weight * v[j];
         };
-        for_slots(where + n * experts, experts, add, [](int64_t) {});
+        for_rows(where + n * experts, experts, add, [](int64_t) {});
         if (c >= s.columns) continue;
         T* to = out + n * s.columns + c;
         if (accumulate) {
@@ -68,7 +70,7 @@ __global__ void scatter_kernel(T* out, const T* y, const int32_t* where, const f
     }
 }
 
-// dweights[n,e] (+)= <dout[n,:], y[e,where[n,e],:]>, 0 without a slot. One warp = one token.
+// dweights[n,e] (+)= <dout[n,:], y[where[n,e],:]>, 0 without a row. One warp = one token.
 template <class T, int W>
 __global__ void weights_backward_kernel(float* dweights, const T* dout, const T* y, const int32_t* where, MoeShape s,
                                         bool accumulate) {
@@ -77,8 +79,8 @@ __global__ void weights_backward_kernel(float* dweights, const T* dout, const T*
     if (n >= s.sequences * s.positions) return;
     const T* d = dout + n * s.columns;
     float mine = 0;  // of expert first + lane
-    auto product = [&](int64_t e, int64_t slot, int bit) {
-        const T* row = y + (e * s.slots + slot) * s.columns;
+    auto product = [&](int64_t, int64_t at, int bit) {
+        const T* row = y + at * s.columns;
         float sum = 0;
         for (int64_t c = int64_t(lane) * W; c < s.columns; c += int64_t(warp_size) * W) {
             const Floats<W> a = load<W>(d + c), b = load<W>(row + c);
@@ -94,7 +96,7 @@ __global__ void weights_backward_kernel(float* dweights, const T* dout, const T*
         }
         mine = 0;
     };
-    for_slots(where + n * s.experts, s.experts, product, write);
+    for_rows(where + n * s.experts, s.experts, product, write);
 }
 
 // Calls f(T{}, W) with W = the elements that rows of both tensors can be accessed by.
@@ -108,16 +110,16 @@ void dispatch_rows(const MoeShape& s, const Tensor& a, const Tensor& b, F&& f) {
 
 }  // namespace
 
-void moe_gather(Tensor gathered, Tensor x, Tensor slots, Tensor weights, Context& ctx) {
-    const MoeShape s = check_gather(gathered, x, slots, weights);
+void moe_gather(Tensor gathered, Tensor x, Tensor slots, int64_t experts, Tensor weights, Context& ctx) {
+    const MoeShape s = check_gather(gathered, x, slots, experts, weights);
     Op op(ctx, "moe_gather", gather_flops(s, bool(weights)), 0, total_bytes({gathered, x, slots, weights}));
     if (!op.run || s.moved() == 0) return;
     dispatch_rows(s, gathered, x, [&](auto zero, auto width) {
         using T = decltype(zero);
         constexpr int W = width.value;
         const Team team = team_for(s.columns, W);
-        launch(ctx, gather_kernel<T, W>, grid_of(ceil_div(s.all_slots(), team.groups)), team.threads(), 0,
-               ptr<T>(gathered), ptr<T>(x), ptr<int32_t>(slots), ptr<float>(weights), s, team);
+        launch(ctx, gather_kernel<T, W>, grid_of(ceil_div(s.rows, team.groups)), team.threads(), 0, ptr<T>(gathered),
+               ptr<T>(x), ptr<int32_t>(slots), ptr<float>(weights), s, team);
     });
 }
 

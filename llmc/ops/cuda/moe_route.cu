@@ -2,10 +2,12 @@
 //
 // Probs lie experts first, an expert looks along the tokens. So three kernels in a row: the candidates of every expert
 // as lists of keys, each list cut down to its best, and the outcome told to the tokens. Keys are integers ordered like
-// the probs, 0 = no candidate. Small groups of expert choice fit into shared memory and need one kernel only. Nothing
-// depends on the order of threads: slots follow from counting, without atomics.
+// the probs, 0 = no candidate. Small groups of expert choice fit into shared memory and need one kernel only. Without a
+// capacity, two more kernels find out first where the rows of every expert begin. Nothing depends on the order of
+// threads: rows follow from counting, without atomics.
 #include "llmc/ops/checks/moe.h"
 #include "llmc/ops/cuda/cuda.cuh"
+#include "llmc/ops/cuda/ragged.h"
 
 namespace llmc {
 
@@ -50,7 +52,7 @@ __device__ inline uint64_t rank_of_kth(const float* probs, int64_t experts, int6
 }
 
 // Lists of keys [E, sets, ld]: one per expert and candidate set, candidates ascending, zeros behind them. Afterwards
-// the same memory holds the slot that each candidate got, or -1.
+// the same memory holds what `where` says of each candidate.
 struct Lists {
     CandidateSets sets;
     int64_t experts, ld;
@@ -59,31 +61,45 @@ struct Lists {
     __device__ int64_t at(int64_t expert, int64_t set) const { return (expert * set_count() + set) * ld; }
 };
 
-// keys[e, set, i] = key of probs[n, e], n = token i of the set; 0 where e is not among the k best experts of n. If the
-// gate does not matter, all candidates get key 1. One block = 32 candidates of a set; one warp ranks a token's experts;
-// tiles of 32 x 32 keys are transposed in shared memory.
+// Which candidates are listed, and how: at their k best experts, with the key of their prob, or 1 if it does not matter.
+// balanced: at the experts (n k + i) mod E, i < k, with key 1.
+struct Listing {
+    int64_t k;
+    bool by_gate, balanced;
+};
+
+// The key of token n at expert e. least: the rank of its k-th best expert.
+__device__ inline uint32_t listed_key(const float* probs, int64_t n, int64_t e, int64_t experts, uint64_t least,
+                                      const Listing& how) {
+    if (how.balanced) {  // products of N and E fit 31 bits
+        const uint32_t all = uint32_t(experts), first = uint32_t(n * how.k) % all;
+        return (uint32_t(e) + all - first) % all < uint32_t(how.k);
+    }
+    const uint32_t key = key_of(probs[n * experts + e]);
+    return ranked(key, e) < least ? 0 : how.by_gate ? key : 1;
+}
+
+// keys[e, set, i] = key of token i of the set at expert e, 0 where it is not listed. One block = 32 candidates of a
+// set; one warp ranks a token's experts; tiles of 32 x 32 keys are transposed in shared memory.
 __global__ void __launch_bounds__(tile_block)
-    list_candidates_kernel(uint32_t* keys, const float* probs, Lists l, int64_t k, bool by_gate) {
+    list_candidates_kernel(uint32_t* keys, const float* probs, Lists l, Listing how) {
     SHARED(uint64_t, least, [tile]);
     SHARED(uint32_t, transposed, [tile][tile + 1]);
     const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
     const int64_t set = blockIdx.x / l.tiles(), first = blockIdx.x % l.tiles() * tile;
     for (int i = warp; i < tile; i += tile_warps) {
         uint64_t rank = 0;
-        if (k < l.experts && first + i < l.sets.size)
-            rank = rank_of_kth(probs + token_of(l.sets, set, first + i) * l.experts, l.experts, k);
+        if (!how.balanced && how.k < l.experts && first + i < l.sets.size)
+            rank = rank_of_kth(probs + token_of(l.sets, set, first + i) * l.experts, l.experts, how.k);
         if (lane == 0) least[i] = rank;
     }
     __syncthreads();
     for (int64_t e0 = 0; e0 < l.experts; e0 += tile) {
         for (int i = warp; i < tile; i += tile_warps) {
-            uint32_t key = 0;
             const int64_t e = e0 + lane;
-            if (first + i < l.sets.size && e < l.experts) {
-                key = key_of(probs[token_of(l.sets, set, first + i) * l.experts + e]);
-                key = ranked(key, e) < least[i] ? 0 : by_gate ? key : 1;
-            }
-            transposed[i][lane] = key;
+            transposed[i][lane] = first + i < l.sets.size && e < l.experts
+                                      ? listed_key(probs, token_of(l.sets, set, first + i), e, l.experts, least[i], how)
+                                      : 0;
         }
         __syncthreads();
         for (int j = warp; j < tile; j += tile_warps)
@@ -140,15 +156,44 @@ __device__ inline Scan block_scan(uint32_t x) {
     return scan;
 }
 
-// slots[e, set, :] = the tokens of the `places` largest keys (ties: the first), ascending, then -1; their slots replace
-// the keys; counts[e] = candidates, if wanted. One block = one list. A thread has 4 neighbouring keys at a time, and
-// learns from one scan how many above the bar (low half) and on the bar (high half) stand before it.
+// counts[list] = its candidates. One block = one list.
 __global__ void __launch_bounds__(most_list_threads)
-    fill_slots_kernel(int32_t* slots, int32_t* counts, uint32_t* lists, Lists l, int64_t places, int key_bits) {
-    const int64_t row = blockIdx.x, set = row % l.set_count();
+    count_candidates_kernel(int32_t* counts, const uint32_t* lists, Lists l) {
+    const int64_t candidates = count_from(lists + blockIdx.x * l.ld, l.ld, 1);
+    if (threadIdx.x == 0) counts[blockIdx.x] = int32_t(candidates);
+}
+
+// offsets[e] = the rows of all experts before e, each with counts rounded up to whole tiles. One block.
+__global__ void begin_rows_kernel(int32_t* offsets, const int32_t* counts, int64_t experts) {
+    uint32_t begin = 0;
+    for (int64_t first = 0; first < experts; first += blockDim.x) {
+        const int64_t e = first + threadIdx.x;
+        const uint32_t tiles = e < experts ? uint32_t(ceil_div(counts[e], ragged_rows_per_tile)) : 0;
+        const Scan scan = block_scan(tiles * ragged_rows_per_tile);
+        if (e < experts) offsets[e] = int32_t(begin + scan.before);
+        begin += scan.total;
+    }
+    if (threadIdx.x == 0) offsets[experts] = int32_t(begin);
+}
+
+// The rows that lists are put into: `places` for every list, or those between two offsets, of `rows` in all. slots and
+// counts (if wanted) as in the op; unplaced: what `where` shall say of candidates that were listed but got no row.
+struct Rows {
+    int32_t *slots, *counts, *offsets;
+    int64_t places, rows;
+    int32_t unplaced;
+};
+
+// Fills the rows of one list with the pairs of its largest keys (ties: the first), ascending, then -1; the rows replace
+// the keys. One block = one list. A thread has 4 neighbouring keys at a time, and learns from one scan how many above
+// the bar (low half) and on the bar (high half) stand before it.
+__global__ void __launch_bounds__(most_list_threads) fill_rows_kernel(Rows r, uint32_t* lists, Lists l, int key_bits) {
+    const int64_t row = blockIdx.x, set = row % l.set_count(), expert = row / l.set_count();
+    const int64_t begin = r.offsets ? r.offsets[row] : row * r.places;
+    const int64_t places = r.offsets ? r.offsets[row + 1] - begin : r.places;
     uint32_t* list = lists + row * l.ld;
     const int64_t candidates = count_from(list, l.ld, 1);
-    if (counts && threadIdx.x == 0) counts[row] = int32_t(candidates);
+    if (r.counts && threadIdx.x == 0) r.counts[row] = int32_t(candidates);
     const Bar bar = candidates > places ? find_bar(list, l.ld, places, key_bits) : Bar{0, 0};
     int64_t above = 0, equal = 0;
     for (int64_t first = 0; first < l.ld; first += int64_t(blockDim.x) * keys_per_thread) {
@@ -162,19 +207,22 @@ __global__ void __launch_bounds__(most_list_threads)
         int64_t a = above + (scan.before & 0xffff), q = equal + (scan.before >> 16);
         for (int j = 0; j < keys_per_thread; j++) {
             const bool is_above = keys[j] > bar.key, is_equal = keys[j] == bar.key;
-            const int64_t place = a + (q < bar.equals ? q : bar.equals);
+            const int64_t place = begin + a + (q < bar.equals ? q : bar.equals);
             const bool stays = is_above || (is_equal && q < bar.equals);
-            if (stays) slots[row * places + place] = int32_t(token_of(l.sets, set, i + j));
-            keys[j] = stays ? uint32_t(set * places + place) : ~0u;
+            if (stays) r.slots[place] = int32_t(token_of(l.sets, set, i + j) * l.experts + expert);
+            keys[j] = stays ? uint32_t(place) : keys[j] == 0 ? ~0u : uint32_t(r.unplaced);
             a += is_above, q += is_equal;
         }
         if (i < l.ld) store_pack(list + i, keys);
         above += scan.total & 0xffff, equal += scan.total >> 16;
     }
-    for (int64_t s = candidates + threadIdx.x; s < places; s += blockDim.x) slots[row * places + s] = -1;
+    for (int64_t p = candidates + threadIdx.x; p < places; p += blockDim.x) r.slots[begin + p] = -1;
+    if (!r.offsets) return;  // all rows are some list's
+    const int64_t threads = int64_t(gridDim.x) * blockDim.x;
+    for (int64_t p = r.offsets[gridDim.x] + row * blockDim.x + threadIdx.x; p < r.rows; p += threads) r.slots[p] = -1;
 }
 
-// where[n, e] = the slot of token i = n of the set at expert e. Blocks and tiles as in list_candidates_kernel.
+// where[n, e] = what the list of expert e says of token i = n of the set. Blocks and tiles as in list_candidates_kernel.
 __global__ void __launch_bounds__(tile_block) tell_tokens_kernel(int32_t* where, const uint32_t* lists, Lists l) {
     SHARED(uint32_t, transposed, [tile][tile + 1]);
     const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
@@ -201,7 +249,7 @@ __global__ void choose_in_sets_kernel(int32_t* slots, int32_t* where, const floa
     const int warps = blockDim.x / warp_size;
     uint8_t* chosen = reinterpret_cast<uint8_t*>(keys + size * warp_size);
     const int64_t parts = ceil_div(experts, warp_size), set = blockIdx.x / parts;
-    const int64_t e = blockIdx.x % parts * warp_size + lane, all_slots = sets.positions * sets.sets * k;
+    const int64_t e = blockIdx.x % parts * warp_size + lane, places = sets.positions * sets.sets * k;
     for (int i = warp; i < size; i += warps)
         keys[i * warp_size + lane] = e < experts ? key_of(probs[token_of(sets, set, i) * experts + e]) : 0;
     __syncthreads();
@@ -217,64 +265,14 @@ __global__ void choose_in_sets_kernel(int32_t* slots, int32_t* where, const floa
     __syncthreads();
     for (int i = warp; i < size && e < experts; i += warps) {
         const int64_t n = token_of(sets, set, i);
-        int64_t slot = -1;
+        int64_t row = -1;
         if (chosen[i * warp_size + lane]) {
-            slot = set * k;
-            for (int o = 0; o < i; o++) slot += chosen[o * warp_size + lane];
-            slots[e * all_slots + slot] = int32_t(n);
+            row = e * places + set * k;
+            for (int o = 0; o < i; o++) row += chosen[o * warp_size + lane];
+            slots[row] = int32_t(n * experts + e);
         }
-        where[n * experts + e] = int32_t(slot);
+        where[n * experts + e] = int32_t(row);
     }
-}
-
-constexpr int64_t most_balance_blocks = 256;  // a fixed number: the order of the sums must not depend on the device
-
-// partial[block] = {sum of counts_e probs[n,e] over the block's elements, its filled slots}. A thread walks on by the
-// size of the grid, and its expert with it.
-__global__ void balance_kernel(double2* partial, const float* probs, const int32_t* counts, const int32_t* slots,
-                               int64_t pairs, int64_t experts, int64_t all_slots) {
-    const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
-    const int64_t step = threads % experts;
-    double sum = 0, filled = 0;
-    int64_t e = thread % experts;
-    for (int64_t i = thread; i < pairs; i += threads) {
-        sum += double(probs[i]) * counts[e];
-        e += step;
-        if (e >= experts) e -= experts;
-    }
-    for (int64_t i = thread; i < all_slots; i += threads) filled += slots[i] >= 0;
-    sum = block_sum(sum), filled = block_sum(filled);
-    if (threadIdx.x == 0) partial[blockIdx.x] = {sum, filled};
-}
-
-// stats = loss, share of dropped pairs, smallest and largest load. One warp.
-__global__ void finish_balance_kernel(double* stats, const double2* partial, int64_t blocks, const int32_t* counts,
-                                      int64_t experts, int64_t tokens) {
-    double sum = 0, filled = 0, chosen = 0;
-    int32_t least = INT32_MAX, most = 0;
-    for (int64_t b = threadIdx.x; b < blocks; b += warp_size) sum += partial[b].x, filled += partial[b].y;
-    for (int64_t e = threadIdx.x; e < experts; e += warp_size) {
-        chosen += counts[e];
-        least = min(least, counts[e]), most = max(most, counts[e]);
-    }
-    sum = warp_sum(sum), filled = warp_sum(filled), chosen = warp_sum(chosen);
-    for (int offset = warp_size / 2; offset > 0; offset /= 2) {
-        least = min(least, __shfl_xor_sync(full_mask, least, offset));
-        most = max(most, __shfl_xor_sync(full_mask, most, offset));
-    }
-    if (threadIdx.x != 0) return;
-    const double n = double(tokens), each = double(experts);
-    stats[0] = tokens > 0 ? each * sum / n / n : 0;
-    stats[1] = chosen > 0 ? (chosen - filled) / chosen : 0;
-    stats[2] = chosen > 0 ? least * each / chosen : 0;
-    stats[3] = chosen > 0 ? most * each / chosen : 0;
-}
-
-// dprobs[n,e] += factor counts_e. One thread = one element.
-__global__ void balance_backward_kernel(float* dprobs, const int32_t* counts, double factor, int64_t pairs,
-                                        int64_t experts) {
-    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < pairs) dprobs[i] += float(factor * counts[i % experts]);
 }
 
 Lists lists_for(const CandidateSets& sets, int64_t experts) {
@@ -282,29 +280,34 @@ Lists lists_for(const CandidateSets& sets, int64_t experts) {
 }
 int64_t bytes_of(const Lists& l) { return l.experts * l.set_count() * l.ld * int64_t(sizeof(uint32_t)); }
 
-// The three kernels. k: how many experts a token may have; places: of every list.
-void route(Tensor slots, Tensor where, Tensor counts, Tensor probs, const Lists& l, void* workspace, int64_t k,
-           int64_t places, bool by_gate, Context& ctx) {
+// The kernels, in their order. Without r.offsets, every list has r.places.
+void route(Tensor where, Tensor probs, const Rows& r, const Lists& l, const Listing& how, void* workspace,
+           Context& ctx) {
     uint32_t* keys = static_cast<uint32_t*>(workspace);
-    const dim3 tiles = grid_of(l.set_count() * l.tiles());
-    const int64_t threads = round_up(std::max<int64_t>(1, ceil_div(l.ld, keys_per_thread)), warp_size);
-    launch(ctx, list_candidates_kernel, tiles, tile_block, 0, keys, ptr<float>(probs), l, k, by_gate);
-    launch(ctx, fill_slots_kernel, grid_of(l.experts * l.set_count()),
-           int(std::min<int64_t>(threads, most_list_threads)), 0, ptr<int32_t>(slots), ptr<int32_t>(counts), keys, l,
-           places, by_gate ? 32 : 1);
+    const dim3 tiles = grid_of(l.set_count() * l.tiles()), lists = grid_of(l.experts * l.set_count());
+    const int64_t packs = round_up(std::max<int64_t>(1, ceil_div(l.ld, keys_per_thread)), warp_size);
+    const int threads = int(std::min<int64_t>(packs, most_list_threads));
+    launch(ctx, list_candidates_kernel, tiles, tile_block, 0, keys, ptr<float>(probs), l, how);
+    if (r.offsets) {
+        launch(ctx, count_candidates_kernel, lists, threads, 0, r.counts, keys, l);
+        launch(ctx, begin_rows_kernel, 1, tile_block, 0, r.offsets, r.counts, l.experts);
+    }
+    launch(ctx, fill_rows_kernel, lists, threads, 0, r, keys, l, how.by_gate ? 32 : 1);
     launch(ctx, tell_tokens_kernel, tiles, tile_block, 0, ptr<int32_t>(where), keys, l);
 }
 
 }  // namespace
 
-void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor probs, int64_t k, DropOrder order,
-                        Context& ctx) {
-    const MoeShape s = check_choose_experts(slots, where, counts, probs, k);
+void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor offsets, Tensor probs,
+                        const ExpertChoices& choices, Context& ctx) {
+    const MoeShape s = check_choose_experts(slots, where, counts, offsets, probs, choices);
     check_f32(probs, "probs");
     const Lists l = lists_for(candidate_sets(s, 0), s.experts);
-    Op op(ctx, "moe_choose_experts", 0, bytes_of(l), total_bytes({slots, where, counts, probs}));
+    Op op(ctx, "moe_choose_experts", 0, bytes_of(l), total_bytes({slots, where, counts, offsets, probs}));
     if (!op.run) return;
-    route(slots, where, counts, probs, l, op.workspace, k, s.slots, order == DropOrder::gate, ctx);
+    const bool by_gate = choices.order == DropOrder::gate && !choices.balanced && !offsets;
+    const Rows rows{ptr<int32_t>(slots), ptr<int32_t>(counts), ptr<int32_t>(offsets), s.capacity(), s.rows, -2};
+    route(where, probs, rows, l, {choices.k, by_gate, choices.balanced}, op.workspace, ctx);
 }
 
 void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int64_t group, Context& ctx) {
@@ -315,34 +318,11 @@ void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int6
     const bool small = group > 0 && group <= small_group;
     Op op(ctx, "moe_choose_tokens", 0, small ? 0 : bytes_of(l), total_bytes({slots, where, probs}));
     if (!op.run) return;
-    if (!small) return route(slots, where, {}, probs, l, op.workspace, s.experts, k, true, ctx);
+    const Rows rows{ptr<int32_t>(slots), nullptr, nullptr, k, s.rows, -1};
+    if (!small) return route(where, probs, rows, l, {s.experts, true, false}, op.workspace, ctx);
     launch(ctx, choose_in_sets_kernel, grid_of(sets.count() * ceil_div(s.experts, warp_size)),
            int(std::min<int64_t>(group, tile_warps)) * warp_size, group * warp_size * 5, ptr<int32_t>(slots),
            ptr<int32_t>(where), ptr<float>(probs), sets, s.experts, k);
-}
-
-void moe_balance(Tensor stats, Tensor probs, Tensor counts, Tensor slots, Context& ctx) {
-    const MoeShape s = check_balance(stats, probs, counts, slots);
-    check_f32(probs, "probs");
-    const int64_t blocks = std::min(ceil_div(std::max(s.pairs(), s.all_slots()), tile_block), most_balance_blocks);
-    Op op(ctx, "moe_balance", balance_flops(s), blocks * int64_t(sizeof(double2)),
-          total_bytes({stats, probs, counts, slots}));
-    if (!op.run) return;
-    double2* partial = static_cast<double2*>(op.workspace);
-    launch(ctx, balance_kernel, grid_of(blocks), tile_block, 0, partial, ptr<float>(probs), ptr<int32_t>(counts),
-           ptr<int32_t>(slots), s.pairs(), s.experts, s.all_slots());
-    launch(ctx, finish_balance_kernel, 1, warp_size, 0, ptr<double>(stats), partial, blocks, ptr<int32_t>(counts),
-           s.experts, s.tokens());
-}
-
-void moe_balance_backward(Tensor dprobs, Tensor counts, double scale, Context& ctx) {
-    const MoeShape s = check_balance_backward(dprobs, counts);
-    check_f32(dprobs, "dprobs");
-    Op op(ctx, "moe_balance_backward", balance_flops(s), 0, total_bytes({dprobs, dprobs, counts}));
-    if (!op.run) return;
-    const double n = double(s.tokens()), factor = scale * double(s.experts) / (n * n);
-    launch(ctx, balance_backward_kernel, grid_of(ceil_div(s.pairs(), tile_block)), tile_block, 0, ptr<float>(dprobs),
-           ptr<int32_t>(counts), factor, s.pairs(), s.experts);
 }
 
 }  // namespace llmc
