@@ -34,4 +34,13 @@ protected:
     }
 };
 
+// On one thread: these models are so small that more threads only wait for each other.
+class TrainMotOneThread : public TrainMot {
+protected:
+    int run(std::vector<std::string> words) {
+        words.insert(words.end(), {"--threads", "1"});
+        return TrainMot::run(words);
+    }
+};
+
 }  // namespace llmc::test
