@@ -19,8 +19,8 @@ protected:
     }
     std::vector<std::string> transition(const std::string& to, const std::string& run_dir,
                                         std::vector<std::string> more = {}) const {
-        std::vector<std::string> words = {"train_mot", "transition", "--from", dir / "mot",    "--to", to,
-                                          "--run-dir", dir / run_dir, "--data", data, "--keep", "0"};
+        std::vector<std::string> words = {"train_mot", "transition",  "--from", dir / "mot", "--to",   to,
+                                          "--run-dir", dir / run_dir, "--data", data,        "--keep", "0"};
         words.insert(words.end(), more.begin(), more.end());
         return words;
     }
@@ -131,8 +131,8 @@ TEST_F(Transition, KilledAndResumedIsBitEqual) {
 
 TEST_F(Transition, OptimizerAndScheduleCanStartAnew) {
     make_mot();
-    ASSERT_EQ(run(transition("token-choice", "reset", {"--reset-optimizer", "--reset-schedule", "--steps", "28", "--lr",
-                                                       "3e-3"})),
+    ASSERT_EQ(run(transition("token-choice", "reset",
+                             {"--reset-optimizer", "--reset-schedule", "--steps", "28", "--lr", "3e-3"})),
               0)
         << said();
     const SafetensorsFile moments(dir / "reset" + "/step-00000008/optimizer.safetensors");
@@ -153,7 +153,8 @@ TEST_F(Transition, ATemperatureGoesIntoRouterAndMoments) {
     make_mot({"--temperature", "0.25"});
     ASSERT_EQ(run(transition("token-choice", "sparse")), 0) << said();
     auto expect_scaled = [&](const std::string& file, const std::string& name, float factor) {
-        const SafetensorsFile from(dir / "mot" + "/step-00000008/" + file), to(dir / "sparse" + "/step-00000008/" + file);
+        const SafetensorsFile from(dir / "mot" + "/step-00000008/" + file),
+            to(dir / "sparse" + "/step-00000008/" + file);
         std::vector<float> want = from.read<float>(old_name(name));
         for (float& value : want) value *= factor;  // powers of two: exact
         EXPECT_EQ(to.read<float>(name), want) << name;
@@ -178,8 +179,8 @@ TEST_F(Transition, IsExactForOneExpertAndGroupsOfOne) {
 
 TEST_F(Transition, FlagsOfTheSparseMixtureOverride) {
     make_mot();
-    ASSERT_EQ(run(transition("token-choice", "more", {"--top-k", "3", "--dropless", "--renormalize-gates",
-                                                      "--load-balancing-weight", "0.5"})),
+    ASSERT_EQ(run(transition("token-choice", "more",
+                             {"--top-k", "3", "--dropless", "--renormalize-gates", "--load-balancing-weight", "0.5"})),
               0)
         << said();
     const json model = state("more/step-00000009").at("model");
@@ -216,8 +217,9 @@ TEST_F(Transition, TextFromTheResult) {
         }
     }
     // A token's experts do not depend on its neighbours: alone or beside others, a prompt goes on the same way.
-    const std::vector<std::string> greedy = {"train_mot", "generate", "--checkpoint", dir / "token-choice",
-                                             "--max-tokens", "4", "--temperature", "0", "--prompt", "ab"};
+    const std::vector<std::string> greedy = {"train_mot",    "generate", "--checkpoint",  dir / "token-choice",
+                                             "--max-tokens", "4",        "--temperature", "0",
+                                             "--prompt",     "ab"};
     std::vector<std::string> beside = greedy;
     beside.insert(beside.end(), {"--prompt", "xyz"});
     ASSERT_EQ(run(greedy), 0) << said();

@@ -9,11 +9,36 @@ protected:
     // A MoT model small enough for hundreds of steps a second.
     std::vector<std::string> recipe(const std::string& run_dir, std::vector<std::string> more = {}) const {
         std::vector<std::string> words = {"train_mot", "--data", data, "--run-dir", dir / run_dir};
-        for (const char* word :
-             {"--pattern", "attention mot", "--d-model", "16", "--heads", "2", "--context", "8", "--group-size", "4",
-              "--experts", "4", "--micro-batch", "8", "--grad-accumulation", "2", "--init-scale", "1", "--lr", "1e-2",
-              "--warmup-steps", "1", "--log-interval", "1", "--statistics-interval", "5", "--eval-interval", "10",
-              "--seed", "3"})
+        for (const char* word : {"--pattern",
+                                 "attention mot",
+                                 "--d-model",
+                                 "16",
+                                 "--heads",
+                                 "2",
+                                 "--context",
+                                 "8",
+                                 "--group-size",
+                                 "4",
+                                 "--experts",
+                                 "4",
+                                 "--micro-batch",
+                                 "8",
+                                 "--grad-accumulation",
+                                 "2",
+                                 "--init-scale",
+                                 "1",
+                                 "--lr",
+                                 "1e-2",
+                                 "--warmup-steps",
+                                 "1",
+                                 "--log-interval",
+                                 "1",
+                                 "--statistics-interval",
+                                 "5",
+                                 "--eval-interval",
+                                 "10",
+                                 "--seed",
+                                 "3"})
             words.push_back(word);
         words.insert(words.end(), more.begin(), more.end());
         return words;
