@@ -26,15 +26,18 @@ public:
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x, Tensor output, Tensor dmixed) const;
 
 private:
-    // One way from tokens to weights: the names of its parameters and saved tensors.
+    // One way from tokens to weights: the names of its parameters and saved tensors. What emit shares with merge has the
+    // same pointer.
     struct Path {
         const char *weights, *scaled, *controller, *mix, *temperature;
         SoftmaxOver over;
-        bool operator==(const Path& o) const { return controller == o.controller && temperature == o.temperature; }
     };
     bool learned() const { return config.router == "learned"; }
     bool emit_softmax() const { return config.emit == "group" || config.emit == "experts"; }
-    bool emit_logits() const { return emit_softmax() && !(emit_path == merge_path); }
+    bool emit_logits() const {  // of its own
+        return emit_softmax() &&
+               (emit_path.controller != merge_path.controller || emit_path.temperature != merge_path.temperature);
+    }
     bool based() const { return config.controllers != "shared" && config.controllers != "separate"; }
     bool weighted() const { return config.controllers == "weighted" || config.controllers == "weighted-common"; }
     bool exponential() const { return config.temperature_form == "exp"; }
