@@ -8,11 +8,11 @@ using namespace llmc::test;
 
 namespace {
 
-class Evaluations : public TrainMot {
+class Evaluations : public TrainMotOneThread {
 protected:
     std::vector<std::string> eval(const std::string& checkpoint, std::vector<std::string> more) const {
-        std::vector<std::string> words = {"train_mot", "eval",   "--checkpoint",   dir / checkpoint,
-                                          "--data",    data, "--eval-batches", "3"};
+        std::vector<std::string> words = {"train_mot", "eval", "--checkpoint",   dir / checkpoint,
+                                          "--data",    data,   "--eval-batches", "3"};
         words.insert(words.end(), more.begin(), more.end());
         return words;
     }

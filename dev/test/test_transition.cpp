@@ -10,13 +10,8 @@ using namespace llmc::test;
 
 namespace {
 
-class Transition : public TrainMot {
+class Transition : public TrainMotOneThread {
 protected:
-    // One thread: the models are so small that more only wait for each other.
-    int run(std::vector<std::string> words) {
-        words.insert(words.end(), {"--threads", "1"});
-        return TrainMot::run(words);
-    }
     // Eight steps of a Mixture of Tokens whose learning rate would fall until step 16.
     void make_mot(std::vector<std::string> more = {}) {
         more.insert(more.begin(), {"--steps", "8", "--decay-steps", "16", "--eval-batches", "3"});
@@ -24,8 +19,8 @@ protected:
     }
     std::vector<std::string> transition(const std::string& to, const std::string& run_dir,
                                         std::vector<std::string> more = {}) const {
-        std::vector<std::string> words = {"train_mot", "transition", "--from", dir / "mot",    "--to", to,
-                                          "--run-dir", dir / run_dir, "--data", data, "--keep", "0"};
+        std::vector<std::string> words = {"train_mot", "transition",  "--from", dir / "mot", "--to",   to,
+                                          "--run-dir", dir / run_dir, "--data", data,        "--keep", "0"};
         words.insert(words.end(), more.begin(), more.end());
         return words;
     }
@@ -136,8 +131,8 @@ TEST_F(Transition, KilledAndResumedIsBitEqual) {
 
 TEST_F(Transition, OptimizerAndScheduleCanStartAnew) {
     make_mot();
-    ASSERT_EQ(run(transition("token-choice", "reset", {"--reset-optimizer", "--reset-schedule", "--steps", "28", "--lr",
-                                                       "3e-3"})),
+    ASSERT_EQ(run(transition("token-choice", "reset",
+                             {"--reset-optimizer", "--reset-schedule", "--steps", "28", "--lr", "3e-3"})),
               0)
         << said();
     const SafetensorsFile moments(dir / "reset" + "/step-00000008/optimizer.safetensors");
@@ -158,7 +153,8 @@ TEST_F(Transition, ATemperatureGoesIntoRouterAndMoments) {
     make_mot({"--temperature", "0.25"});
     ASSERT_EQ(run(transition("token-choice", "sparse")), 0) << said();
     auto expect_scaled = [&](const std::string& file, const std::string& name, float factor) {
-        const SafetensorsFile from(dir / "mot" + "/step-00000008/" + file), to(dir / "sparse" + "/step-00000008/" + file);
+        const SafetensorsFile from(dir / "mot" + "/step-00000008/" + file),
+            to(dir / "sparse" + "/step-00000008/" + file);
         std::vector<float> want = from.read<float>(old_name(name));
         for (float& value : want) value *= factor;  // powers of two: exact
         EXPECT_EQ(to.read<float>(name), want) << name;
@@ -173,12 +169,36 @@ TEST_F(Transition, ATemperatureGoesIntoRouterAndMoments) {
 // One expert and groups of one: every token passes the expert with weight 1, before and after.
 TEST_F(Transition, IsExactForOneExpertAndGroupsOfOne) {
     make_mot({"--group-size", "1", "--experts", "1", "--precision", "fp64"});
-    for (const char* to : {"token-choice"}) {
+    for (const char* to : {"token-choice", "expert-choice"}) {
         ASSERT_EQ(run(transition(to, to)), 0) << said();
         const json before = event(to, "transition");
         EXPECT_NEAR(before.at("sparse_loss"), before.at("mot_loss"), 1e-13) << to;
         EXPECT_EQ(before.at("mot_loss"), log("mot", "val_loss").back().at("val_loss")) << to;
     }
+}
+
+TEST_F(Transition, FlagsOfTheSparseMixtureOverride) {
+    make_mot();
+    ASSERT_EQ(run(transition("token-choice", "more",
+                             {"--top-k", "3", "--dropless", "--renormalize-gates", "--load-balancing-weight", "0.5"})),
+              0)
+        << said();
+    const json model = state("more/step-00000009").at("model");
+    EXPECT_EQ(model.at("top_k"), 3);
+    EXPECT_EQ(model.at("dropless"), true);
+    EXPECT_EQ(model.at("renormalize_gates"), true);
+    EXPECT_EQ(model.at("load_balancing_weight"), 0.5);
+
+    ASSERT_EQ(run(transition("expert-choice", "normed", {"--top-k", "2", "--expert-choice-norm"})), 0) << said();
+    EXPECT_EQ(state("normed/step-00000009").at("model").at("expert_choice_fraction"), 0.5);  // 2 of 4 experts
+    // What the old model did not have starts as in a new one.
+    const std::string first = dir / "normed" + "/step-00000008/";
+    const SafetensorsFile weights(first + "model.safetensors"), moments(first + "optimizer.safetensors");
+    EXPECT_EQ(weights.read<float>("blocks.1.output_norm.weight"), std::vector<float>(16, 1));
+    EXPECT_EQ(weights.read<float>("blocks.1.output_norm.bias"), std::vector<float>(16, 0));
+    EXPECT_EQ(moments.read<float>("m.blocks.1.output_norm.weight"), std::vector<float>(16, 0));
+    EXPECT_EQ(event("normed", "transition").at("mot_loss"), log("mot", "val_loss").back().at("val_loss"));
+    EXPECT_EQ(run({"train_mot", "eval", "--checkpoint", dir / "normed", "--data", data, "--as", "mot"}), 0) << said();
 }
 
 TEST_F(Transition, TextFromTheResult) {
@@ -197,8 +217,9 @@ TEST_F(Transition, TextFromTheResult) {
         }
     }
     // A token's experts do not depend on its neighbours: alone or beside others, a prompt goes on the same way.
-    const std::vector<std::string> greedy = {"train_mot", "generate", "--checkpoint", dir / "token-choice",
-                                             "--max-tokens", "4", "--temperature", "0", "--prompt", "ab"};
+    const std::vector<std::string> greedy = {"train_mot",    "generate", "--checkpoint",  dir / "token-choice",
+                                             "--max-tokens", "4",        "--temperature", "0",
+                                             "--prompt",     "ab"};
     std::vector<std::string> beside = greedy;
     beside.insert(beside.end(), {"--prompt", "xyz"});
     ASSERT_EQ(run(greedy), 0) << said();

@@ -9,11 +9,36 @@ protected:
     // A MoT model small enough for hundreds of steps a second.
     std::vector<std::string> recipe(const std::string& run_dir, std::vector<std::string> more = {}) const {
         std::vector<std::string> words = {"train_mot", "--data", data, "--run-dir", dir / run_dir};
-        for (const char* word :
-             {"--pattern", "attention mot", "--d-model", "16", "--heads", "2", "--context", "8", "--group-size", "4",
-              "--experts", "4", "--micro-batch", "8", "--grad-accumulation", "2", "--init-scale", "1", "--lr", "1e-2",
-              "--warmup-steps", "1", "--log-interval", "1", "--statistics-interval", "5", "--eval-interval", "10",
-              "--seed", "3"})
+        for (const char* word : {"--pattern",
+                                 "attention mot",
+                                 "--d-model",
+                                 "16",
+                                 "--heads",
+                                 "2",
+                                 "--context",
+                                 "8",
+                                 "--group-size",
+                                 "4",
+                                 "--experts",
+                                 "4",
+                                 "--micro-batch",
+                                 "8",
+                                 "--grad-accumulation",
+                                 "2",
+                                 "--init-scale",
+                                 "1",
+                                 "--lr",
+                                 "1e-2",
+                                 "--warmup-steps",
+                                 "1",
+                                 "--log-interval",
+                                 "1",
+                                 "--statistics-interval",
+                                 "5",
+                                 "--eval-interval",
+                                 "10",
+                                 "--seed",
+                                 "3"})
             words.push_back(word);
         words.insert(words.end(), more.begin(), more.end());
         return words;
@@ -31,6 +56,15 @@ protected:
             for (const SafetensorsEntry& t : left.tensors())
                 EXPECT_EQ(left.read<float>(t.name), right.read<float>(t.name)) << t.name;
         }
+    }
+};
+
+// On one thread: these models are so small that more threads only wait for each other.
+class TrainMotOneThread : public TrainMot {
+protected:
+    int run(std::vector<std::string> words) {
+        words.insert(words.end(), {"--threads", "1"});
+        return TrainMot::run(words);
     }
 };
 

@@ -89,12 +89,15 @@ Mixture mixture_from_name(const std::string& name) {
 }
 
 const char* block_of(Mixture mixture) {
-    return mixture == Mixture::mot ? "mot" : mixture == Mixture::token_choice ? "moe_token_choice" : "moe_expert_choice";
+    return mixture == Mixture::mot            ? "mot"
+           : mixture == Mixture::token_choice ? "moe_token_choice"
+                                              : "moe_expert_choice";
 }
 
 ModelConfig converted(const ModelConfig& from, Mixture to, int64_t group_size, const std::string& where) {
     if (has_mot(from) && has_moe(from))
-        input_error("the model in ", where, " has both Mixture-of-Tokens and sparse blocks: only one kind is converted");
+        input_error("the model in ", where,
+                    " has both Mixture-of-Tokens and sparse blocks: only one kind is converted");
     if (!has_mot(from) && !has_moe(from))
         input_error("the model in ", where, " has no Mixture-of-Tokens block (--pattern \"", from.pattern,
                     "\"): there is nothing to convert");

@@ -17,9 +17,9 @@ namespace {
 
 // What a transition may change beside what every resume may: the sparse mixture, and how training goes on.
 std::set<std::string> free_fields(ModelConfig model) {
-    std::set<std::string> names = {"lr",     "warmup_steps", "decay_steps",         "final_lr_fraction", "weight_decay",
-                                   "decay",  "beta1",        "beta2",               "adam_eps",          "clip",
-                                   "micro_batch", "grad_accumulation", "stochastic_rounding"};
+    std::set<std::string> names = {
+        "lr",       "warmup_steps", "decay_steps", "final_lr_fraction", "weight_decay",       "decay", "beta1", "beta2",
+        "adam_eps", "clip",         "micro_batch", "grad_accumulation", "stochastic_rounding"};
     for_each_model_field(model, [&](const FieldInfo& info, auto&) {
         if (info.group == std::string("Mixture of Experts")) names.insert(info.name);
     });
@@ -100,7 +100,7 @@ void load(Model& model, const Checkpoint& from, const Configuration& c, bool res
 // The losses of both modes at the switch, as state.json keeps them.
 json compare(const TransitionCommand& command, const Checkpoint& from, Model& model, const ModelConfig& twin,
              const TrainConfig& config, const Evaluator& evaluator, Arena& arena, Context& ctx) {
-    json transition = {{"from", from.directory},  {"step", from.step},     {"mode", command.to}, {"mot_loss", nullptr},
+    json transition = {{"from", from.directory}, {"step", from.step},       {"mode", command.to}, {"mot_loss", nullptr},
                        {"sparse_loss", nullptr}, {"recovered_at", nullptr}, {"tokens", 0}};
     if (!evaluator.batches()) return transition;
     const EvalResult sparse = evaluator.run(model, config, {}, arena, ctx);
@@ -191,8 +191,9 @@ std::string transition_table(const json& transition, int64_t step, double mot_lo
     if (const json& back = transition.at("recovered_at"); back.is_null())
         return text + "  the sparse loss has not come back to the one before the switch\n";
     else
-        return text + str("  the sparse loss was back after ", back.get<int64_t>() -
-                          transition.at("step").get<int64_t>(), " steps (as far as validations tell)\n");
+        return text + str("  the sparse loss was back after ",
+                          back.get<int64_t>() - transition.at("step").get<int64_t>(),
+                          " steps (as far as validations tell)\n");
 }
 
 }  // namespace llmc

@@ -1,5 +1,6 @@
 // Transition tuning: a trained Mixture of Tokens becomes a sparse Mixture of Experts and is trained on (Antoniak et al.
-// 2023). The checkpoint is converted, saved as the first one of a new run, and resumed like any other; docs/transition.md.
+// 2023). The checkpoint is converted, saved as the first one of a new run, and resumed like any other:
+// docs/transition.md.
 //
 // state.json of such a run carries "transition":
 //   from, step, mode         the checkpoint it came from, and what it became: token-choice | expert-choice
