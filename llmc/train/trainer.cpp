@@ -200,7 +200,7 @@ struct Run {
 
     void one_step(double lr, bool statistics) {
         const double start = seconds_now();
-        step->begin(lr);
+        step->begin(lr, steps_done);
         for (int64_t k = 0; k < config.grad_accumulation; k++) {
             loader.fill(tokens.data(), targets.data(), config.micro_batch,
                         steps_done * samples_per_step() + k * config.micro_batch);
