@@ -129,6 +129,7 @@ struct CommandLine {
     }
 
     int execute() {
+        if (model.granularity && model.expansion) check_overruled(model, given_fields(app, model, train));
         if (*eval_app) return run_eval(eval);
         if (*generate_app) return run_generate(generate);
         if ((dry_run && !*transition_app) || *info_app) {
