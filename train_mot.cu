@@ -129,6 +129,7 @@ struct CommandLine {
     }
 
     int execute(World& world) {
+        if (model.granularity && model.expansion) check_overruled(model, given_fields(app, model, train));
         const bool trains = !*eval_app && !*generate_app && !*info_app && !*transition_app && !dry_run;
         if (world.size > 1 && !trains)
             input_error("only training runs in several processes, and there are ", world.size, ": start this without "

@@ -39,7 +39,7 @@ public:
     EvalResult run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
                    Context& ctx, World* world = nullptr) const;
 
-    // Token sequences [group_size][context] of the training data, for filling up groups in generation.
+    // As many sequences [context] of the training data as one group has (rows_together), to fill up groups in generation.
     const std::vector<std::vector<int32_t>>& fillers() const { return filler_rows; }
 
 private:

@@ -57,6 +57,15 @@ inline std::set<std::string> given_fields(const CLI::App& app, ModelConfig& mode
     return given;
 }
 
+// InputError if --granularity, or whatever else resolved() derives numbers from, overrules a number that the user gave.
+inline void check_overruled(const ModelConfig& model, const std::set<std::string>& given) {
+    const nlohmann::json asked = to_json(model), got = to_json(resolved(model));
+    for (const std::string& name : given)
+        if (asked.contains(name) && asked[name] != got[name] && asked[name] != 0)
+            input_error("--granularity ", model.granularity, " and --expansion ", model.expansion, " make ", name, " ",
+                        got[name].dump(), ", but you asked for ", asked[name].dump());
+}
+
 // What every main ends with: parses, runs `body` for its exit code, and turns an exception into one sentence on stderr
 // and exit code 2 (bad input) or 1 (failure). `also` is called with sentence and code before that.
 template <class Body, class Also>

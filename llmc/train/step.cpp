@@ -38,7 +38,8 @@ void Step::micro_batch(const int32_t* host_tokens, const int32_t* host_targets, 
     upload(tokens, host_tokens, ctx);
     upload(targets, host_targets, ctx);
     if (draw) {
-        const int32_t number = int32_t(first_of_step + k);
+        const RandomStream draws(uint64_t(config.seed), "random groups");
+        const auto number = int32_t(draws.bits(uint64_t(first_of_step + k)) >> 33);  // new in every micro-batch and run
         upload(draw, &number, ctx);
     }
     const int64_t ranks = comm ? comm->size : 1;

@@ -302,6 +302,8 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     if (has_block(model, "moe_expert_choice") && model.expert_choice_over == "all")
         std::printf(
             "warning: --expert-choice-over all compares positions of one sequence: the model sees its own future\n");
+    if (model.balanced_routing)
+        std::printf("warning: --balanced-routing ignores what the router says: it is for timings\n");
     if (has_block(model, "moe_token_choice") && model.drop_order == "gate")
         std::printf("warning: --drop-order gate drops a token for a later one: the model sees its own future\n");
     std::fflush(stdout);
