@@ -8,6 +8,7 @@
 #include "llmc/train/commands.h"
 #include "llmc/train/flags.h"
 #include "llmc/train/trainer.h"
+#include "llmc/train/transition.h"
 
 using namespace llmc;
 
@@ -16,15 +17,16 @@ namespace {
 struct CommandLine {
     CLI::App app{
         "Trains language models of attention, dense and Mixture-of-Tokens blocks.\n"
-        "Sub-commands: train (the default), eval, generate, info. Example:\n"
+        "Sub-commands: train (the default), transition, eval, generate, info. Example:\n"
         "  train_mot --data data/prose --run-dir runs/mot --config configs/tiny_mot.toml"};
     ModelConfig model;
     TrainConfig train;
     RunOptions run;
     EvalCommand eval;
     GenerateCommand generate;
+    TransitionCommand transition;
     bool dry_run = false, resume = false, auto_resume = false;
-    CLI::App *train_app, *eval_app, *generate_app, *info_app;
+    CLI::App *train_app, *transition_app, *eval_app, *generate_app, *info_app;
 
     CommandLine() {
         app.option_defaults()
@@ -52,6 +54,19 @@ struct CommandLine {
         info_app =
             app.add_subcommand("info", "parameters, FLOPs and memory of a model; the same as --dry-run")->fallthrough();
 
+        transition_app = app.add_subcommand("transition",
+                                            "make a trained Mixture of Tokens sparse and train it on as a new run; "
+                                            "flags of train may follow, --steps counts the old run's too")
+                             ->fallthrough();
+        transition_app->add_option("--from", transition.from, "run directory or step directory to start from")
+            ->required();
+        transition_app->add_option("--to", transition.to, "token-choice or expert-choice")
+            ->required()
+            ->check(CLI::IsMember({"token-choice", "expert-choice"}));
+        transition_app->add_flag("--reset-optimizer", transition.reset_optimizer, "start AdamW anew");
+        transition_app->add_flag("--reset-schedule", transition.reset_schedule,
+                                 "start warm-up and cosine anew; default: the old schedule goes on");
+
         eval_app = app.add_subcommand("eval", "loss of a checkpoint on data");
         eval_app->add_option("--checkpoint", eval.checkpoint, "run directory or step directory")->required();
         eval_app->add_option("--data", eval.data, "data directory or shard")->required();
@@ -65,12 +80,22 @@ struct CommandLine {
                          ->check(CLI::NonNegativeNumber);
         auto* group = eval_app->add_option("--group-size", eval.group_size, "another MoT group size; 0: as in training")
                           ->check(CLI::NonNegativeNumber);
+        auto* sizes =
+            eval_app
+                ->add_option("--eval-group-sizes", eval.group_sizes, "a table for these MoT group sizes, e.g. 8,16,32")
+                ->excludes(group);
+        auto* as = eval_app
+                       ->add_option("--as", eval.as,
+                                    "evaluate the weights as another mixture: mot, token-choice, expert-choice")
+                       ->check(CLI::IsMember({"mot", "token-choice", "expert-choice"}));
         auto* discrete = eval_app->add_flag("--discrete", eval.discrete, "MoT with one-hot merge and emit weights");
         eval_app
             ->add_option("--group-fill", eval.group_fill,
                          "evaluate single sequences, each in a group filled by: data, self, zero")
             ->check(CLI::IsMember({"data", "self", "zero"}))
             ->excludes(rows)
+            ->excludes(as)
+            ->excludes(sizes)
             ->excludes(group)
             ->excludes(discrete);
         eval_app->add_option("--threads", eval.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
@@ -106,7 +131,7 @@ struct CommandLine {
     int execute() {
         if (*eval_app) return run_eval(eval);
         if (*generate_app) return run_generate(generate);
-        if (dry_run || *info_app) {
+        if ((dry_run && !*transition_app) || *info_app) {
             if (!run.data.empty() && !given_fields(app, model, train).count("vocab_size")) model.vocab_size = 0;
             if (!run.data.empty() && model.vocab_size == 0) model.vocab_size = open_dataset(run.data).vocab_size;
             if (train.decay_steps == 0) train.decay_steps = train.steps;
@@ -117,6 +142,12 @@ struct CommandLine {
         run.resume = resume ? Resume::must : auto_resume ? Resume::if_there : Resume::never;
         run.given = given_fields(app, model, train);
         if (!run.given.count("vocab_size")) model.vocab_size = 0;  // the data's
+        if (*transition_app) {
+            if (run.resume != Resume::never)
+                input_error("transition starts a run: go on with one by train --resume --run-dir ", run.run_dir);
+            transition.dry_run = dry_run;
+            return run_transition(transition, model, train, run);
+        }
         return llmc::train(model, train, run);
     }
 };

@@ -14,7 +14,7 @@ struct BlockLab {
     Tensor params, grads, x, out, dx;
     Pass pass{ctx, arena};
 
-    // B sequences of T positions; parameters are drawn from [-1, 1) by name, norm weights around 1.
+    // B sequences of T positions; parameters are drawn from [-1, 1) by name, norm weights and scalars around 1.
     BlockLab(const std::string& kind, const ModelConfig& c, int64_t B, int64_t T, const std::string& precision = "fp64")
         : config(resolved(c)), precision(Precision::from_name(precision)), block(make_block(kind, config)) {
         arena.allocate(8 << 20);
@@ -28,7 +28,7 @@ struct BlockLab {
         for (const Unit& unit : table.units)
             for (const ParamSpec& spec : unit.params) {
                 Vector values = random_vector(spec.shape.numel(), Lab::hash_of_name(spec.name));
-                if (spec.init.kind == ParamInit::ones)
+                if (spec.init.kind == ParamInit::ones || spec.scalar())
                     for (double& v : values) v = 1 + v / 2;
                 write_tensor(view_of(spec, unit_range(unit, params)), values, ctx);
             }

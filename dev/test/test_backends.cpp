@@ -89,6 +89,20 @@ TEST_F(Backends, TenStepsOfSparseExpertsHaveTheLossesOfTheCpu) {
     }
 }
 
+TEST_F(Backends, TenStepsOfMotVariantsHaveTheLossesOfTheCpu) {
+    const std::vector<std::vector<std::string>> models = {
+        {"--group-order", "random", "--emit", "group", "--controllers", "weighted", "--learn-temperature", "separate",
+         "--temperature-form", "exp", "--temperature-start", "3"},
+        {"--no-merge-softmax", "--mixture-norm", "--group-order", "random", "--grad-accumulation", "2"},
+        {"--emit", "top", "--learn-temperature", "tied", "--temperature-per-expert"},
+        {"--emit", "experts", "--controllers", "common-base", "--recompute", "blocks"}};
+    for (size_t i = 0; i < models.size(); i++) {
+        ASSERT_EQ(run_cpu(recipe(str("cpu", i), models[i])), 0) << said();
+        ASSERT_EQ(run(recipe(str("here", i), models[i])), 0) << said();
+        expect_equal_logs(str("cpu", i), str("here", i), 1e-4);
+    }
+}
+
 TEST_F(Backends, MixedPrecisionStaysNearTheCpu) {
     // Both round activations to bf16, at different places: losses near 6 differ by some of the 2^-9 of one rounding.
     ASSERT_EQ(run_cpu(recipe("cpu", {"--precision", "bf16-mixed"})), 0) << said();
@@ -117,6 +131,20 @@ TEST_F(Backends, GraphsOfDroplessExpertsNeedNoHost) {
     const std::vector<std::string> dropless = {"--pattern", "attention moe_token_choice", "--dropless", "--top-k", "2"};
     ASSERT_EQ(run(recipe("plain", dropless)), 0) << said();
     auto with_graph = dropless;
+    with_graph.push_back("--cuda-graph");
+    setenv("EMU_LAZY", "1", 1);
+    setenv("EMU_GUARD", "1", 1);
+    ASSERT_EQ(run(recipe("graph", with_graph)), 0) << said();
+    expect_equal_logs("plain", "graph", 0);
+}
+
+// Orders and starts of temperatures change from step to step: a graph must read them from the device.
+TEST_F(Backends, GraphsOfMotVariantsChangeNoBit) {
+    const std::vector<std::string> variant = {"--group-order", "random", "--learn-temperature", "tied",
+                                              "--temperature-start", "4", "--grad-accumulation", "2", "--micro-batch",
+                                              "8"};
+    ASSERT_EQ(run(recipe("plain", variant)), 0) << said();
+    auto with_graph = variant;
     with_graph.push_back("--cuda-graph");
     setenv("EMU_LAZY", "1", 1);
     setenv("EMU_GUARD", "1", 1);

@@ -52,3 +52,17 @@ TEST(Schedule, RefusesNonsense) {
     EXPECT_THROW(check_schedule({1e-3, 10, 100, 1.5}), InputError);
     EXPECT_THROW(check_schedule({1e-3, 10, 100, NAN}), InputError);
 }
+
+// A schedule that begins anew at step 100: the numbers of WarmUpCosineFlat, 100 steps later.
+TEST(Schedule, Origin) {
+    Schedule s{0.01, 4, 110, 0.1, 100};
+    EXPECT_DOUBLE_EQ(learning_rate(s, 100), 0.0025);
+    EXPECT_DOUBLE_EQ(learning_rate(s, 103), 0.01);
+    EXPECT_DOUBLE_EQ(learning_rate(s, 104), 0.01);
+    EXPECT_DOUBLE_EQ(learning_rate(s, 107), 0.01 * 0.55);
+    EXPECT_DOUBLE_EQ(learning_rate(s, 110), 0.001);
+    EXPECT_DOUBLE_EQ(learning_rate(s, 0), 0.0025);
+    check_schedule(s);
+    s.final_step = 103;  // before 100 + 4
+    EXPECT_THROW(check_schedule(s), InputError);
+}

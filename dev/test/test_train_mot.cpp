@@ -1,72 +1,10 @@
 // The program train_mot: resume, interruption, generation, and what it refuses.
 #include <fstream>
 
-#include "dev/test/program_test.h"
+#include "dev/test/train_mot_test.h"
 
 using namespace llmc;
 using namespace llmc::test;
-
-namespace {
-
-class TrainMot : public ProgramTest {
-protected:
-    // A MoT model small enough for hundreds of steps a second.
-    std::vector<std::string> recipe(const std::string& run_dir, std::vector<std::string> more = {}) const {
-        std::vector<std::string> words = {"train_mot",
-                                          "--data",
-                                          data,
-                                          "--run-dir",
-                                          dir / run_dir,
-                                          "--pattern",
-                                          "attention mot",
-                                          "--d-model",
-                                          "16",
-                                          "--heads",
-                                          "2",
-                                          "--context",
-                                          "8",
-                                          "--group-size",
-                                          "4",
-                                          "--experts",
-                                          "4",
-                                          "--micro-batch",
-                                          "8",
-                                          "--grad-accumulation",
-                                          "2",
-                                          "--init-scale",
-                                          "1",
-                                          "--lr",
-                                          "1e-2",
-                                          "--warmup-steps",
-                                          "1",
-                                          "--log-interval",
-                                          "1",
-                                          "--statistics-interval",
-                                          "5",
-                                          "--eval-interval",
-                                          "10",
-                                          "--seed",
-                                          "3"};
-        words.insert(words.end(), more.begin(), more.end());
-        return words;
-    }
-    // Runs, expects exit code 2 and a message that holds every one of `parts`.
-    void expect_refusal(std::vector<std::string> words, std::vector<std::string> parts) {
-        EXPECT_EQ(run(words), 2) << said();
-        for (const std::string& part : parts)
-            EXPECT_NE(said().find(part), std::string::npos) << "expected \"" << part << "\" in: " << said();
-    }
-    void expect_equal_checkpoints(const std::string& a, const std::string& b) {
-        for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
-            const SafetensorsFile left(dir / a + file), right(dir / b + file);
-            ASSERT_EQ(left.tensors().size(), right.tensors().size());
-            for (const SafetensorsEntry& t : left.tensors())
-                EXPECT_EQ(left.read<float>(t.name), right.read<float>(t.name)) << t.name;
-        }
-    }
-};
-
-}  // namespace
 
 TEST_F(TrainMot, ResumeIsBitEqualToAnUninterruptedRun) {
     ASSERT_EQ(run(recipe("straight", {"--steps", "20", "--save-interval", "10"})), 0) << said();

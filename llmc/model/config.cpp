@@ -258,6 +258,7 @@ ModelConfig resolved(ModelConfig c) {
         input_error("--positions rope needs an even head size, but --d-model ", c.d_model, " / --heads ", c.heads,
                     " is ", c.d_model / c.heads);
     if (c.d_ff == 0) c.d_ff = 4 * c.d_model;
+    if (has_mot(c)) check_mot_variants(c);
     if (has_mot(c) && c.group_axis == "sequence" && c.context % c.group_size)
         input_error("--group-size ", c.group_size, " does not divide --context ", c.context,
                     " (--group-axis sequence)");

@@ -267,6 +267,10 @@ std::vector<std::string> parse_pattern(const std::string& pattern);
 // numbers.
 ModelConfig resolved(ModelConfig config);
 
+// config_checks.cpp. InputError naming the flags: options of MoT that contradict each other or change nothing ...
+void check_mot_variants(const ModelConfig& config);
+void check_discrete(const ModelConfig& config);  // ... and discrete evaluation without a softmax
+
 bool is_block_kind(const std::string& word);  // attention, ffn, ...
 bool has_block(const ModelConfig& config, const std::string& kind);
 bool has_mot(const ModelConfig& config);

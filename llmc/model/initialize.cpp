@@ -1,5 +1,5 @@
 // Initial weights (facts of the reference: Linear layers and embeddings by truncated normal, embeddings with fan-in 1,
-// biases as PyTorch's Linear draws them, norms at 1 and 0).
+// biases as PyTorch's Linear draws them, norms at 1 and 0, scalars at values of their own).
 //
 //   truncated-normal        std = sqrt(scale / fan_in), cut at +-2 scale (absolute, not in units of std)
 //   truncated-normal-fixed  std = scale / sqrt(fan_in), cut at +-2 std
@@ -38,8 +38,8 @@ void initialize_parameters(const ParamTable& table, Tensor params, const ModelCo
         for (const ParamSpec& spec : unit.params) {
             Tensor tensor = view_of(spec, unit_range(unit, params));
             Tensor flat = tensor.view({tensor.numel()});
-            if (spec.init.kind == ParamInit::ones || spec.init.kind == ParamInit::zeros) {
-                fill(flat, spec.init.kind == ParamInit::ones ? 1 : 0, ctx);
+            if (spec.init.kind != ParamInit::weight && spec.init.kind != ParamInit::bias) {
+                fill(flat, spec.scalar() ? spec.init.value : spec.init.kind == ParamInit::ones ? 1 : 0, ctx);
                 continue;
             }
             for (int64_t first = 0; first < flat.numel(); first += chunk) {

@@ -14,6 +14,7 @@ struct Model::Run {
     int64_t first_position = 0;
     bool generating = false;
     double aux_scale = 0;
+    Tensor draw{};
 };
 
 // What forward leaves for the backward of one block. With recomputation only x (and decisions) outlive the forward
@@ -122,6 +123,14 @@ void Model::check_rows(int64_t rows, int64_t group_size) const {
                     ": choose a group size that divides it");
 }
 
+// For a random order that nobody has numbered; not given where all groups are in order.
+Tensor Model::zero_draw(Arena& arena) const {
+    if (config.group_order != "random" || !has("mot")) return {};
+    Tensor draw = arena.tensor("draw", DType::i32, {1});
+    fill(draw, 0, ctx);
+    return draw;
+}
+
 // -------------------------------------------------------------------------------------------------- one block
 
 Pass Model::pass_for(size_t i, const Run& run) const {
@@ -133,6 +142,7 @@ Pass Model::pass_for(size_t i, const Run& run) const {
     pass.accumulate = run.accumulate, pass.discrete = run.eval.discrete;
     pass.live_rows = run.eval.live_rows;
     pass.generating = run.generating, pass.aux_scale = run.aux_scale;
+    pass.draw = run.draw;
     pass.group_size = run.eval.group_size ? run.eval.group_size : config.group_size;
     if (run.metrics) {
         int64_t first = -1, count = 0;
@@ -311,6 +321,7 @@ void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHoo
     Run run{arena, hooks, B, T, true, recompute, batch.accumulate, {}, batch.metrics};
     run.aux_scale = batch.dloss * double(B * T);
     int64_t mark = arena.mark();
+    run.draw = batch.draw ? batch.draw : zero_draw(arena);
     std::vector<Kept> kept;
     kept.reserve(blocks.size() + 1);
     Tensor h = forward(batch.tokens, run, kept);  // [B,T,C]
@@ -328,8 +339,10 @@ void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOpt
                      UnitHooks& hooks) {
     const int64_t B = tokens.shape[0], T = tokens.shape[1], C = config.d_model;
     check_rows(B, options.group_size);
+    if (options.discrete) check_discrete(config);
     Run run{arena, hooks, B, T, false, false, false, options};
     int64_t mark = arena.mark();
+    run.draw = zero_draw(arena);
     std::vector<Kept> kept;
     Tensor h = forward(tokens, run, kept);
     with_head(run, [&](const UnitView& head) {
@@ -340,8 +353,10 @@ void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOpt
 
 void Model::logits(Tensor logits, Tensor tokens, const EvalOptions& options, Arena& arena, UnitHooks& hooks) {
     check_rows(tokens.shape[0], options.group_size);
+    if (options.discrete) check_discrete(config);
     Run run{arena, hooks, tokens.shape[0], tokens.shape[1], false, false, false, options};
     int64_t mark = arena.mark();
+    run.draw = zero_draw(arena);
     std::vector<Kept> kept;
     Tensor h = forward(tokens, run, kept);
     with_head(run,
@@ -366,6 +381,7 @@ void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const E
                    UnitHooks& hooks) {
     const int64_t B = tokens.shape[0], n = tokens.shape[1], C = config.d_model;
     check_rows(B, options.group_size);
+    if (options.discrete) check_discrete(config);
     if (const std::string why = sees_the_future(config); !why.empty())
         input_error("a model ", why, " is not causal and cannot generate");
     if (generation.position + n > config.context)

@@ -63,12 +63,14 @@ public:
 
     // Forward and backward of one micro-batch. tokens, targets [B,T] i32; losses [B*T] stat. dloss: weight of one
     // token's loss in the total; losses of blocks (load balancing), which are means over tokens, weigh B*T as much.
-    // Gradients are overwritten, or added to if `accumulate`. metrics (optional): the buffer of metric_slots().
+    // Gradients are overwritten, or added to if `accumulate`. metrics (optional): the buffer of metric_slots(). draw
+    // (optional, [1] i32): number of the micro-batch over the whole run, for --group-order random; else 0.
     struct MicroBatch {
         Tensor tokens, targets, losses;
         double dloss;
         bool accumulate;
         Tensor metrics{};
+        Tensor draw{};
     };
     void train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHooks& hooks);
     // Losses only.
@@ -101,6 +103,7 @@ private:
     struct Kept;  // what one block leaves for backward
     bool has(const std::string& kind) const;  // a block of this kind
     UnitView view(const std::string& unit_name, bool gradients) const;
+    Tensor zero_draw(Arena& arena) const;
     void with_head(const Run& run, const std::function<void(const UnitView&)>& use);
     const char* head_weight() const;
     Pass pass_for(size_t i, const Run& run) const;

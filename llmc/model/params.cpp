@@ -14,12 +14,13 @@ void ParamTable::finish(bool decay_everything) {
     size = 0;
     for (Unit& unit : units) {
         std::stable_partition(unit.params.begin(), unit.params.end(), [](const ParamSpec& p) { return p.matrix(); });
+        std::stable_partition(unit.params.begin(), unit.params.end(), [](const ParamSpec& p) { return !p.scalar(); });
         unit.offset = size;
         unit.size = unit.decayed = 0;
         for (ParamSpec& p : unit.params) {
             p.offset = unit.size;
             unit.size += aligned(p.shape.numel());
-            if (decay_everything || p.matrix()) unit.decayed = unit.size;
+            if (p.matrix() || (decay_everything && !p.scalar())) unit.decayed = unit.size;
         }
         size += unit.size;
     }

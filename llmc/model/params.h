@@ -13,8 +13,9 @@
 namespace llmc {
 
 struct ParamInit {
-    enum Kind { zeros, ones, weight, bias } kind = zeros;
+    enum Kind { zeros, ones, weight, bias, scalar } kind = zeros;
     int64_t fan_in = 1;  // weight: truncated normal of this fan-in; bias: uniform in +-1/sqrt(fan_in)
+    double value = 0;    // scalar: what it starts at
 };
 
 struct ParamSpec {
@@ -22,7 +23,9 @@ struct ParamSpec {
     Shape shape;
     ParamInit init;
     int64_t offset = 0;                                             // in elements, from the start of the unit
+    int64_t start = 0;                                              // it is trained from this step on
     bool matrix() const { return init.kind == ParamInit::weight; }  // what --decay matrices decays
+    bool scalar() const { return init.kind == ParamInit::scalar; }  // what no --decay decays
 };
 
 struct Unit {
@@ -43,10 +46,17 @@ struct Unit {
     void ones(const std::string& local_name, Shape shape) { add(local_name, shape, {ParamInit::ones, 1}); }
     void zeros(const std::string& local_name, Shape shape) { add(local_name, shape, {ParamInit::zeros, 1}); }
 
+    // Temperatures and mixing weights, which never decay: 0 is no neutral value of theirs, and a temperature that
+    // decays makes its softmax ever sharper.
+    void scalar(const std::string& local_name, Shape shape, double value, int64_t start = 0) {
+        add(local_name, shape, {ParamInit::scalar, 1, value});
+        params.back().start = start;
+    }
+
     std::string prefix;  // put before local names: "blocks.3"
 private:
     void add(const std::string& local_name, Shape shape, ParamInit init) {
-        params.push_back({prefix + "." + local_name, shape, init, 0});
+        params.push_back({prefix + "." + local_name, shape, init});
     }
 };
 
@@ -54,7 +64,8 @@ struct ParamTable {
     std::vector<Unit> units;
     int64_t size = 0;  // elements of the whole buffer, with padding
 
-    // Lays out units and tensors. In each unit weights come first, so that one bound says what is decayed.
+    // Lays out units and tensors. In each unit weights come first and scalars last, so that one bound says what is
+    // decayed.
     void finish(bool decay_everything);
 
     const Unit* find_unit(const std::string& name) const;  // nullptr if there is none

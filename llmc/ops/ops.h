@@ -154,26 +154,30 @@ void mot_emit(Tensor tokens, Tensor weights, Tensor slots, Group group, bool acc
 // for weights.
 void mot_weights_backward(Tensor dweights, Tensor tokens, Tensor slots, Group group, bool accumulate, Context& ctx);
 
-// Learnable temperatures: scaled[i,e] = logits[i,e] / tau_e, tau = p, or exp(p - 1) which is positive whatever p. p [1]
-// act (one for all) or [E] act. scaled may alias logits.
+// Learnable temperatures: scaled[i,e] = logits[i,e] / tau_e, tau = p, or exp(p - 1) which is positive whatever p.
+// logits, scaled [..., E] f32; p [1] act (one for all) or [E] act. scaled may alias logits.
 void temperature_forward(Tensor scaled, Tensor logits, Tensor p, bool exponential, Context& ctx);
-// dlogits = dscaled / tau, dp (+)= its gradient -sum dscaled scaled / tau * dtau/dp, f32 (f64). dlogits may alias dscaled.
+// dlogits = dscaled / tau, dp (+)= its gradient -sum dscaled scaled / tau * dtau/dp, f32. dlogits may alias dscaled.
 void temperature_backward(Tensor dlogits, Tensor dp, Tensor dscaled, Tensor scaled, Tensor p, bool exponential,
                           bool accumulate, Context& ctx);
+// mean [1] f64 = mean of tau over the elements of p: for the log.
+void temperature_mean(Tensor mean, Tensor p, bool exponential, Context& ctx);
 
 // out = w a + (1 - w) b with a learnable scalar w [1] act; out, a, b of one shape, act.
 void interpolate(Tensor out, Tensor a, Tensor b, Tensor w, Context& ctx);
-// da (+)= w dout, db (+)= (1 - w) dout, dw [1] (+)= <dout, a - b>. All gradients f32 (f64); a, b, w act. Each accumulates
-// if asked.
-struct InterpolateAccumulate { bool a = false, b = false, w = false; };
+// da (+)= w dout, db (+)= (1 - w) dout, dw [1] (+)= <dout, a - b>; dout and the gradients f32; a, b, w act.
+struct InterpolateAccumulate {
+    bool a = false, b = false, w = false;
+};
 void interpolate_backward(Tensor da, Tensor db, Tensor dw, Tensor dout, Tensor a, Tensor b, Tensor w,
                           InterpolateAccumulate accumulate, Context& ctx);
 
-// A random order of the lines of a batch: position p of each sequence b is put where position p of sequence
-// order[b] was (over the batch), or position order[p] of the same sequence (within_sequence). slots [B*T] i32 = the token
-// that comes to stand at n; where [B*T] i32 = its inverse: routings of one expert for moe_gather and moe_scatter.
-// The order is the same on every backend for the same (seed, draw); draw [1] i32 lies in device memory and is a new one
-// for every micro-batch.
+// A random order of a batch: with a permutation `order` of the sequences, position t of sequence order[b] comes to
+// stand at (b,t); within_sequence: with one of the positions, position order[t] of sequence b. The tables are a routing
+// of one expert, for moe_gather (to the new places) and moe_scatter (back): slots [1,B*T] i32 = the token that comes to
+// stand at n, where [B,T,1] i32 = the place of the token.
+// order sorts the lines l by 64 random bits, words 1 and 0 of the Philox block with counter (l, 0, draw, 0) and key
+// seed; ties: the lower l first. draw [1] i32 lies in device memory: a new one for every micro-batch.
 void random_order(Tensor slots, Tensor where, Tensor draw, uint64_t seed, bool within_sequence, Context& ctx);
 
 // stats [4] f64 = mean and standard deviation of the softmax entropy divided by log(axis length) (1 if the length is
@@ -273,6 +277,8 @@ Tensor step_state_tensor(void* data);
 void step_begin(Tensor step, double lr, Context& ctx);  // sets lr, clears the sums of the last step
 void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx);  // adds to loss_sum and loss_count
 void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx);  // grad_square_sum += sum of squares of grad [N]
+// grad [N] f32 = 0 while fewer steps than `start` are over (t + skipped): its parameter is not trained before.
+void freeze_until(Tensor grad, Tensor step, int64_t start, Context& ctx);
 // Sets norm, clip scale, ok (everything finite?) and, if ok, advances t and the bias corrections. clip <= 0: no
 // clipping.
 void step_decide(Tensor step, double clip, double beta1, double beta2, Context& ctx);

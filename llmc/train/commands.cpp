@@ -6,6 +6,7 @@
 
 #include "llmc/data/tokenizer.h"
 #include "llmc/train/checkpoint.h"
+#include "llmc/train/convert.h"
 #include "llmc/train/evaluate.h"
 #include "llmc/train/plan.h"
 #include "llmc/train/step.h"
@@ -58,6 +59,34 @@ struct Loaded {
     }
 };
 
+// What the checkpoint is evaluated as.
+ModelConfig config_of(const EvalCommand& command, const Loaded& loaded) {
+    const std::string& where = loaded.checkpoint.directory;
+    ModelConfig config = loaded.config;
+    if (const Mixture to = mixture_from_name(command.as.empty() ? "mot" : command.as);
+        !command.as.empty() && !has_block(config, block_of(to))) {
+        if (has_moe(config) && !loaded.checkpoint.state.contains("transition") && !command.group_size)
+            input_error("--as ", command.as, ": the model in ", where,
+                        " never was a Mixture of Tokens: say with --group-size how large its groups are to be");
+        config = converted(config, to, command.group_size, where);
+    }
+    const bool sizes = command.group_size && (command.as.empty() || has_mot(loaded.config));
+    if (!has_mot(config) && (command.discrete || sizes))
+        input_error(command.discrete ? "--discrete" : "--group-size", " is for Mixture of Tokens, and the model in ",
+                    where, " is evaluated without");
+    return config;
+}
+
+// A line for every group size.
+void print_table(const Evaluator& evaluator, Step& step, const std::vector<ExtraEvaluation>& rows) {
+    std::printf("%12s %10s %12s\n", "group size", "loss", "perplexity");
+    for (const ExtraEvaluation& row : rows) {
+        const EvalResult result = evaluator.run(step, row.options);
+        std::printf("%12lld %10.4f %12.2f\n", static_cast<long long>(row.options.group_size), result.loss,
+                    result.perplexity);
+    }
+}
+
 }  // namespace
 
 int run_eval(const EvalCommand& command) {
@@ -70,6 +99,8 @@ int run_eval(const EvalCommand& command) {
     TrainConfig config = loaded.train;
     config.eval_batches = command.batches;
     if (command.micro_batch) config.micro_batch = command.micro_batch;
+    config.eval_group_sizes = command.group_sizes;
+    config.eval_discrete = false;
     EvalOptions options{.discrete = command.discrete, .group_size = command.group_size};
     if (!command.group_fill.empty()) {
         const GroupFill fill = group_fill_from_name(command.group_fill);
@@ -83,18 +114,27 @@ int run_eval(const EvalCommand& command) {
                     static_cast<long long>(count), command.group_fill.c_str(), loss, std::exp(loss));
         return 0;
     }
-    const Plan plan = make_plan(loaded.config, config, false, command.threads, options);
+    const ModelConfig as = config_of(command, loaded);
+    std::vector<ExtraEvaluation> rows = extra_evaluations(as, config);
+    for (ExtraEvaluation& row : rows) row.options.discrete = command.discrete;
+    const Plan plan = make_plan(as, config, false, command.threads, options);
     check_memory(plan, *loaded.ctx);
     loaded.load_parameters();
+    if (has_mot(loaded.config) && !has_mot(as)) {  // a sparse mixture has no temperature
+        scale_routers(loaded.model->parameters(), 1 / loaded.config.temperature, *loaded.ctx);
+        loaded.model->refresh_compute_copy();
+    }
+    const std::unique_ptr<Model> model = model_as(as, *loaded.model, *loaded.ctx);
     reserve_workspace(plan.workspace_bytes, *loaded.ctx);
     Arena arena("activations", *loaded.ctx);
     arena.allocate(plan.activation_bytes);
     UnitHooks hooks;
-    Step step(*loaded.model, config, arena, hooks, *loaded.ctx);
-    const Evaluator evaluator(data, loaded.config, config, &split);
+    Step step(*model, config, arena, hooks, *loaded.ctx);
+    const Evaluator evaluator(data, as, config, &split);
     const EvalResult result = evaluator.run(step, options);
-    std::printf("step %lld, %s split: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
-                result.text().c_str());
+    std::printf("step %lld, %s split%s: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
+                command.as.empty() ? "" : str(", as ", command.as).c_str(), result.text().c_str());
+    if (!command.group_sizes.empty()) print_table(evaluator, step, rows);
     return 0;
 }
 

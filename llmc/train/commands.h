@@ -15,7 +15,9 @@ struct EvalCommand {
     std::string checkpoint, data, split = "val";
     int64_t batches = 10, micro_batch = 0;  // 0: as in training
     int64_t group_size = 0;                 // MoT: another group size; 0: as in training
+    std::string group_sizes;                // not empty: a table of the losses at these, "8,16,32"
     bool discrete = false;
+    std::string as;          // not empty: as this kind of mixture, see mixture_from_name
     std::string group_fill;  // not empty: single sequences in groups filled up by this rule
     int threads = 0;
 };

@@ -13,7 +13,7 @@ struct TrainConfig {
     int64_t micro_batch = 32, grad_accumulation = 1;
     int64_t steps = 150000;
     double lr = 1e-3;
-    int64_t warmup_steps = 2500, decay_steps = 0;
+    int64_t warmup_steps = 2500, decay_steps = 0, schedule_origin = 0;
     double final_lr_fraction = 0.1, weight_decay = 0.1;
     std::string decay = "all";  // all | matrices
     double beta1 = 0.9, beta2 = 0.999, adam_eps = 1e-8, clip = 0.5;
@@ -24,6 +24,8 @@ struct TrainConfig {
     int64_t seed = 1;
     int64_t log_interval = 10, statistics_interval = 100, eval_interval = 1000, eval_batches = 10, save_interval = 1000,
             keep = 2;
+    std::string eval_group_sizes;
+    bool eval_discrete = false;
 };
 
 template <class Config, class F>
@@ -49,6 +51,13 @@ void for_each_train_field(Config& c, F&& f) {
     f(FieldInfo{"lr", "largest learning rate", {}, 0, 1e3, optimizer}, c.lr);
     f(FieldInfo{"warmup_steps", "linear warm-up", {}, 0, 1e12, optimizer}, c.warmup_steps);
     f(FieldInfo{"decay_steps", "step at which the cosine ends; 0: --steps", {}, 0, 1e12, optimizer}, c.decay_steps);
+    f(FieldInfo{"schedule_origin",
+                "step at which warm-up and cosine begin; a transition with --reset-schedule sets it",
+                {},
+                0,
+                1e12,
+                optimizer},
+      c.schedule_origin);
     f(FieldInfo{"final_lr_fraction", "learning rate at the cosine's end, as a fraction of --lr", {}, 0, 1, optimizer},
       c.final_lr_fraction);
     f(FieldInfo{"weight_decay", "decoupled weight decay", {}, 0, 1e3, optimizer}, c.weight_decay);
@@ -77,6 +86,15 @@ void for_each_train_field(Config& c, F&& f) {
     f(FieldInfo{"eval_interval", "steps between validations; 0: never", {}, 0, 1e12, run}, c.eval_interval);
     f(FieldInfo{"eval_batches", "micro-batches of a validation: always the same ones", {}, 1, 1e9, run},
       c.eval_batches);
+    f(FieldInfo{"eval_group_sizes",
+                "every validation also at these MoT group sizes, e.g. \"8,16,32\" (in a config file with the quotes)",
+                {},
+                0,
+                0,
+                run},
+      c.eval_group_sizes);
+    f(FieldInfo{"eval_discrete", "every validation also with one-hot merge and emit weights", {}, 0, 1, run},
+      c.eval_discrete);
     f(FieldInfo{"save_interval", "steps between checkpoints; 0: only at the end", {}, 0, 1e12, run}, c.save_interval);
     f(FieldInfo{"keep", "checkpoints to keep; 0: all", {}, 0, 1e9, run}, c.keep);
 }

@@ -36,6 +36,40 @@ EvalResult Evaluator::run(Step& step, const EvalOptions& options) const {
     return result;
 }
 
+EvalResult Evaluator::run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
+                          Context& ctx) const {
+    const int64_t mark = arena.mark();
+    UnitHooks hooks;
+    Step step(model, config, arena, hooks, ctx);
+    const EvalResult result = run(step, options);
+    arena.release(mark);
+    return result;
+}
+
+std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const TrainConfig& config) {
+    std::vector<ExtraEvaluation> list;
+    const std::string& text = config.eval_group_sizes;
+    if ((!text.empty() || config.eval_discrete) && !has_mot(model))
+        input_error(text.empty() ? "--eval-discrete" : "--eval-group-sizes",
+                    " is for Mixture of Tokens, and this model has none");
+    const bool batch = model.group_axis == "batch";
+    const int64_t whole = batch ? config.micro_batch : model.context;
+    for (size_t begin = 0; begin <= text.size() && !text.empty();) {
+        const size_t end = std::min(text.find(',', begin), text.size());
+        const std::string word = text.substr(begin, end - begin);
+        begin = end + 1;
+        if (word.empty() || word.size() > 9 || word.find_first_not_of("0123456789") != std::string::npos)
+            input_error("--eval-group-sizes \"", text, "\": \"", word, "\" is no number: write it like 8,16,32");
+        const int64_t size = std::stoll(word);
+        if (size < 1 || whole % size)
+            input_error("--eval-group-sizes: ", size, " does not divide ", batch ? "--micro-batch " : "--context ",
+                        whole);
+        list.push_back({str("group_", size), {.group_size = size}});
+    }
+    if (config.eval_discrete) list.push_back({"discrete", {.discrete = true}});
+    return list;
+}
+
 std::string EvalResult::text() const {
     char text[160];
     int n = std::snprintf(text, sizeof text, "loss %.4f  perplexity %.2f", loss, perplexity);

@@ -19,12 +19,24 @@ struct EvalResult {
     void add_to(nlohmann::json& json, const std::string& prefix) const;
 };
 
+// What a validation of a MoT model can measure besides: the same weights in groups of another size, and one-hot.
+struct ExtraEvaluation {
+    std::string name;  // "group_8", "discrete": the log says val_loss_group_8
+    EvalOptions options;
+};
+// As config.eval_group_sizes ("8,16,32") and config.eval_discrete want it. InputError naming the flag if the list does
+// not parse, a size does not fit the micro-batch (or the context, for groups within a sequence), or there is no MoT.
+std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const TrainConfig& config);
+
 class Evaluator {
 public:
     // Takes up to config.eval_batches micro-batches of the validation split (split = nullptr: the data's `val`).
     Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* split = nullptr);
     int64_t batches() const { return count; }  // 0 if there is nothing to validate on
     EvalResult run(Step& step, const EvalOptions& options) const;
+    // Of a model that is not the one in training: its step's buffers lie on `arena` only during the call.
+    EvalResult run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
+                   Context& ctx) const;
 
     // Token sequences [group_size][context] of the training data, for filling up groups in generation.
     const std::vector<std::vector<int32_t>>& fillers() const { return filler_rows; }

@@ -3,7 +3,8 @@
 #include <cmath>
 #include <cstdio>
 
-#include "llmc/train/step.h"
+#include "llmc/train/convert.h"
+#include "llmc/train/evaluate.h"
 
 namespace llmc {
 
@@ -29,7 +30,7 @@ std::string bytes_text(double bytes) { return scaled(bytes, 1024, {" B", " KiB",
 std::string count_text(double count) { return scaled(count, 1000, {"", "k", "M", "G", "T", "P"}); }
 
 Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool training, int threads,
-               const EvalOptions& eval) {
+               const EvalOptions& eval, const std::optional<ModelConfig>& twin) {
     Context ctx({.threads = threads, .counting = true});
     Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
     model.check_rows(config.micro_batch, eval.group_size);
@@ -42,6 +43,15 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
     int64_t before = ctx.flops;
     step.evaluate(nullptr, nullptr, eval);
     plan.forward_flops = ctx.flops - before;
+    for (const ExtraEvaluation& extra : extra_evaluations(model.config, config))
+        step.evaluate(nullptr, nullptr, extra.options);
+    if (twin) {
+        const int64_t mark = arena.mark();
+        const std::unique_ptr<Model> other = model_as(*twin, model, ctx);
+        other->check_rows(config.micro_batch, eval.group_size);
+        Step(*other, config, arena, hooks, ctx).evaluate(nullptr, nullptr, eval);
+        arena.release(mark);
+    }
     if (training) {
         before = ctx.flops;
         for (int64_t k = 0; k < std::min<int64_t>(config.grad_accumulation, 2); k++)

@@ -1,5 +1,7 @@
 // The plan of a run: memory and FLOPs, known before anything is allocated.
 #pragma once
+#include <optional>
+
 #include "llmc/model/model.h"
 #include "llmc/train/config.h"
 
@@ -16,9 +18,10 @@ struct Plan {
     }
 };
 
-// One training step and one evaluation; or (training = false) an evaluation only.
+// One training step and one of every kind of evaluation (extra_evaluations); or (training = false) evaluations only.
+// With `twin`, also an evaluation of the same parameters as that other model (model_as in convert.h).
 Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads,
-               const EvalOptions& eval = {});
+               const EvalOptions& eval = {}, const std::optional<ModelConfig>& twin = {});
 
 // InputError "needs ... available ..." if the plan does not fit into the memory the device has free.
 void check_memory(const Plan& plan, Context& ctx);

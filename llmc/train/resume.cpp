@@ -37,9 +37,14 @@ nlohmann::json describe_run(const ModelConfig& model, const TrainConfig& config,
 }
 
 void start_run_directory(const std::string& run_dir, const nlohmann::json& identity, const Dataset& data) {
-    make_directories(run_dir);
-    write_file_atomic(run_dir + "/run.json", identity.dump(2) + "\n");
-    write_file_atomic(run_dir + "/tokenizer.tiktoken", Tokenizer::load(data.tokenizer_file).rank_file());
+    const std::string ranks = Tokenizer::load(data.tokenizer_file).rank_file();
+    try {
+        make_directories(run_dir);
+        write_file_atomic(run_dir + "/run.json", identity.dump(2) + "\n");
+        write_file_atomic(run_dir + "/tokenizer.tiktoken", ranks);
+    } catch (const RunError& error) {
+        input_error("--run-dir ", run_dir, " cannot be used: ", error.what());
+    }
 }
 
 nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state, const LoaderState& position,
@@ -64,25 +69,25 @@ StepState step_state_from(const nlohmann::json& saved) {
 namespace {
 
 // Fields of a resumed run that may be changed: none of them has a part in what a step computes.
-const std::set<std::string> free_to_change = {"steps",        "recompute",           "max_skipped",
-                                              "log_interval", "statistics_interval", "eval_interval",
-                                              "eval_batches", "save_interval",       "keep"};
+const std::set<std::string> free_to_change = {
+    "steps",        "recompute",     "max_skipped", "log_interval",  "statistics_interval", "eval_interval",
+    "eval_batches", "save_interval", "keep",        "eval_discrete", "eval_group_sizes"};
 
 std::string flag_of(std::string name) {
     std::replace(name.begin(), name.end(), '_', '-');
     return "--" + name;
 }
 
-// `wanted` becomes what the run goes on with.
+// Applies what the run goes on with: `saved`, with the given fields of `wanted` that may differ.
 template <class Each>
 void merge(const nlohmann::json& saved, nlohmann::json wanted, const std::set<std::string>& given,
-           const std::string& where, Each&& apply) {
+           const std::string& where, const std::set<std::string>& also_free, Each&& apply) {
     nlohmann::json result = saved;
     for (const auto& [name, value] : wanted.items()) {
-        if (!given.count(name) || !saved.contains(name) || saved.at(name) == value) continue;
-        if (!free_to_change.count(name))
+        if (!given.count(name) || saved.at(name) == value) continue;
+        if (!free_to_change.count(name) && !also_free.count(name))
             input_error(flag_of(name), " is ", value.dump(), " but the run in ", where, " was started with ",
-                        saved.at(name).dump(), ": a resumed run keeps it; leave the flag out, or start a new run");
+                        saved.at(name).dump(), ": it goes on with that; leave the flag out, or start a new run");
         result[name] = value;
     }
     apply(result);
@@ -91,10 +96,12 @@ void merge(const nlohmann::json& saved, nlohmann::json wanted, const std::set<st
 }  // namespace
 
 void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given,
-                              const nlohmann::json& saved, const std::string& where) {
-    merge(saved.at("model"), to_json(model), given, where,
+                              const nlohmann::json& saved, const std::string& where,
+                              const std::set<std::string>& also_free) {
+    // Read and written again: fields younger than the checkpoint get their defaults.
+    merge(to_json(model_config_from_json(saved.at("model"), where)), to_json(model), given, where, also_free,
           [&](const nlohmann::json& j) { model = model_config_from_json(j, where); });
-    merge(saved.at("train"), to_json(config), given, where,
+    merge(to_json(train_config_from_json(saved.at("train"), where)), to_json(config), given, where, also_free,
           [&](const nlohmann::json& j) { config = train_config_from_json(j, where); });
 }
 

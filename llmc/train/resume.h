@@ -13,7 +13,7 @@ namespace llmc {
 nlohmann::json describe_run(const ModelConfig& model, const TrainConfig& config, const Dataset& data);
 
 // Makes the directory and what belongs to a run from its first moment: run.json, and the tokenizer that generation
-// needs.
+// needs. InputError if it cannot be written.
 void start_run_directory(const std::string& run_dir, const nlohmann::json& identity, const Dataset& data);
 
 // The state.json of a checkpoint: the run's identity, Adam's count and the skipped steps, the position in the data,
@@ -23,9 +23,10 @@ nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state,
 StepState step_state_from(const nlohmann::json& saved);
 
 // Replaces the configuration by the saved one. Fields the user gave may differ only if they do not change the function
-// that is trained (lengths, intervals, recomputation); any other is refused by name.
+// that is trained (lengths, intervals, recomputation) or are in `also_free`; any other is refused by name.
 void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given,
-                              const nlohmann::json& saved, const std::string& where);
+                              const nlohmann::json& saved, const std::string& where,
+                              const std::set<std::string>& also_free = {});
 
 // InputError if the tokens are not the ones that the run was trained on.
 void check_same_data(const nlohmann::json& saved, const Dataset& data, const std::string& where);

@@ -9,15 +9,16 @@ struct Schedule {
     int64_t warmup_steps = 0;      // w
     int64_t final_step = 0;        // T: from this step on the rate is flat
     double final_fraction = 0.1;   // f: the flat rate as a fraction of the peak
+    int64_t origin = 0;            // o: where the warm-up begins; earlier steps have the rate of this one
 };
 
 // InputError naming the number that is out of range.
 void check_schedule(const Schedule& schedule);
 
 // The rate of step s = 0, 1, ...
-//   s < w:        peak (s + 1) / w
-//   w <= s < T:   peak (f + (1 - f) / 2 (1 + cos(pi (s - w) / (T - w))))
-//   s >= T:       peak f
+//   s < o + w:        peak (s - o + 1) / w
+//   o + w <= s < T:   peak (f + (1 - f) / 2 (1 + cos(pi (s - o - w) / (T - o - w))))
+//   s >= T:           peak f
 double learning_rate(const Schedule& schedule, int64_t step);
 
 }  // namespace llmc

@@ -15,15 +15,24 @@ Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hoo
     step = step_state_tensor(arena.tensor("step state", DType::i32, {words}).data);
     eval_step = step_state_tensor(arena.tensor("evaluation sums", DType::i32, {words}).data);
     metric_values = arena.tensor("metrics", DType::f64, {model.metric_count()});
+    if (has_mot(model.config) && model.config.group_order == "random")
+        draw = arena.tensor("draw", DType::i32, {1});
     fill(metric_values, 0, ctx);
     set_state({});
 }
 
-void Step::begin(double lr) { step_begin(step, lr, ctx); }
+void Step::begin(double lr, int64_t number) {
+    first_of_step = number * config.grad_accumulation;
+    step_begin(step, lr, ctx);
+}
 
 void Step::micro_batch(const int32_t* host_tokens, const int32_t* host_targets, int64_t k, bool statistics) {
     upload(tokens, host_tokens, ctx);
     upload(targets, host_targets, ctx);
+    if (draw) {
+        const int32_t number = int32_t(first_of_step + k);
+        upload(draw, &number, ctx);
+    }
     const bool accumulate = k > 0;
     if (!graphs) return enqueue_micro_batch(accumulate, statistics);
     micro_batch_graphs[accumulate][statistics].run(ctx, [&] { enqueue_micro_batch(accumulate, statistics); });
@@ -32,7 +41,7 @@ void Step::micro_batch(const int32_t* host_tokens, const int32_t* host_targets, 
 void Step::enqueue_micro_batch(bool accumulate, bool statistics) {
     const double dloss =
         1.0 / double(config.grad_accumulation * losses.numel());  // the step's loss is the mean over all tokens
-    model.train({tokens, targets, losses, dloss, accumulate, statistics ? metric_values : Tensor{}},
+    model.train({tokens, targets, losses, dloss, accumulate, statistics ? metric_values : Tensor{}, draw},
                 config.recompute == "blocks", arena, hooks);
     loss_accumulate(step, losses, targets.view({targets.numel()}), ctx);
 }
@@ -44,6 +53,11 @@ void Step::update() {
 
 void Step::enqueue_update() {
     const Range range("update");
+    for (const Unit& unit : model.table.units)
+        for (const ParamSpec& spec : unit.params) {
+            Tensor grad = view_of(spec, unit_range(unit, model.grads));
+            if (spec.start > 0) freeze_until(grad.view({grad.numel()}), step, spec.start, ctx);
+        }
     grad_norm_accumulate(step, model.grads, ctx);
     step_decide(step, config.clip, config.beta1, config.beta2, ctx);
     AdamW options{config.beta1, config.beta2, config.adam_eps, config.weight_decay, config.stochastic_rounding,

@@ -16,7 +16,8 @@ public:
     // first run of each piece and for its recording.
     Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx, bool graphs = false);
 
-    void begin(double lr);
+    // number: of the step, over the whole run.
+    void begin(double lr, int64_t number = 0);
     // tokens, targets: micro_batch x context on the host. k: number of the micro-batch in the step, from 0.
     void micro_batch(const int32_t* tokens, const int32_t* targets, int64_t k, bool statistics);
     void update();
@@ -40,6 +41,8 @@ private:
     const bool graphs;
     Graph micro_batch_graphs[2][2], update_graph;  // [accumulate][statistics]
     Tensor tokens, targets, losses, step, eval_step, metric_values;
+    Tensor draw;                 // for random groups only: number of the micro-batch over the whole run
+    int64_t first_of_step = 0;   // number of the step's first micro-batch
 };
 
 }  // namespace llmc

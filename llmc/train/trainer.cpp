@@ -9,6 +9,7 @@
 #include "llmc/base/version.h"
 #include "llmc/data/loader.h"
 #include "llmc/train/checkpoint.h"
+#include "llmc/train/convert.h"
 #include "llmc/train/evaluate.h"
 #include "llmc/train/log.h"
 #include "llmc/train/plan.h"
@@ -16,6 +17,7 @@
 #include "llmc/train/schedule.h"
 #include "llmc/train/signals.h"
 #include "llmc/train/step.h"
+#include "llmc/train/transition.h"
 
 namespace llmc {
 namespace {
@@ -55,6 +57,9 @@ struct Run {
     std::unique_ptr<Step> step;
     RunLog log;
     const json identity;  // what every checkpoint says of itself
+    const std::vector<ExtraEvaluation> extras;
+    const std::optional<ModelConfig> twin;  // of a run that was a Mixture of Tokens: what it was
+    json transition;                        // see transition.h; null for any other run
     double peak_flops = 0;
     int64_t first_step = 0, steps_done = 0;
     std::vector<int32_t> tokens, targets;  // one micro-batch on the host
@@ -65,11 +70,12 @@ struct Run {
     StepState last_state;
 
     Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, const Dataset& d, const Plan& p,
-        const json& identity)
+        const json& identity, const std::optional<ModelConfig>& twin)
         : model_config(m), config(c), options(o), data(d), plan(p), ctx({.threads = o.threads, .profile = o.profile}),
           model(m, Precision::from_name(c.precision), c.decay == "all", ctx), arena("activations", ctx),
           loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
-          log(o.run_dir + "/log.jsonl", identity), identity(identity), tokens(size_t(c.micro_batch * m.context)),
+          log(o.run_dir + "/log.jsonl", identity), identity(identity), extras(extra_evaluations(m, c)), twin(twin),
+          transition(identity.value("transition", json())), tokens(size_t(c.micro_batch * m.context)),
           targets(tokens.size()) {
         reserve_workspace(plan.workspace_bytes, ctx);
         arena.allocate(plan.activation_bytes);
@@ -147,14 +153,38 @@ struct Run {
         std::fflush(stdout);
         json line = {{"step", steps_done}, {"seconds", all_busy_seconds}};
         result.add_to(line, "val_");
+        for (const ExtraEvaluation& extra : extras) {
+            const double loss = evaluator.run(*step, extra.options).loss;
+            std::printf("    %-12s validation loss %.4f\n", extra.name.c_str(), loss);
+            line["val_loss_" + extra.name] = loss;
+        }
+        std::fflush(stdout);
         record(line);
+        if (watch_recovery(transition, steps_done, result)) {
+            std::printf("  step %lld: back at the loss of the Mixture of Tokens, %.4f\n",
+                        static_cast<long long>(steps_done), transition.at("mot_loss").get<double>());
+            record({{"event", "recovered"}, {"step", steps_done}, {"val_loss", result.loss}});
+        }
+    }
+
+    // The end of a run that was a Mixture of Tokens: its weights in both modes.
+    void compare_with_mot() {
+        const EvalResult sparse = evaluator.run(*step, {});
+        const EvalResult mot = evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx);
+        std::printf("%s", transition_table(transition, steps_done, mot.loss, sparse.loss).c_str());
+        record({{"event", "transition end"},
+                {"step", steps_done},
+                {"mot_loss", mot.loss},
+                {"sparse_loss", sparse.loss},
+                {"recovered_at", transition.at("recovered_at")}});
     }
 
     // False if it failed: reported, and the last good checkpoint is still there.
     bool save() {
         const StepState state = step->state();
         const LoaderState position = loader.state_at(steps_done * samples_per_step());
-        const json j = checkpoint_state(identity, state, position, all_busy_seconds, evaluator.fillers());
+        json j = checkpoint_state(identity, state, position, all_busy_seconds, evaluator.fillers());
+        if (!transition.is_null()) j["transition"] = transition;
         try {
             save_checkpoint(options.run_dir, steps_done, model.parameters(), model.optimizer(), j, config.keep, ctx);
             return true;
@@ -170,7 +200,7 @@ struct Run {
 
     void one_step(double lr, bool statistics) {
         const double start = seconds_now();
-        step->begin(lr);
+        step->begin(lr, steps_done);
         for (int64_t k = 0; k < config.grad_accumulation; k++) {
             loader.fill(tokens.data(), targets.data(), config.micro_batch,
                         steps_done * samples_per_step() + k * config.micro_batch);
@@ -188,7 +218,7 @@ struct Run {
 
     int loop() {
         constexpr int64_t retry_after = 10;  // steps until a failed save is tried again
-        const Schedule schedule{config.lr, config.warmup_steps, config.decay_steps, config.final_lr_fraction};
+        const Schedule schedule = schedule_of(config);
         int64_t retry_at = -1, saved_at = first_step > 0 ? first_step : -1;
         while (steps_done < config.steps && !stop_signal()) {
             const double lr = learning_rate(schedule, steps_done);
@@ -205,6 +235,7 @@ struct Run {
             if (statistics) report_statistics();
             if (evaluator.batches() && config.eval_interval && (due(config.eval_interval, steps_done) || last))
                 validate();
+            if (last && twin && evaluator.batches()) compare_with_mot();
             if (due(config.save_interval, steps_done) || steps_done == retry_at) {
                 if (save())
                     saved_at = steps_done, retry_at = -1;
@@ -259,6 +290,30 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
 
 }  // namespace
 
+Schedule schedule_of(const TrainConfig& c) {
+    return {c.lr, c.warmup_steps, c.decay_steps, c.final_lr_fraction, c.schedule_origin};
+}
+
+Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& options, const Dataset& data,
+               int64_t first_step, const std::optional<ModelConfig>& twin) {
+    if (config.stochastic_rounding && config.precision != "bf16")
+        input_error("--stochastic-rounding is for --precision bf16: with ", config.precision,
+                    " the parameters are not rounded");
+    if (options.cuda_graph && !backend_has_graphs())
+        input_error("--cuda-graph needs a GPU: leave it out with this build, which is for the CPU");
+    if (options.cuda_graph && options.profile)
+        input_error("--profile times single ops and --cuda-graph launches them all at once: choose one");
+    model = resolved(model);
+    check_vocabulary(data, model.vocab_size);
+    check_schedule(schedule_of(config));
+    if (config.schedule_origin > first_step)
+        input_error("--schedule-origin is ", config.schedule_origin, " but the run starts at step ", first_step,
+                    ": no step has a learning rate before its origin");
+    // Data shorter than a sequence is refused here, before anything is made.
+    Loader(data.train, model.context, uint64_t(config.seed), true);
+    return make_plan(model, config, true, options.threads, {}, twin);
+}
+
 int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     catch_stop_signals();
     const Dataset data = open_dataset(options.data);
@@ -275,36 +330,24 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
         take_saved_configuration(model, config, options.given, found->state, found->directory);
         check_same_data(found->state, data, found->directory);
     }
-    if (config.stochastic_rounding && config.precision != "bf16")
-        input_error("--stochastic-rounding is for --precision bf16: with ", config.precision,
-                    " the parameters are not rounded");
-    if (options.cuda_graph && !backend_has_graphs())
-        input_error("--cuda-graph needs a GPU: leave it out with this build, which is for the CPU");
-    if (options.cuda_graph && options.profile)
-        input_error("--profile times single ops and --cuda-graph launches them all at once: choose one");
-    model = resolved(model);
-    check_vocabulary(data, model.vocab_size);
-    check_schedule({config.lr, config.warmup_steps, config.decay_steps, config.final_lr_fraction});
-    // Data shorter than a sequence is refused here, before anything is made.
-    Loader(data.train, model.context, uint64_t(config.seed), true);
-    const Plan plan = make_plan(model, config, true, options.threads);
+    const json transition = found ? found->state.value("transition", json()) : json();
+    std::optional<ModelConfig> twin;
+    if (!transition.is_null()) twin = converted(model, Mixture::mot, 0, found->directory);
+    const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin);
     announce(model, config, data, plan, options.threads);
 
     Context device({.threads = options.threads});
     check_memory(plan, device);
-    const json identity = describe_run(model, config, data);
-    try {
-        start_run_directory(options.run_dir, identity, data);
-    } catch (const RunError& error) {
-        input_error("--run-dir ", options.run_dir, " cannot be used: ", error.what());
-    }
+    json identity = describe_run(model, config, data);
+    if (!transition.is_null()) identity["transition"] = transition;
+    start_run_directory(options.run_dir, identity, data);
     const std::string log_path = options.run_dir + "/log.jsonl";
     if (!found)
         std::filesystem::remove(log_path);  // of a run that ended before its first checkpoint
     else if (const TruncatedLog cut = truncate_after_step(log_path, found->step); cut.unreadable > 1)
         std::fprintf(stderr, "warning: %lld lines of %s were damaged and are gone\n",
                      static_cast<long long>(cut.unreadable), log_path.c_str());
-    Run run(model, config, options, data, plan, identity);
+    Run run(model, config, options, data, plan, identity, twin);
     const Peak peak = peak_flops(run.model.precision.act, run.ctx);
     run.peak_flops = peak.flops;
     std::printf("%s; peak %.0f GFLOP/s, %s\n", backend_description(run.ctx).c_str(), peak.flops * 1e-9,

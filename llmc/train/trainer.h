@@ -8,7 +8,10 @@
 #include <set>
 #include <string>
 
+#include "llmc/data/shards.h"
 #include "llmc/train/config.h"
+#include "llmc/train/plan.h"
+#include "llmc/train/schedule.h"
 
 namespace llmc {
 
@@ -22,6 +25,13 @@ struct RunOptions {
     bool profile = false;
     bool cuda_graph = false;  // launch a micro-batch, and the update, as one CUDA graph each
 };
+
+Schedule schedule_of(const TrainConfig& config);
+
+// Everything about a run that starts at step `first_step` which can be refused before anything is made: InputError.
+// Resolves `model` and returns the plan. twin: see make_plan.
+Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& options, const Dataset& data,
+               int64_t first_step, const std::optional<ModelConfig>& twin);
 
 // Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps or a last checkpoint that could not be
 // saved; 130, 143 interrupted and saved. InputError for what cannot work, before anything large is allocated.

@@ -10,14 +10,18 @@ Tensor Pass::named(const std::vector<Tensor>& list, const char* name) const {
     run_error("block ", dense.unit ? dense.unit->prefix : "?", " has not declared ", name);
 }
 
-void Block::logits_backward(const Pass& p, const char* weight, Tensor dx, Tensor dlogits, Tensor x) {
+void logits_backward(const Pass& p, Tensor dx, Tensor dweight, bool accumulate, Tensor dlogits, Tensor x,
+                     Tensor weight) {
     if (p.act != dlogits.dtype) {  // both factors of a matmul have one type
         Tensor rounded = p.temp("dlogits", dlogits.shape);
         copy(rounded, dlogits, p.ctx);
         dlogits = rounded;
     }
-    matmul(dx, dlogits, p.param(weight), {.accumulate = true}, p.ctx);
-    matmul(p.grad(weight), dlogits, x, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
+    matmul(dx, dlogits, weight, {.accumulate = true}, p.ctx);
+    matmul(dweight, dlogits, x, {.transpose_a = true, .accumulate = accumulate}, p.ctx);
+}
+void Block::logits_backward(const Pass& p, const char* weight, Tensor dx, Tensor dlogits, Tensor x) {
+    llmc::logits_backward(p, dx, p.grad(weight), p.accumulate, dlogits, x, p.param(weight));
 }
 
 std::unique_ptr<Block> make_block(const std::string& kind, const ModelConfig& config) {

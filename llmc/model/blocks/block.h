@@ -46,6 +46,7 @@ struct Pass {
     int64_t live_rows = 0;        // rows from here to B only fill up groups, as zero vectors; 0: no such rows
     bool generating = false;      // extend: nothing is dropped for want of capacity
     double aux_scale = 0;         // weight of a block's own loss in the total that is differentiated
+    Tensor draw{};                // [1] i32: number of the random order of this micro-batch (--group-order random)
     Tensor metrics{};             // this block's scalars, if they are wanted now: [n] f64
 
     Tensor param(const char* local_name) const { return owner(local_name).param(local_name); }
@@ -62,6 +63,10 @@ private:
     const UnitView& owner(const char* local_name) const { return experts.has(local_name) ? experts : dense; }
     Tensor named(const std::vector<Tensor>& list, const char* name) const;
 };
+
+// Backward of logits = x weight^T, logits [B,T,E] stat: dx += dlogits weight, dweight [E,C] stat (+)= dlogits^T x.
+void logits_backward(const Pass& pass, Tensor dx, Tensor dweight, bool accumulate, Tensor dlogits, Tensor x,
+                     Tensor weight);
 
 class Block {
 public:
@@ -85,7 +90,7 @@ public:
     virtual void extend(const Pass& pass, Tensor out, Tensor x) const { forward(pass, out, x); }
 
 protected:
-    // Backward of logits = x weight^T, logits [B,T,E] stat: dx += dlogits weight, and the gradient of the weight [E,C].
+    // logits_backward for the parameter of this name.
     static void logits_backward(const Pass& pass, const char* weight, Tensor dx, Tensor dlogits, Tensor x);
 
     const ModelConfig config;

@@ -1,111 +1,143 @@
 // Mixture of Tokens (Antoniak et al. 2023). Derivation with the same names: docs/mot.md.
 //
 // g tokens at one position of g sequences form a group; r numbers the groups (R = B*T/g), E experts of hidden size F:
-//   logits[i,e]  = controller_e . x_i                                     [B,T,E]
-//   merge        = softmax over the group's tokens of logits / temperature
-//   emit         = merge, or softmax over the experts of logits / temperature
+//   merge, emit  = weights of the tokens, see mot_weights.h               [B,T,E]
 //   mixed[e,r]   = sum_i merge[i,e] x_i                                   [E,R,C]
 //   output[e,r]  = f(mixed[e,r] Wup_e^T) Wdown_e^T                        [E,R,C]   or gated, see feed_forward.h
 //   out_i        = sum_e emit[i,e] output[e,r]                            [B,T,C]
+// With --mixture-norm, mixed and output go through a layernorm each. With --group-order random, all this happens to
+// tokens in a random order, and out is put back into theirs.
+#include "llmc/base/rng.h"
 #include "llmc/model/blocks/feed_forward.h"
+#include "llmc/model/blocks/mot_weights.h"
 
 namespace llmc {
 namespace {
 
+constexpr double slot_norm_eps = 1e-5;
+
+// A layernorm of slots [E,R,C]: the names of its parameters and saved tensors.
+struct SlotNorm {
+    const char *weight, *bias, *mean, *rstd, *normed;
+};
+constexpr SlotNorm mixture_norm{"mixture_norm.weight", "mixture_norm.bias", "mixture_mean", "mixture_rstd", "mixture"};
+constexpr SlotNorm expert_norm{"expert_norm.weight", "expert_norm.bias", "expert_mean", "expert_rstd", "answer"};
+
 class Mot final : public Block {
 public:
     explicit Mot(const ModelConfig& c)
-        : Block(c), expert("experts.", c.expert_activation,
-                           {.d_model = c.d_model, .hidden = c.expert_size, .experts = c.experts,
-                            .summed = outputs_that_add_up(c, "mot")}) {}
+        : Block(c), weights(c), expert("experts.", c.expert_activation,
+                                       {.d_model = c.d_model,
+                                        .hidden = c.expert_size,
+                                        .experts = c.experts,
+                                        .summed = outputs_that_add_up(c, "mot")}) {}
     const char* kind() const override { return "mot"; }
 
     void declare_params(Unit& dense, Unit& experts) const override {
-        if (learned()) dense.weight("controller.weight", {config.experts, config.d_model}, config.d_model);
+        weights.declare_params(dense);
         expert.declare_params(experts);
+        if (!config.mixture_norm) return;
+        for (const SlotNorm& norm : {mixture_norm, expert_norm}) {
+            dense.ones(norm.weight, {config.d_model});
+            dense.zeros(norm.bias, {config.d_model});
+        }
     }
 
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
-        const int64_t E = config.experts;
-        const Shape rows{E, B * T / p.group_size, config.d_model};  // [E,R,C]
-        std::vector<SavedSpec> saved = {
-            {"merge", p.stat(), {B, T, E}}, {"mixed", p.act, rows}, {"output", p.act, rows}};
-        if (separate_emit()) saved.push_back({"emit", p.stat(), {B, T, E}});
+        const int64_t E = config.experts, R = B * T / p.group_size;
+        const Shape rows{E, R, config.d_model};
+        std::vector<SavedSpec> saved = {{"mixed", p.act, rows}, {"output", p.act, rows}};
+        weights.declare_saved(saved, B, T, p);
         expert.declare_saved(saved, rows, p.act);
+        if (config.mixture_norm)
+            for (const SlotNorm& norm : {mixture_norm, expert_norm}) {
+                saved.push_back({norm.mean, p.stat(), {E, R}});
+                saved.push_back({norm.rstd, p.stat(), {E, R}});
+                saved.push_back({norm.normed, p.act, rows});
+            }
+        if (shuffled(p)) {
+            saved.push_back({"slots", DType::i32, {1, B * T}, true});
+            saved.push_back({"where", DType::i32, {B, T, 1}, true});
+        }
         return saved;
     }
 
-    std::vector<std::string> declare_metrics() const override {
-        std::vector<std::string> names;
-        for (const char* weights : {"merge", "emit"}) {
-            if (!learned() || (weights == std::string("emit") && !separate_emit())) continue;
-            for (const char* value : {"entropy", "entropy_std", "logits_mean", "logits_std"})
-                names.push_back(str(weights, "_", value));
-        }
-        return names;
-    }
+    std::vector<std::string> declare_metrics() const override { return weights.declare_metrics(); }
 
     void forward(const Pass& p, Tensor out, Tensor x) const override {
-        Tensor merge = p.saved("merge"), emit = separate_emit() ? p.saved("emit") : merge;
-        Tensor mixed = p.saved("mixed"), output = p.saved("output");  // [E,R,C]
         if (p.live_rows && p.live_rows < p.B) fill(x.slice(p.live_rows, p.B), 0, p.ctx);
-        weigh(p, merge, emit, x);
-        mot_merge(mixed, merge, x, group(p), p.ctx);
-        expert.forward(p, output, mixed);
-        mot_emit(out, emit, output, group(p), false, p.ctx);
+        if (!shuffled(p)) return mix(p, out, x);
+        if (!p.recomputing)  // the block's name keeps the orders of layers apart
+            random_order(p.saved("slots"), p.saved("where"), p.draw, hash_of(p.dense.unit->prefix),
+                         config.group_axis == "sequence", p.ctx);
+        Tensor mixed_out = p.temp("mixed_out", out.shape);
+        mix(p, mixed_out, put_in_order(p, x));
+        put_back(p, out, mixed_out);
     }
 
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
-        Tensor merge = p.saved("merge"), emit = separate_emit() ? p.saved("emit") : merge;
-        Tensor mixed = p.saved("mixed"), output = p.saved("output");
-        Tensor dslots = p.temp("dslots", mixed.shape);  // [E,R,C]: doutput, then dmixed
-
-        mot_merge(dslots, emit, dout, group(p), p.ctx);  // the transpose of emit is merge
-        expert.backward(p, dslots, dslots, mixed);
-        mot_emit(dx, merge, dslots, group(p), false, p.ctx);  // the transpose of merge is emit
-        if (learned()) controller_backward(p, dx, dout, x, merge, emit, output, dslots);
+        if (!shuffled(p)) return mix_backward(p, dx, dout, x);
+        Tensor mixed_dx = p.temp("mixed_dx", dx.shape);
+        mix_backward(p, mixed_dx, put_in_order(p, dout), put_in_order(p, x));
+        put_back(p, dx, mixed_dx);
     }
 
 private:
-    bool learned() const { return config.router == "learned"; }
-    bool separate_emit() const { return config.emit == "experts"; }
     Group group(const Pass& p) const { return {p.group_size, config.group_axis == "sequence"}; }
 
-    // Merge and emit weights [B,T,E] of the tokens x.
-    void weigh(const Pass& p, Tensor merge, Tensor emit, Tensor x) const {
-        if (!learned()) {
-            fill(merge, 1.0 / double(p.group_size), p.ctx);
-            if (separate_emit()) fill(emit, 1.0 / double(config.experts), p.ctx);
-            return;
-        }
-        Tensor logits = p.temp("logits", p.stat(), merge.shape);
-        matmul(logits, x, p.param("controller.weight"), {.transpose_b = true}, p.ctx);
-        softmax(p, merge, logits, SoftmaxOver::group, 0);
-        if (separate_emit()) softmax(p, emit, logits, SoftmaxOver::experts, 4);
+    // ---- random order. Generation keeps the order of its rows: its groups are what --group-fill makes them.
+    bool shuffled(const Pass& p) const { return config.group_order == "random" && !p.generating; }
+    Tensor put_in_order(const Pass& p, Tensor x) const {
+        Tensor ordered = p.temp("ordered", x.shape);
+        moe_gather(ordered.view({1, p.B * p.T, config.d_model}), x, p.saved("slots"), 1, {}, p.ctx);
+        return ordered;
+    }
+    void put_back(const Pass& p, Tensor x, Tensor ordered) const {
+        moe_scatter(x, ordered.view({1, p.B * p.T, config.d_model}), p.saved("where"), {}, false, p.ctx);
     }
 
-    void softmax(const Pass& p, Tensor weights, Tensor logits, SoftmaxOver over, int64_t first_metric) const {
-        mot_softmax_forward(weights, logits, over, group(p), config.temperature, p.ctx);
-        if (p.metrics)
-            mot_statistics(p.metrics.slice(first_metric, first_metric + 4), weights, logits, over, group(p), p.ctx);
-        if (p.discrete) mot_discretize(weights, over, group(p), p.ctx);
+    // ---- norms of slots
+    // The slots as they go on: normed, if they are; made by `normalize`.
+    Tensor normed(const Pass& p, const SlotNorm& norm, Tensor slots) const {
+        return config.mixture_norm ? p.saved(norm.normed) : slots;
+    }
+    void normalize(const Pass& p, const SlotNorm& norm, Tensor slots) const {
+        if (!config.mixture_norm) return;
+        norm_forward(p.saved(norm.normed), p.saved(norm.mean), p.saved(norm.rstd), slots, p.param(norm.weight),
+                     p.param(norm.bias), Norm::layernorm, slot_norm_eps, p.ctx);
+    }
+    // The gradient of the slots for that of what `normed` gives.
+    Tensor normalize_backward(const Pass& p, const SlotNorm& norm, Tensor dnormed, Tensor slots) const {
+        if (!config.mixture_norm) return dnormed;
+        Tensor dslots = p.temp(norm.normed, slots.shape);
+        norm_backward(dslots, p.grad(norm.weight), p.grad(norm.bias), dnormed, slots, p.saved(norm.mean),
+                      p.saved(norm.rstd), p.param(norm.weight), Norm::layernorm, false, p.accumulate, p.ctx);
+        return dslots;
     }
 
-    // The gradient that reaches the controller through merge and emit weights, and through it dx (added).
-    void controller_backward(const Pass& p, Tensor dx, Tensor dout, Tensor x, Tensor merge, Tensor emit, Tensor output,
-                             Tensor dmixed) const {
-        Tensor dweights = p.temp("dweights", p.stat(), merge.shape),
-               dlogits = p.temp("dlogits", p.stat(), merge.shape);  // [B,T,E]
-        mot_weights_backward(dweights, dout, output, group(p), false, p.ctx);
-        if (separate_emit())
-            mot_softmax_backward(dlogits, dweights, emit, SoftmaxOver::experts, group(p), config.temperature, false,
-                                 p.ctx);
-        mot_weights_backward(dweights, x, dmixed, group(p), !separate_emit(), p.ctx);
-        mot_softmax_backward(dlogits, dweights, merge, SoftmaxOver::group, group(p), config.temperature,
-                             separate_emit(), p.ctx);
-        logits_backward(p, "controller.weight", dx, dlogits, x);
+    // ---- the layer
+    void mix(const Pass& p, Tensor out, Tensor x) const {
+        Tensor mixed = p.saved("mixed"), output = p.saved("output");  // [E,R,C]
+        weights.forward(p, x);
+        mot_merge(mixed, weights.merge(p), x, group(p), p.ctx);
+        normalize(p, mixture_norm, mixed);
+        expert.forward(p, output, normed(p, mixture_norm, mixed));
+        normalize(p, expert_norm, output);
+        mot_emit(out, weights.emit(p), normed(p, expert_norm, output), group(p), false, p.ctx);
     }
 
+    void mix_backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const {
+        Tensor mixed = p.saved("mixed"), output = p.saved("output");
+        Tensor dslots = p.temp("dslots", mixed.shape);                // [E,R,C]
+        mot_merge(dslots, weights.emit(p), dout, group(p), p.ctx);    // the transpose of emit is merge
+        dslots = normalize_backward(p, expert_norm, dslots, output);  // doutput
+        expert.backward(p, dslots, dslots, normed(p, mixture_norm, mixed));
+        dslots = normalize_backward(p, mixture_norm, dslots, mixed);     // dmixed
+        mot_emit(dx, weights.merge(p), dslots, group(p), false, p.ctx);  // the transpose of merge is emit
+        weights.backward(p, dx, dout, x, normed(p, expert_norm, output), dslots);
+    }
+
+    const MotWeights weights;
     const FeedForward expert;
 };
 

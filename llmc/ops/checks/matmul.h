@@ -95,9 +95,9 @@ inline int64_t matmul_bytes(const Tensor& out, const Tensor& a, const Tensor& b,
 // What matmul_ragged is asked for. Rows form: out [R,N] = a [R,K] b_e. Sums form: out_e [M,N] (+)= a_e^T b_e.
 struct RaggedProblem {
     bool sums;
-    int64_t rows, experts;
-    GemmProblem of_expert;  // m (rows form) or k (sums form) is the number of an expert's rows: 0 here
-    int64_t flops;          // of the rows that pairs need, without those that only fill up tiles
+    int64_t rows, pairs, experts;  // pairs: the rows that can be filled; others fill up tiles
+    GemmProblem of_expert;         // m (rows form) or k (sums form) is the number of an expert's rows: 0 here
+    int64_t flops;                 // for the pairs
 
     int64_t stride_of_experts() const { return sums ? of_expert.m * of_expert.n : of_expert.k * of_expert.n; }
 };
@@ -110,7 +110,8 @@ inline RaggedProblem check_matmul_ragged(const Tensor& out, const Tensor& a, con
     if (offsets.shape.rank != 1 || offsets.shape[0] < 1)
         run_error(what, " ", offsets.name, " has shape ", offsets.shape.text(), ", expected one more than experts");
     if (sums != o.transpose_a || (sums && o.transpose_b))
-        run_error(what, " ", out.name, sums ? " is a sum over rows: only a is transposed" : " has the rows of a: a is not transposed");
+        run_error(what, " ", out.name,
+                  sums ? " is a sum over rows: a is transposed, b is not" : " has the rows of a: a is not transposed");
     if (o.bias) run_error(what, " ", o.bias.name, ": there are no biases of experts");
     if (sums && (o.activation != Activation::none || o.backward != Activation::none))
         run_error(what, " ", out.name, " is a sum over rows: no activation is applied to it");
@@ -125,7 +126,7 @@ inline RaggedProblem check_matmul_ragged(const Tensor& out, const Tensor& a, con
     check(out, widened ? DType::f32 : a.dtype, sums ? Shape{experts, m, n} : Shape{rows, n}, what);
     check_matmul_options(out, a, n, o);
     const int64_t pairs = std::max<int64_t>(0, rows - experts * (ragged_tile() - 1));
-    return {.sums = sums, .rows = rows, .experts = experts,
+    return {.sums = sums, .rows = rows, .pairs = pairs, .experts = experts,
             .of_expert = {.batch = 1, .m = m, .n = n, .k = k, .in = a.dtype, .out = out.dtype,
                           .transpose_a = o.transpose_a, .transpose_b = o.transpose_b, .lda = a.shape[1],
                           .ldb = b.shape[-1], .ldc = n, .stride_a = 0, .stride_b = 0, .stride_c = 0,

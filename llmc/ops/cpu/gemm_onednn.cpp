@@ -39,6 +39,11 @@ struct Primitive {
     size_t scratchpad_bytes = 0;
 };
 
+struct PrimitiveOfAnySize {
+    matmul primitive;
+    memory::desc scratchpad;
+};
+
 // oneDNN takes its number of threads from OpenMP, when a primitive is made and when it runs.
 struct ThreadScope {
     int before = omp_get_max_threads();
@@ -55,7 +60,7 @@ struct GemmLibrary {
     dnnl::engine engine{dnnl::engine::kind::cpu, 0};
     dnnl::stream stream{engine};
     std::map<GemmProblem, Primitive> primitives;
-    std::map<GemmProblem, dnnl::matmul> of_any_size;  // by types, transposes, accumulate: a handful
+    std::map<GemmProblem, PrimitiveOfAnySize> of_any_size;  // by types, transposes, accumulate: a handful
     std::vector<char> scratchpad;
 };
 
@@ -173,8 +178,10 @@ GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem& p) : libra
                            .transpose_a = p.transpose_a, .transpose_b = p.transpose_b, .lda = 0, .ldb = 0, .ldc = 0,
                            .stride_a = 0, .stride_b = 0, .stride_c = 0, .accumulate = p.accumulate, .bias = false};
     auto found = library->of_any_size.find(kind);
-    if (found == library->of_any_size.end())
-        found = library->of_any_size.emplace(kind, describe(kind, library->engine)).first;
+    if (found == library->of_any_size.end()) {
+        const auto made = describe(kind, library->engine);
+        found = library->of_any_size.emplace(kind, PrimitiveOfAnySize{dnnl::matmul(made), made.scratchpad_desc()}).first;
+    }
     prepared = &found->second;
 }
 GemmOfAnySize::~GemmOfAnySize() = default;
@@ -184,10 +191,13 @@ void GemmOfAnySize::multiply(const GemmProblem& p, const void* a, const void* b,
     auto at = [this](const memory::desc& d, const void* data) {
         return memory(d, library->engine, const_cast<void*>(data));
     };
+    const auto& of_any_size = *static_cast<const PrimitiveOfAnySize*>(prepared);
     try {
-        static_cast<const dnnl::matmul*>(prepared)->execute(library->stream, {{DNNL_ARG_SRC, at(left_of(p), a)},
-                                                                        {DNNL_ARG_WEIGHTS, at(right_of(p), b)},
-                                                                        {DNNL_ARG_DST, at(result_of(p), c)}});
+        of_any_size.primitive.execute(library->stream,
+                                      {{DNNL_ARG_SRC, at(left_of(p), a)},
+                                       {DNNL_ARG_WEIGHTS, at(right_of(p), b)},
+                                       {DNNL_ARG_DST, at(result_of(p), c)},
+                                       {DNNL_ARG_SCRATCHPAD, memory(of_any_size.scratchpad, library->engine)}});
     } catch (const dnnl::error& e) {
         run_error(gemm_library(), " cannot multiply ", p.text(), ": ", e.what());
     }

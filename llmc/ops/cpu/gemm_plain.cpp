@@ -3,7 +3,9 @@
 
 namespace llmc {
 
-struct GemmLibrary { int threads; };
+struct GemmLibrary {
+    int threads;
+};
 
 GemmLibrary* gemm_create(int threads) { return new GemmLibrary{threads}; }
 void gemm_destroy(GemmLibrary* library) { delete library; }
@@ -20,7 +22,8 @@ GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem&) : library
 GemmOfAnySize::~GemmOfAnySize() = default;
 
 void GemmOfAnySize::multiply(const GemmProblem& p, const void* a, const void* b, void* c) const {
-    gemm_loops<float>(p, static_cast<const float*>(a), static_cast<const float*>(b), nullptr, static_cast<float*>(c), 1);
+    gemm_loops<float>(p, static_cast<const float*>(a), static_cast<const float*>(b), nullptr, static_cast<float*>(c),
+                      1);
 }
 
 }  // namespace llmc

@@ -73,12 +73,14 @@ void clear(const Piece& piece, const Tensor& out) {
 template <class F>
 void for_all(const Pieces& pieces, const Tensor& out, int threads, F f) {
     std::exception_ptr failure;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(int(std::clamp <int64_t>(pieces.count(), 1, threads)))
     for (int64_t i = 0; i < pieces.count(); i++) {
         const Piece piece = piece_of(pieces, i);
         try {
-            if (piece.product.k > 0) f(piece);
-            else clear(piece, out);
+            if (piece.product.k > 0)
+                f(piece);
+            else
+                clear(piece, out);
         } catch (...) {
 #pragma omp critical
             failure = std::current_exception();
@@ -134,10 +136,12 @@ void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulO
         if (op.run) {
             const Pieces pieces(p, offsets, op.workspace);
             owned = pieces.offsets[p.experts];
-            if (p.of_expert.in == DType::f64) multiply_f64(pieces, product, a, b, ctx);
+            if (p.of_expert.in == DType::f64)
+                multiply_f64(pieces, product, a, b, ctx);
             else if (p.of_expert.in == DType::bf16 && !gemm_has_bf16(ctx.backend->gemm))
                 multiply_through_f32(pieces, product, a, b, ctx);
-            else multiply_by_library(pieces, product, a, b, ctx);
+            else
+                multiply_by_library(pieces, product, a, b, ctx);
         }
     }
     auto rows = [owned](const Tensor& t) { return t.slice(0, owned); };

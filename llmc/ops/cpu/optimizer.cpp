@@ -74,6 +74,13 @@ void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx) {
     });
 }
 
+void freeze_until(Tensor grad, Tensor step, int64_t start, Context& ctx) {
+    check_grad(step, grad);
+    Op op(ctx, "freeze_until", 0, 0, grad.bytes());
+    if (!op.run || step_state(step)->t + step_state(step)->skipped >= start) return;
+    std::memset(grad.data, 0, size_t(grad.bytes()));
+}
+
 void step_decide(Tensor step, double clip, double beta1, double beta2, Context& ctx) {
     check_step(step);
     Op op(ctx, "step_decide");

@@ -1,6 +1,7 @@
 // The optimizer on the GPU: the sums of a step, the decision about its update, AdamW (Loshchilov & Hutter 2019). What
 // changes from step to step is read from the StepState on the device, so a captured graph of a step can be replayed.
 #include "llmc/ops/checks/optimizer.h"
+#include "llmc/ops/cuda/philox.cuh"
 #include "llmc/ops/cuda/vector.cuh"
 
 namespace llmc {
@@ -64,6 +65,12 @@ __global__ void add_squares_kernel(StepState* step, const double* partial, int64
     if (threadIdx.x == 0) step->grad_square_sum += sum;
 }
 
+__global__ void freeze_kernel(float* grad, const StepState* step, int64_t start, int64_t n) {
+    if (step->t + step->skipped >= start) return;
+    for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x)
+        grad[i] = 0;
+}
+
 __global__ void step_decide_kernel(StepState* step, double clip, double beta1, double beta2) {  // one thread
     if (threadIdx.x > 0) return;
     StepState s = *step;
@@ -119,6 +126,16 @@ void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx) {
     launch(ctx, add_squares_kernel, dim3(1), most_threads, 0, step_state(step), partial, parts.blocks);
 }
 
+void freeze_until(Tensor grad, Tensor step, int64_t start, Context& ctx) {
+    check_grad(step, grad);
+    check_dtype(grad, DType::f32, "grad");
+    const int64_t n = grad.numel();
+    Op op(ctx, "freeze_until", 0, 0, grad.bytes());
+    if (!op.run) return;
+    launch(ctx, freeze_kernel, grid_of(std::min<int64_t>(ceil_div(n, most_threads), 256)), most_threads, 0,
+           ptr<float>(grad), step_state(step), start, n);
+}
+
 void step_decide(Tensor step, double clip, double beta1, double beta2, Context& ctx) {
     check_step(step);
     Op op(ctx, "step_decide");
@@ -148,17 +165,6 @@ __device__ inline Update update_of(const AdamW& o, const StepState& s) {
             float(o.eps),
             float(1 - s.lr * o.weight_decay),
             s.t};
-}
-
-// Philox4x32-10, as in llmc/base/rng.h.
-__device__ inline uint4 philox(uint4 c, uint32_t k0, uint32_t k1) {
-    for (int round = 0; round < 10; round++) {
-        const uint32_t high0 = __umulhi(0xD2511F53u, c.x), high1 = __umulhi(0xCD9E8D57u, c.z);
-        c = make_uint4(high1 ^ c.y ^ k0, 0xCD9E8D57u * c.z, high0 ^ c.w ^ k1, 0xD2511F53u * c.x);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return c;
 }
 
 template <class P>

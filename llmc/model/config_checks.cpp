@@ -1,0 +1,68 @@
+// Which options go together.
+#include "llmc/model/config.h"
+
+namespace llmc {
+
+namespace {
+
+// A fixed router has no logits for these options to change.
+void check_uniform(const ModelConfig& c) {
+    const char* flag = c.controllers != "shared"                   ? "--controllers"
+                       : c.learn_temperature != "no"               ? "--learn-temperature"
+                       : !c.merge_softmax                          ? "--no-merge-softmax"
+                       : c.emit != "shared" && c.emit != "experts" ? "--emit"
+                                                                   : nullptr;
+    if (flag)
+        input_error(flag, " changes what the controller learns, but --router uniform has none: choose one of the two");
+}
+
+void check_emit(const ModelConfig& c) {
+    const bool softmax = c.emit == "group" || c.emit == "experts";
+    const bool own_controller = c.controllers != "shared", own_temperature = c.learn_temperature == "separate";
+    if (c.emit == "group" && !own_controller && !own_temperature)
+        input_error(
+            "--emit group with the logits of merge would be --emit shared: give emit a controller (--controllers) or a "
+            "temperature (--learn-temperature separate) of its own");
+    if (!softmax && own_controller)
+        input_error("--controllers ", c.controllers, " gives emit a controller, but --emit ", c.emit,
+                    " does not use one: choose --emit group or experts");
+    if (!softmax && own_temperature)
+        input_error("--learn-temperature separate gives emit a temperature, but --emit ", c.emit,
+                    " has no softmax of its own: choose --emit group or experts, or --learn-temperature tied");
+}
+
+void check_temperature(const ModelConfig& c) {
+    if (c.learn_temperature != "no") return;
+    const char* flag = c.temperature_per_expert        ? "--temperature-per-expert"
+                       : c.temperature_form != "plain" ? "--temperature-form"
+                       : c.temperature_start != 0      ? "--temperature-start"
+                                                       : nullptr;
+    if (flag) input_error(flag, " is about learned temperatures: set --learn-temperature tied or separate");
+}
+
+void check_no_softmax(const ModelConfig& c) {
+    if (c.emit != "shared")
+        input_error("--no-merge-softmax takes the logits as weights of merge and emit alike: --emit ", c.emit,
+                    " does not go with it");
+    if (c.learn_temperature != "no" || c.temperature != 1)
+        input_error("--no-merge-softmax has no softmax for ",
+                    c.temperature != 1 ? "--temperature" : "--learn-temperature", " to change");
+}
+
+}  // namespace
+
+void check_mot_variants(const ModelConfig& c) {
+    if (c.router == "uniform") check_uniform(c);
+    check_emit(c);
+    check_temperature(c);
+    if (!c.merge_softmax) check_no_softmax(c);
+}
+
+void check_discrete(const ModelConfig& c) {
+    if (has_mot(c) && !c.merge_softmax)
+        input_error(
+            "discrete evaluation puts a one at the maximum of each softmax, but this model has none "
+            "(--no-merge-softmax)");
+}
+
+}  // namespace llmc

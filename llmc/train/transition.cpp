@@ -1,0 +1,199 @@
+#include "llmc/train/transition.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+
+#include "llmc/train/commands.h"
+#include "llmc/train/convert.h"
+#include "llmc/train/log.h"
+#include "llmc/train/resume.h"
+
+namespace llmc {
+
+using nlohmann::json;
+
+namespace {
+
+// What a transition may change beside what every resume may: the sparse mixture, and how training goes on.
+std::set<std::string> free_fields(ModelConfig model) {
+    std::set<std::string> names = {
+        "lr",       "warmup_steps", "decay_steps", "final_lr_fraction", "weight_decay",       "decay", "beta1", "beta2",
+        "adam_eps", "clip",         "micro_batch", "grad_accumulation", "stochastic_rounding"};
+    for_each_model_field(model, [&](const FieldInfo& info, auto&) {
+        if (info.group == std::string("Mixture of Experts")) names.insert(info.name);
+    });
+    return names;
+}
+
+struct Configuration {
+    ModelConfig model;
+    TrainConfig train;
+};
+
+Configuration saved_configuration(const Checkpoint& checkpoint) {
+    const std::string where = checkpoint.directory + "/state.json";
+    if (!checkpoint.state.contains("model") || !checkpoint.state.contains("train"))
+        input_error(where, " is not the state of a training run");
+    return {model_config_from_json(checkpoint.state.at("model"), where),
+            train_config_from_json(checkpoint.state.at("train"), where)};
+}
+
+// The configuration that the new run starts with: the old one, converted, with the user's changes.
+Configuration new_configuration(const TransitionCommand& command, const Checkpoint& from, const Configuration& wanted,
+                                const std::set<std::string>& given) {
+    const Configuration old = saved_configuration(from);
+    const std::string& where = from.directory;
+    if (!has_mot(old.model) && has_moe(old.model))
+        input_error("the run in ", where, " has no Mixture-of-Tokens block: it is sparse already (--pattern \"",
+                    old.model.pattern, "\")");
+    Configuration start{converted(old.model, mixture_from_name(command.to), 0, where), old.train};
+    if (given.count("top_k") && !given.count("expert_choice_fraction"))
+        start.model.expert_choice_fraction = 0;  // follows from top_k
+    start.train.steps = from.step + std::max<int64_t>(1, (from.step + 9) / 10);
+    start.train.eval_group_sizes.clear(), start.train.eval_discrete = false;
+
+    Configuration result = wanted;
+    take_saved_configuration(result.model, result.train, given,
+                             {{"model", to_json(start.model)}, {"train", to_json(start.train)}}, where,
+                             free_fields(start.model));
+    TrainConfig& c = result.train;
+    if (result.model.shared_experts)
+        input_error("--shared-experts ", result.model.shared_experts, ": the run in ", where,
+                    " has no weights for experts that every token passes");
+    if (c.steps <= from.step)
+        input_error("--steps ", c.steps, " counts all steps, and the run in ", where, " has made ", from.step,
+                    " already");
+    if (c.micro_batch * c.grad_accumulation != old.train.micro_batch * old.train.grad_accumulation)
+        input_error("--micro-batch ", c.micro_batch, " x --grad-accumulation ", c.grad_accumulation, " is not the ",
+                    old.train.micro_batch * old.train.grad_accumulation, " sequences a step of the run in ", where,
+                    ": its position in the data would be lost");
+    if (command.reset_schedule) {
+        c.schedule_origin = from.step;
+        if (!given.count("decay_steps")) c.decay_steps = c.steps;
+        if (!given.count("warmup_steps")) c.warmup_steps = std::min(c.warmup_steps, (c.steps - from.step) / 10);
+    }
+    if (c.decay_steps == 0) c.decay_steps = c.steps;
+    return result;
+}
+
+void check_new_directory(const std::string& run_dir) {
+    std::error_code error;
+    if (path_exists(run_dir) && !std::filesystem::is_empty(run_dir, error))
+        input_error("--run-dir ", run_dir, " is not empty: a transition starts a new run; go on with one by ",
+                    "train --resume, or choose another directory");
+}
+
+// Weights and moments of the converted model.
+void load(Model& model, const Checkpoint& from, const Configuration& c, bool reset_optimizer, Context& ctx) {
+    model.initialize(uint64_t(c.train.seed));  // for what the old model did not have
+    load_converted(from, model_file, model.parameters(), ctx);
+    const double temperature = saved_configuration(from).model.temperature;
+    scale_routers(model.parameters(), 1 / temperature, ctx);
+    model.refresh_compute_copy();
+    if (reset_optimizer) return;
+    load_converted(from, optimizer_file, model.optimizer(), ctx);
+    for (const NamedTensor& t : model.optimizer())
+        scale_routers({t}, t.name.starts_with("m.") ? temperature : temperature * temperature, ctx);
+}
+
+// The losses of both modes at the switch, as state.json keeps them.
+json compare(const TransitionCommand& command, const Checkpoint& from, Model& model, const ModelConfig& twin,
+             const TrainConfig& config, const Evaluator& evaluator, Arena& arena, Context& ctx) {
+    json transition = {{"from", from.directory}, {"step", from.step},       {"mode", command.to}, {"mot_loss", nullptr},
+                       {"sparse_loss", nullptr}, {"recovered_at", nullptr}, {"tokens", 0}};
+    if (!evaluator.batches()) return transition;
+    const EvalResult sparse = evaluator.run(model, config, {}, arena, ctx);
+    const EvalResult mot = evaluator.run(*model_as(twin, model, ctx), config, {}, arena, ctx);
+    transition["mot_loss"] = mot.loss, transition["sparse_loss"] = sparse.loss, transition["tokens"] = mot.tokens;
+    watch_recovery(transition, from.step, sparse);
+    std::printf("step %lld, validation loss as mot %.4f, as %s %.4f\n", static_cast<long long>(from.step), mot.loss,
+                command.to.c_str(), sparse.loss);
+    return transition;
+}
+
+// The run directory with its first checkpoint.
+void convert(const TransitionCommand& command, const Checkpoint& from, const Configuration& c, const ModelConfig& twin,
+             const Plan& plan, const RunOptions& options, const Dataset& data) {
+    Context ctx({.threads = options.threads});
+    check_memory(plan, ctx);
+    Arena arena("activations", ctx);
+    Model model(c.model, Precision::from_name(c.train.precision), c.train.decay == "all", ctx);
+    const Evaluator evaluator(data, c.model, c.train);
+    reserve_workspace(plan.workspace_bytes, ctx);
+    arena.allocate(plan.activation_bytes);
+    model.allocate(true);
+    load(model, from, c, command.reset_optimizer, ctx);
+
+    json identity = describe_run(c.model, c.train, data);
+    identity["transition"] = compare(command, from, model, twin, c.train, evaluator, arena, ctx);
+    start_run_directory(options.run_dir, identity, data);
+    json event = identity.at("transition");
+    event["event"] = "transition";
+    if (RunLog log(options.run_dir + "/log.jsonl", identity); !log.append(event)) run_error(log.problem());
+
+    StepState state = step_state_from(from.state);
+    if (command.reset_optimizer) state.t = 0;
+    const Loader loader(data.train, c.model.context, uint64_t(c.train.seed), true);
+    const LoaderState position = loader.state_at(from.step * c.train.micro_batch * c.train.grad_accumulation);
+    save_checkpoint(options.run_dir, from.step, model.parameters(), model.optimizer(),
+                    checkpoint_state(identity, state, position, from.state.at("seconds"), evaluator.fillers()),
+                    c.train.keep, ctx);
+}
+
+}  // namespace
+
+int run_transition(const TransitionCommand& command, ModelConfig model, TrainConfig config, const RunOptions& options) {
+    const Checkpoint from = open_checkpoint(command.from);
+    if (!from.note.empty()) std::fprintf(stderr, "warning: %s\n", from.note.c_str());
+    check_new_directory(options.run_dir);
+    const Dataset data = open_dataset(options.data);
+    if (model.vocab_size == 0) model.vocab_size = data.vocab_size;
+    Configuration c = new_configuration(command, from, {model, config}, options.given);
+    check_same_data(from.state, data, from.directory);
+    c.model = resolved(c.model);
+    const ModelConfig twin = converted(c.model, Mixture::mot, 0, from.directory);
+    const Plan plan = check_run(c.model, c.train, options, data, from.step, twin);
+    if (command.dry_run) return show_info(c.model, c.train, options.threads);
+    convert(command, from, c, twin, plan, options, data);
+
+    RunOptions resumed = options;
+    resumed.resume = Resume::must;
+    resumed.given.clear();
+    return train(c.model, c.train, resumed);
+}
+
+bool watch_recovery(json& transition, int64_t step, const EvalResult& result) {
+    if (transition.is_null() || !transition.at("recovered_at").is_null() || transition.at("mot_loss").is_null() ||
+        transition.at("tokens") != result.tokens || !(result.loss <= transition.at("mot_loss").get<double>()))
+        return false;
+    transition["recovered_at"] = step;
+    return true;
+}
+
+std::string transition_table(const json& transition, int64_t step, double mot_loss, double sparse_loss) {
+    const std::string mode = transition.at("mode"), at_switch = str("step ", transition.at("step").dump()),
+                      now = str("step ", step);
+    auto row = [](const std::string& name, const std::string& before, const std::string& after) {
+        char text[200];
+        std::snprintf(text, sizeof text, "  %-20s %14s %14s\n", name.c_str(), before.c_str(), after.c_str());
+        return std::string(text);
+    };
+    auto number = [](const json& loss) {
+        char text[40];
+        std::snprintf(text, sizeof text, "%.4f", loss.is_null() ? NAN : loss.get<double>());
+        return std::string(text);
+    };
+    std::string text = str("transition from ", transition.at("from").get<std::string>(), "\n");
+    text += row("validation loss", at_switch, now);
+    text += row("as mot", number(transition.at("mot_loss")), number(mot_loss));
+    text += row("as " + mode, number(transition.at("sparse_loss")), number(sparse_loss));
+    if (const json& back = transition.at("recovered_at"); back.is_null())
+        return text + "  the sparse loss has not come back to the one before the switch\n";
+    else
+        return text + str("  the sparse loss was back after ",
+                          back.get<int64_t>() - transition.at("step").get<int64_t>(),
+                          " steps (as far as validations tell)\n");
+}
+
+}  // namespace llmc
