@@ -1,6 +1,7 @@
 // What is chosen when linking: none.cpp; mpi_processes.cpp and mpi.cpp; mpi_processes.cpp and nccl.cpp.
 #pragma once
 #include "llmc/comm/comm.h"
+#include "llmc/comm/watchdog.h"
 #include "llmc/ops/context.h"
 
 namespace llmc {
@@ -11,6 +12,7 @@ Processes* processes_start(World& world);
 void processes_barrier(Processes& processes);
 void processes_broadcast(void* bytes, int64_t count, int root, Processes& processes);
 std::vector<std::string> processes_all_gather(const std::string& mine, Processes& processes);
+std::span<Activity> processes_activities(Processes& processes);  // of the ranks on this host, in memory that they share
 [[noreturn]] void processes_abort(int exit_code, Processes* processes);
 
 // ------------------------------------------------------------------------------------------------------- on tensors

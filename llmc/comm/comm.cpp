@@ -58,6 +58,7 @@ void Comm::broadcast(Tensor t, int root) {
     if (root < 0 || root >= size) run_error("broadcast: there is no rank ", root, " among ", size);
     const bool sending = begin("broadcast", t, 1);
     Op op(ctx, "broadcast", 0, 0, t.bytes());
+    const Waiting waiting(world.watchdog(), "broadcast", t.bytes());
     if (sending && size > 1) transport->broadcast(t, root);
 }
 
@@ -66,6 +67,7 @@ void Comm::all_reduce(Tensor t) {
     check_sum(t, "all_reduce");
     const bool sending = begin("all_reduce", t, 2);
     Op op(ctx, "all_reduce", 0, reduction_workspace(t.bytes(), size), 2 * t.bytes());
+    const Waiting waiting(world.watchdog(), "all_reduce", t.bytes());
     if (sending && size > 1) transport->all_reduce(t, op.workspace);
 }
 
@@ -75,6 +77,7 @@ void Comm::reduce_scatter(Tensor out, Tensor in) {
     const bool sending = begin("reduce_scatter", in, 1);
     Op op(ctx, "reduce_scatter", 0, reduction_workspace(in.bytes(), size), total_bytes({out, in}));
     if (!sending) return;
+    const Waiting waiting(world.watchdog(), "reduce_scatter", in.bytes());
     if (size > 1) transport->reduce_scatter(out, in, op.workspace);
     else if (out.data != in.data) copy(out, in, ctx);
 }
@@ -84,6 +87,7 @@ void Comm::all_gather(Tensor out, Tensor in) {
     const bool sending = begin("all_gather", out, 1);
     Op op(ctx, "all_gather", 0, 0, total_bytes({out, in}));
     if (!sending) return;
+    const Waiting waiting(world.watchdog(), "all_gather", out.bytes());
     if (size > 1) transport->all_gather(out, in);
     else if (out.data != in.data) copy(out, in.view(out.shape), ctx);
 }
@@ -91,10 +95,11 @@ void Comm::all_gather(Tensor out, Tensor in) {
 void Comm::all_to_all(Tensor out, Tensor in) {
     check_part(in, out, 1, "all_to_all");
     if (in.numel() % size != 0)
-        run_error("all_to_all: ", in.name, " has ", in.numel(), " elements, which ", size, " ranks cannot share equally");
+        run_error("all_to_all: ", in.name, " has ", in.numel(), " elements; ", size, " ranks cannot share them equally");
     const bool sending = begin("all_to_all", in, 1);
     Op op(ctx, "all_to_all", 0, 0, total_bytes({out, in}));
     if (!sending) return;
+    const Waiting waiting(world.watchdog(), "all_to_all", in.bytes());
     if (size > 1) transport->all_to_all(out, in);
     else copy(out, in, ctx);
 }

@@ -1,11 +1,11 @@
 // Many processes: World, the processes of a run, and Comm, collectives on their tensors.
 //
 // One process per device (or per share of a CPU), all started by one launcher: mpirun, or srun with PMI. Without a
-// launcher there is one rank and nothing is started. How bytes travel is chosen when linking (`make COMM=none|mpi|nccl`).
+// launcher there is one rank and nothing is started. How bytes travel is chosen when linking: `make COMM=none|mpi|nccl`.
 //
-// All ranks of a Comm call the same collectives with the same shapes in the same order; nobody checks that, but a rank
-// that waits too long ends the job (WorldOptions::timeout). Results are the same bits on all ranks and in every run with
-// the same number of ranks: sums are taken in the order of the ranks, or in the order that NCCL has chosen for the size.
+// All ranks of a Comm call the same collectives with the same shapes in the same order; nobody checks that, but who waits
+// too long ends the job (World::set_timeout). Results are the same bits on all ranks and in every run with the same
+// number of ranks: sums are taken in the order of the ranks, or in the order that NCCL has chosen for the size.
 #pragma once
 #include <map>
 #include <memory>
@@ -17,6 +17,7 @@
 namespace llmc {
 
 struct Context;
+class Watchdog;
 struct Processes;  // defined by what is linked in
 struct ProcessesDeleter {
     void operator()(Processes*) const;
@@ -24,6 +25,10 @@ struct ProcessesDeleter {
 
 // ------------------------------------------------------------------------------------------------------ the processes
 // Made once, first thing in main. While it lives, other ranks depend on this one: who cannot go on calls abort.
+//
+// A watchdog ends the job when a collective takes too long, because a rank hangs or has gone another way: it prints who
+// waits in what, and what the other ranks of this host do, and ends its own process. The launcher then ends all others,
+// as it does when a rank dies. If the launcher dies, the ranks end themselves.
 class World {
 public:
     // Starts MPI if a launcher did start this process. InputError if it did and that is impossible: no MPI in this
@@ -51,10 +56,17 @@ public:
     // (bad flags), only one of them speaks.
     [[noreturn]] void abort(const std::string& reason, int exit_code = 1);
 
-    Processes* processes() const { return started.get(); }  // for Comm; nullptr: one rank, or pretended
+    // How long this rank may be in one collective. It includes waiting for a rank that still computes, or saves.
+    void set_timeout(double seconds);  // 600 at first
+
+    // For Comm and what carries out its collectives.
+    Processes* processes() const { return started.get(); }  // nullptr: one rank, or pretended
+    Watchdog* watchdog() const { return guard.get(); }      // nullptr: nobody to wait for
+
 private:
     World(int pretended_size, int pretended_rank);
     std::unique_ptr<Processes, ProcessesDeleter> started;
+    std::unique_ptr<Watchdog> guard;  // reads memory that the processes share: after them, so that it goes first
 };
 
 // A sentence if the ranks of this host want more threads than there are CPUs that they may use, else nothing. Called by
@@ -90,16 +102,16 @@ public:
     // the others move bytes of any dtype. RunError with tensor and sizes if they do not fit together.
     void broadcast(Tensor t, int root = 0);
     void all_reduce(Tensor t);                   // t [n] = sum over ranks, in place
-    void reduce_scatter(Tensor out, Tensor in);  // out [n] = my part of the sum of in [size*n]; may be its place in `in`
-    void all_gather(Tensor out, Tensor in);      // out [size*n] = all in [n], by rank; `in` may be its place in `out`
-    void all_to_all(Tensor out, Tensor in);      // part r of out [size*n] = part `rank` of rank r's in [size*n]; no alias
+    void reduce_scatter(Tensor out, Tensor in);  // out [n] = my part of the sum of in [size*n]; may be that part of `in`
+    void all_gather(Tensor out, Tensor in);      // out [size*n] = all in [n], by rank; `in` may be its part of `out`
+    void all_to_all(Tensor out, Tensor in);      // part r of out [size*n] = rank r's part `rank` of in [size*n]
 
     // A GPU communicates beside its computation. These order the two; on the CPU, collectives are over when they return.
     void after_compute();   // collectives from here on wait for what has been computed so far
     void before_compute();  // ops from here on wait for all collectives so far
 
     std::map<std::string, CommCost> costs;  // by collective, also while counting, when nothing is sent
-    int64_t received = 0;  // bytes that really came from other ranks (MPI only); summed over ranks, that is their `wire`
+    int64_t received = 0;  // bytes that really came from other ranks (COMM=mpi); summed over ranks, that is their `wire`
     int64_t largest_message = int64_t(1) << 30;  // elements; more are split
 
 private:

@@ -9,7 +9,9 @@ namespace llmc {
 
 struct Processes {
     World& world;
-    MPI_Comm all;  // all ranks; apart from MPI_COMM_WORLD, where libraries may send
+    MPI_Comm all = MPI_COMM_NULL;  // all ranks; apart from MPI_COMM_WORLD, where libraries may send
+    MPI_Win shared = MPI_WIN_NULL;  // memory of the ranks on this host: `activities`, one for each
+    std::span<Activity> activities{};
 };
 
 // RunError with the rank, what it did, and MPI's own words, if `status` is an error.

@@ -14,10 +14,29 @@ void check_mpi(int status, const char* what, const World& world) {
     run_error(what, " on rank ", world.rank, ": MPI says ", text);
 }
 
+namespace {
+
+// One array on each host, which all its ranks see.
+void share_activities(Processes& processes, MPI_Comm on_host) {
+    const World& world = processes.world;
+    void* base = nullptr;
+    MPI_Aint bytes = MPI_Aint(world.local_rank == 0 ? sizeof(Activity) * size_t(world.local_size) : 0);
+    int unit = 1;
+    check_mpi(MPI_Win_allocate_shared(bytes, unit, MPI_INFO_NULL, on_host, &base, &processes.shared),
+              "MPI_Win_allocate_shared", world);
+    check_mpi(MPI_Win_shared_query(processes.shared, 0, &bytes, &unit, &base), "MPI_Win_shared_query", world);
+    processes.activities = {static_cast<Activity*>(base), size_t(world.local_size)};
+    new (&processes.activities[size_t(world.local_rank)]) Activity{world.rank};
+    check_mpi(MPI_Barrier(on_host), "barrier", world);
+}
+
+}  // namespace
+
 Processes* processes_start(World& world) {
     int threads = 0;  // only the thread that made the World calls MPI
-    if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &threads) != MPI_SUCCESS) run_error("MPI does not start");
-    std::unique_ptr<Processes, ProcessesDeleter> processes(new Processes{world, MPI_COMM_NULL});
+    if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &threads) != MPI_SUCCESS)
+        run_error("MPI does not start");
+    std::unique_ptr<Processes, ProcessesDeleter> processes(new Processes{world});
     check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &processes->all), "MPI_Comm_dup", world);
     check_mpi(MPI_Comm_set_errhandler(processes->all, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler", world);
     MPI_Comm_rank(processes->all, &world.rank);
@@ -28,11 +47,13 @@ Processes* processes_start(World& world) {
               "MPI_Comm_split_type", world);
     MPI_Comm_rank(on_host, &world.local_rank);
     MPI_Comm_size(on_host, &world.local_size);
+    share_activities(*processes, on_host);
     MPI_Comm_free(&on_host);
     return processes.release();
 }
 
 void ProcessesDeleter::operator()(Processes* processes) const {
+    if (processes->shared != MPI_WIN_NULL) MPI_Win_free(&processes->shared);
     if (processes->all != MPI_COMM_NULL) MPI_Comm_free(&processes->all);
     MPI_Finalize();
     delete processes;
@@ -42,6 +63,8 @@ void processes_abort(int exit_code, Processes* processes) {
     if (processes) MPI_Abort(processes->all, exit_code);
     std::_Exit(exit_code);
 }
+
+std::span<Activity> processes_activities(Processes& processes) { return processes.activities; }
 
 void processes_barrier(Processes& processes) { check_mpi(MPI_Barrier(processes.all), "barrier", processes.world); }
 

@@ -41,6 +41,7 @@ void refuse_srun_without_pmi() {
 World::World() : host(host_name()) {
     if (under_launcher()) started.reset(processes_start(*this));
     else refuse_srun_without_pmi();
+    if (started && size > 1) guard = std::make_unique<Watchdog>(*this, processes_activities(*started));
 }
 
 World::World(int pretended_size, int pretended_rank)
@@ -50,20 +51,34 @@ World::World(int pretended_size, int pretended_rank)
 
 World::~World() {
     // Unwinding past the World means that nobody called abort, and the others would wait for this rank.
-    if (started && std::uncaught_exceptions() > 0) abort("ended by an exception");
+    if (!started) return;
+    if (std::uncaught_exceptions() > 0) abort("ended by an exception");
+    try {
+        const Waiting waiting(watchdog(), "waiting at the end");
+        barrier();  // so does MPI, but there nobody watches
+    } catch (const std::exception& error) {
+        abort(error.what());
+    }
+}
+
+void World::set_timeout(double seconds) {
+    if (guard) guard->set_timeout(seconds);
 }
 
 void World::barrier() {
+    const Waiting waiting(watchdog(), "barrier");
     if (started) processes_barrier(*started);
 }
 
 void World::broadcast(void* bytes, int64_t count, int root) {
     if (root < 0 || root >= size) run_error("broadcast: there is no rank ", root, " among ", size);
+    const Waiting waiting(watchdog(), "broadcast", count);
     if (started && count > 0) processes_broadcast(bytes, count, root, *started);
 }
 
 std::vector<std::string> World::all_gather(const std::string& mine) {
     if (!started) return std::vector<std::string>(size_t(size), mine);
+    const Waiting waiting(watchdog(), "all_gather of text");
     return processes_all_gather(mine, *started);
 }
 
@@ -74,7 +89,7 @@ bool World::all_equal(const std::string& mine) {
 
 void World::abort(const std::string& reason, int exit_code) {
     // What hits all ranks at once is said once: the others leave rank 0 the time to end them.
-    if (started && rank > 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    if (started && rank > 0) std::this_thread::sleep_for(std::chrono::seconds(1));
     std::fflush(stdout);
     if (size > 1) std::fprintf(stderr, "rank %d (%s): %s\n", rank, host.c_str(), reason.c_str());
     else std::fprintf(stderr, "error: %s\n", reason.c_str());
