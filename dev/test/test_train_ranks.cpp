@@ -22,6 +22,15 @@ protected:
         return "";
     }
 
+    static bool alive(pid_t id) {  // a zombie is not
+        try {
+            const std::string state = read_file(str("/proc/", id, "/stat"));
+            return state.substr(state.rfind(')') + 2, 1) != "Z";
+        } catch (const std::exception&) {
+            return false;
+        }
+    }
+
     // Twelve micro-batches a step: they can be dealt to 1, 2, 3 and 4 processes.
     std::vector<std::string> recipe(int ranks, const std::string& run_dir, const std::vector<std::string>& more) const {
         std::vector<std::string> words = {mpirun, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
@@ -106,9 +115,10 @@ TEST_F(TrainRanks, ARunGoesOnWithAnotherNumberOfProcesses) {
         EXPECT_NEAR(got[i].at("loss").get<double>(), want[i].at("loss").get<double>(), 1e-9) << i;
 }
 
-TEST_F(TrainRanks, ALossThatIsNotFiniteOnOneRankSkipsTheStepOnAll) {
-    // A huge rate makes losses infinite before long: every rank must take the same decision at the same step.
-    const auto flags = with(every_kind, {"--lr", "1e30", "--clip", "0", "--steps", "40", "--max-skipped", "3"});
+TEST_F(TrainRanks, AllRanksGiveUpAtTheSameStep) {
+    // Weight decay of a million times a parameter makes losses infinite before long.
+    const auto flags = with(every_kind, {"--lr", "1000", "--weight-decay", "1000", "--steps", "40", "--warmup-steps",
+                                         "0", "--max-skipped", "3"});
     EXPECT_EQ(start(2, "two", flags), 1);
     EXPECT_NE(said().find("3 steps in a row"), std::string::npos) << said();
 }
@@ -147,9 +157,8 @@ TEST_F(TrainRanks, AKilledRankEndsTheRunWhichGoesOn) {
     ASSERT_EQ(ranks.size(), 2u);
     ::kill(ranks[0], SIGKILL);
     EXPECT_NE(run.wait(), 0);
-    EXPECT_NE(::kill(ranks[1], 0), 0) << "the other rank is still there";
-    EXPECT_EQ(start(2, "run", {"--resume", "--steps", "100000", "--save-interval", "0", "--max-skipped", "1", "--help"}),
-              0);
+    for (int i = 0; i < 100 && alive(ranks[1]); i++) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    EXPECT_FALSE(alive(ranks[1])) << "the other rank is still there";
     const int64_t step = std::stoll(read_file(latest).substr(5));
     ASSERT_EQ(start(4, "run", {"--resume", "--steps", std::to_string(step + 3)}), 0) << said();
     EXPECT_EQ(log("run", "loss").back().at("step").get<int64_t>(), step + 3);
