@@ -69,8 +69,8 @@ BUILDING := yes
 ifneq ($(filter reconfigure,$(MAKECMDGOALS)),)
 $(shell rm -f $(B)/config.mk)
 endif
-SHOW_TABLE := $(shell CXX='$(CXX)' CPPFLAGS='$(CPPFLAGS)' CXXFLAGS='$(CXXFLAGS)' LDFLAGS='$(LDFLAGS)' GEMM='$(GEMM)' COMM='$(COMM)' \
-    CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' BACKEND='$(BACKEND)' scripts/detect.sh $(B))
+SHOW_TABLE := $(shell CXX='$(CXX)' CPPFLAGS='$(CPPFLAGS)' CXXFLAGS='$(CXXFLAGS)' LDFLAGS='$(LDFLAGS)' GEMM='$(GEMM)' \
+    COMM='$(COMM)' CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' BACKEND='$(BACKEND)' scripts/detect.sh $(B))
 include $(B)/config.mk
 NEED := $(MISSING) $(if $(filter tests bench $(B)/test/%,$(MAKECMDGOALS)),$(MISSING_TESTS))
 ifneq ($(if $(filter-out table reconfigure,$(or $(MAKECMDGOALS),all)),$(strip $(NEED))),)
@@ -145,7 +145,7 @@ TEST_HELPERS := $(filter-out $(wildcard dev/test/test_*.cpp),$(wildcard dev/test
 BENCHES := $(basename $(notdir $(wildcard dev/bench/*.cpp)))
 
 # Objects of the backend's own sources lie with it, all others in build/common.
-OF_BACKEND := llmc/ops/cpu/% llmc/ops/cuda/% dev/emu/% dev/test/test_emu%
+OF_BACKEND := llmc/ops/cpu/% llmc/ops/cuda/% llmc/comm/nccl% dev/emu/% dev/test/test_emu%
 object = $(foreach s,$1,$(if $(filter $(OF_BACKEND),$s),$B,$(COMMON))/obj/$(basename $s).o)
 BACKEND_OBJECTS := $(call object,$(BACKEND_SOURCES) $(EMULATOR_SOURCES))
 OPS_OBJECTS := $(call object,$(filter llmc/base/% llmc/ops/%,$(COMMON_SOURCES))) $(BACKEND_OBJECTS)
@@ -170,6 +170,7 @@ $(call stamp,$(B)/cuda.flags,$(COMPILE_CUDA))
 $(call stamp,$(B)/link.flags,$(LINK) $(LIBRARY_OBJECTS) $(LIBRARIES) $(LDLIBS))
 $(call stamp,$(B)/gemm.flags,$(GEMM_LIB) $(GEMM_FLAGS))
 $(call stamp,$(COMMON)/mpi.flags,$(MPI_FLAGS))
+$(call stamp,$(B)/comm.flags,$(COMM_LIB) $(MPI_FLAGS))
 $(call stamp,$(COMMON)/commit,$(COMMIT))
 endif
 
@@ -189,7 +190,7 @@ $(B)/obj/dev/test/%.o: dev/test/%.cpp $(B)/cuda.flags
 	$(call compile,$(COMPILE_CUDA),-x c++)
 
 $(B)/obj/dev/emu/%.o: dev/emu/%.cpp $(B)/cuda.flags
-	$(call compile,$(COMPILE_EMULATOR))
+	$(call compile,$(COMPILE_EMULATOR) $(EXTRA_FLAGS))
 
 # nvcc's report on registers, memory and spills is kept beside the object.
 $(B)/obj/llmc/ops/cuda/%.o: llmc/ops/cuda/%.cu $(B)/cuda.flags
@@ -204,6 +205,10 @@ $(call object,$(GEMM_FILES)): EXTRA_FLAGS = $(GEMM_FLAGS)
 $(call object,$(GEMM_FILES)): $(B)/gemm.flags
 $(call object,$(COMM_mpi)): EXTRA_FLAGS = $(MPI_FLAGS)
 $(call object,$(COMM_mpi)): $(COMMON)/mpi.flags
+$(call object,llmc/comm/nccl.cpp): EXTRA_FLAGS = -isystem $(CUDA_HOME)/include
+EMULATED_NCCL := $(call object,dev/emu/nccl.cpp dev/emu/nccl_mpi.cpp)
+$(EMULATED_NCCL): EXTRA_FLAGS = $(if $(filter nccl,$(COMM_LIB)),-DEMU_MPI $(MPI_FLAGS))
+$(EMULATED_NCCL): $(B)/comm.flags
 $(VERSION_OBJECT): EXTRA_FLAGS = -DLLMC_COMMIT='"$(COMMIT)"'
 $(VERSION_OBJECT): $(COMMON)/commit
 

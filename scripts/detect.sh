@@ -4,7 +4,8 @@
 #   scripts/detect.sh DIR      writes DIR/config.mk (make variables) and DIR/table.txt (for people)
 #
 # Environment: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, GEMM (onednn, openblas or plain: insist on one matmul library), COMM
-# (none, mpi or nccl: insist on what connects processes), BACKEND, CUDA_HOME, GPU_ARCH (compute capabilities, for example "80 90").
+# (none, mpi or nccl: insist on what connects processes), BACKEND, CUDA_HOME, GPU_ARCH (compute capabilities, for example
+# "80 90").
 # Prints `searched` when it searched: the answer is kept while compiler, flags and processor stay the same and nothing
 # was missing. Always exits 0: what is missing stands in MISSING (Debian packages without which nothing builds), in
 # MISSING_TESTS, and in CUDA_PROBLEM (a sentence: why the asked-for backend cannot be built with the CUDA toolkit here).
@@ -18,7 +19,8 @@ link_flags=${LDFLAGS:-}
 
 compiler=$($cxx --version 2>/dev/null | head -n 1)
 cpu=$(grep -m 1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null | cksum | cut -d ' ' -f 1)
-key="$cxx | $compiler | $flags | $link_flags | $gemm_wish | $comm_wish | $backend | $cuda_home | $gpu_arch | $cpu | $(cksum < "$0")"
+key="$cxx | $compiler | $flags | $link_flags | $gemm_wish | $comm_wish | $backend | $cuda_home | $gpu_arch | $cpu"
+key+=" | $(cksum < "$0")"
 if [ -f "$out/config.mk" ] && [ -f "$out/table.txt" ] && [ "$(head -n 1 "$out/config.mk")" = "# $key" ] &&
     grep -q '^COMPLETE := yes' "$out/config.mk"; then
     exit 0
@@ -142,7 +144,7 @@ int main() { int version; return ncclGetVersion(&version); }' |
 if [ -z "$comm" ]; then
     comm=none
     if [ -n "$mpi" ] && [ "$backend" = cpu ]; then comm=mpi; fi
-    if [ -n "$mpi" ] && [ -n "$nccl" ] && [ -f llmc/comm/nccl.cpp ]; then comm=nccl; fi
+    if [ -n "$mpi" ] && [ -n "$nccl" ]; then comm=nccl; fi
 fi
 comm_text=$mpi comm_note=
 case $comm in

@@ -40,6 +40,7 @@ private:
     static std::vector<std::string> words(int ranks, const std::string& filter) {
         // Sanitizers would blame MPI's own leaks on the test.
         const char* old = std::getenv("ASAN_OPTIONS");
+        ::setenv("EMU_DEVICES", "4", 0);
         ::setenv("OMP_WAIT_POLICY", "passive", 0);  // there are more threads than CPUs
         ::setenv("ASAN_OPTIONS", (std::string(old ? old : "") + ":detect_leaks=0").c_str(), 1);
         return {path_of("mpirun"), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--timeout", "120",

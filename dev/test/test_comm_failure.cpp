@@ -19,7 +19,7 @@ const char* const ids_variable = "RANKS_TEST_IDS";
 
 struct Scene {
     World world;
-    Context ctx;
+    Context ctx{{.device = choose_device(world)}};
     Comm comm{world, ctx};
 
     Scene() {
@@ -29,9 +29,14 @@ struct Scene {
     }
     // What a training run does until something happens.
     void train() {
-        float x[1000] = {};
-        Tensor t(x, DType::f32, {1000}, "t");
-        for (;;) comm.all_reduce(t);
+        Tensor t(device_alloc(4000, ctx), DType::f32, {1000}, "t");
+        fill(t, 0, ctx);
+        for (;;) {
+            comm.after_compute();
+            comm.all_reduce(t);
+            comm.before_compute();
+            synchronize(ctx);
+        }
     }
     void leave_alone_with_signals() { ::signal(SIGTERM, SIG_IGN), ::signal(SIGINT, SIG_IGN); }
 };
@@ -89,6 +94,15 @@ TEST(DISABLED_Scene, GoesAnotherWay) {
 TEST(DISABLED_Scene, EndsEarly) {
     Scene scene;
     if (scene.world.rank != 1) scene.train();
+}
+
+TEST(DISABLED_Scene, ChoosesDevice) {
+    World world;
+    try {
+        std::printf("device %d\n", choose_device(world));
+    } catch (const InputError& error) {
+        world.abort(error.what(), 2);
+    }
 }
 
 TEST(DISABLED_Scene, Trains) {
@@ -213,6 +227,50 @@ TEST_F(Failure, TheLauncherIsKilled) {
 TEST_F(Failure, NoFalseAlarm) {
     play("SlowButWithinTheTimeout", 60);
     EXPECT_EQ(code, 0) << said;
+}
+
+// The GPU of a rank. The emulator has as many as we like.
+class Devices : public Failure {
+protected:
+    void SetUp() override {
+        Failure::SetUp();
+        Context ctx({.counting = true});
+        if (backend_description(ctx).find("emulated") == std::string::npos) GTEST_SKIP() << "for the emulated GPU";
+    }
+    void choose(int ranks, const char* devices) {
+        ::setenv("EMU_DEVICES", devices, 1);
+        RankedRun run(ranks, "DISABLED_Scene.ChoosesDevice");
+        code = run.wait();
+        said = run.said();
+        ::unsetenv("EMU_DEVICES");
+    }
+};
+
+TEST_F(Devices, OneEach) {
+    choose(3, "3");
+    EXPECT_EQ(code, 0) << said;
+    for (const char* line : {"device 0\n", "device 1\n", "device 2\n"}) EXPECT_EQ(count(line), 1u) << said;
+}
+
+// A collective that the GPU never ends, while the program waits for something else.
+TEST_F(Devices, HangsInAStream) {
+    ::setenv("EMU_LAZY", "1", 1);
+    play("Hangs", 40);
+    ::unsetenv("EMU_LAZY");
+    EXPECT_NE(code, 0);
+    EXPECT_GE(count("all_reduce of 4000 bytes between GPUs takes more than 2 seconds"), 1u) << said;
+}
+
+TEST_F(Devices, TooFewOrTheSame) {
+    choose(3, "2");
+    EXPECT_EQ(code, 2) << said;
+    EXPECT_EQ(count("no GPU for process 2 of 3"), 1u) << said;
+    choose(2, "1");
+    EXPECT_EQ(code, 2) << said;
+    EXPECT_EQ(count("ranks 0 and 1 have the same GPU"), 1u) << said;
+    choose(2, "0");
+    EXPECT_EQ(code, 2) << said;
+    EXPECT_EQ(count("no GPU for process 0 of 2"), 1u) << said;
 }
 
 }  // namespace

@@ -42,66 +42,57 @@ void check_part(const Tensor& part, const Tensor& whole, int size, const char* n
 
 }  // namespace
 
-// Adds up the cost. True if there is something to send.
-bool Comm::begin(const char* name, const Tensor& whole, int64_t passes) {
+// One collective that was checked: counts it, and carries it out. `passes`: how often the whole tensor goes round.
+// One rank copies `in` to `out`, several call send(workspace).
+template <class Send>
+void Comm::run(const char* name, Tensor whole, int64_t passes, int64_t scratch, Tensor out, Tensor in,
+               const Send& send) {
     CommCost& cost = costs[name];
     cost.calls++, cost.bytes += whole.bytes();
     cost.wire += passes * (size - 1) * whole.bytes() / size;
-    if (ctx.counting || whole.numel() == 0) return false;
-    if (size > 1 && !transport)
-        run_error(name, ": ", size, " ranks that are only pretended can count collectives, not carry them out");
-    return true;
+    Op op(ctx, name, 0, scratch, total_bytes({out, in}));
+    if (!op.run || whole.numel() == 0) return;
+    if (size == 1) {
+        if (out.data != in.data) copy(out, in.view(out.shape), ctx);
+        return;
+    }
+    if (!transport) run_error(name, ": ", size, " ranks that are only pretended can count collectives, not send");
+    const Waiting waiting(world.watchdog(), name, whole.bytes());
+    send(op.workspace);
+    if (ctx.profile) transport->before_compute();  // the op's time should include it
 }
 
 void Comm::broadcast(Tensor t, int root) {
     check_contiguous(t, "broadcast");
     if (root < 0 || root >= size) run_error("broadcast: there is no rank ", root, " among ", size);
-    const bool sending = begin("broadcast", t, 1);
-    Op op(ctx, "broadcast", 0, 0, t.bytes());
-    const Waiting waiting(world.watchdog(), "broadcast", t.bytes());
-    if (sending && size > 1) transport->broadcast(t, root);
+    run("broadcast", t, 1, 0, t, t, [&](void*) { transport->broadcast(t, root); });
 }
 
 void Comm::all_reduce(Tensor t) {
     check_contiguous(t, "all_reduce");
     check_sum(t, "all_reduce");
-    const bool sending = begin("all_reduce", t, 2);
-    Op op(ctx, "all_reduce", 0, reduction_workspace(t.bytes(), size), 2 * t.bytes());
-    const Waiting waiting(world.watchdog(), "all_reduce", t.bytes());
-    if (sending && size > 1) transport->all_reduce(t, op.workspace);
+    run("all_reduce", t, 2, reduction_workspace(t.bytes(), size), t, t,
+        [&](void* workspace) { transport->all_reduce(t, workspace); });
 }
 
 void Comm::reduce_scatter(Tensor out, Tensor in) {
     check_part(out, in, size, "reduce_scatter");
     check_sum(in, "reduce_scatter");
-    const bool sending = begin("reduce_scatter", in, 1);
-    Op op(ctx, "reduce_scatter", 0, reduction_workspace(in.bytes(), size), total_bytes({out, in}));
-    if (!sending) return;
-    const Waiting waiting(world.watchdog(), "reduce_scatter", in.bytes());
-    if (size > 1) transport->reduce_scatter(out, in, op.workspace);
-    else if (out.data != in.data) copy(out, in, ctx);
+    run("reduce_scatter", in, 1, reduction_workspace(in.bytes(), size), out, in,
+        [&](void* workspace) { transport->reduce_scatter(out, in, workspace); });
 }
 
 void Comm::all_gather(Tensor out, Tensor in) {
     check_part(in, out, size, "all_gather");
-    const bool sending = begin("all_gather", out, 1);
-    Op op(ctx, "all_gather", 0, 0, total_bytes({out, in}));
-    if (!sending) return;
-    const Waiting waiting(world.watchdog(), "all_gather", out.bytes());
-    if (size > 1) transport->all_gather(out, in);
-    else if (out.data != in.data) copy(out, in.view(out.shape), ctx);
+    run("all_gather", out, 1, 0, out, in, [&](void*) { transport->all_gather(out, in); });
 }
 
 void Comm::all_to_all(Tensor out, Tensor in) {
     check_part(in, out, 1, "all_to_all");
     if (in.numel() % size != 0)
-        run_error("all_to_all: ", in.name, " has ", in.numel(), " elements; ", size, " ranks cannot share them equally");
-    const bool sending = begin("all_to_all", in, 1);
-    Op op(ctx, "all_to_all", 0, 0, total_bytes({out, in}));
-    if (!sending) return;
-    const Waiting waiting(world.watchdog(), "all_to_all", in.bytes());
-    if (size > 1) transport->all_to_all(out, in);
-    else copy(out, in, ctx);
+        run_error("all_to_all: ", in.name, " has ", in.numel(), " elements, which ", size,
+                  " ranks cannot share equally");
+    run("all_to_all", in, 1, 0, out, in, [&](void*) { transport->all_to_all(out, in); });
 }
 
 void Comm::after_compute() {

@@ -1,11 +1,11 @@
 // Many processes: World, the processes of a run, and Comm, collectives on their tensors.
 //
 // One process per device (or per share of a CPU), all started by one launcher: mpirun, or srun with PMI. Without a
-// launcher there is one rank and nothing is started. How bytes travel is chosen when linking: `make COMM=none|mpi|nccl`.
+// launcher there is one rank and nothing is started. How bytes travel is chosen when linking (COMM=none, mpi or nccl).
 //
-// All ranks of a Comm call the same collectives with the same shapes in the same order; nobody checks that, but who waits
-// too long ends the job (World::set_timeout). Results are the same bits on all ranks and in every run with the same
-// number of ranks: sums are taken in the order of the ranks, or in the order that NCCL has chosen for the size.
+// All ranks of a Comm call the same collectives with the same shapes in the same order; nobody checks that, but whoever
+// waits too long ends the job (World::set_timeout). Results are the same bits on all ranks and in every run with the
+// same number of ranks: sums are taken in the order of the ranks, or in the order that NCCL has chosen for the size.
 #pragma once
 #include <map>
 #include <memory>
@@ -73,6 +73,10 @@ private:
 // all ranks, each with its own number. mpirun binds processes to cores: a rank bound to one runs many threads slowly.
 std::string thread_warning(World& world, int threads);
 
+// The GPU of this rank, for ContextOptions::device: the ranks of a host take one each, in order. -1: this build is for
+// the CPU, or there is one process. Called by all ranks. InputError if there are too few, or two ranks got the same.
+int choose_device(World& world);
+
 // -------------------------------------------------------------------------------------------------- their collectives
 // Some of the ranks: first, first + stride, ... (count of them). E.g. with 8 ranks and experts divided over 4:
 // {rank / 4 * 4, 1, 4} hold one copy of all experts, {rank % 4, 4, 2} hold the same experts.
@@ -102,23 +106,25 @@ public:
     // the others move bytes of any dtype. RunError with tensor and sizes if they do not fit together.
     void broadcast(Tensor t, int root = 0);
     void all_reduce(Tensor t);                   // t [n] = sum over ranks, in place
-    void reduce_scatter(Tensor out, Tensor in);  // out [n] = my part of the sum of in [size*n]; may be that part of `in`
-    void all_gather(Tensor out, Tensor in);      // out [size*n] = all in [n], by rank; `in` may be its part of `out`
+    void reduce_scatter(Tensor out, Tensor in);  // out [n] = my part of the sum of in [size*n]; may lie in its place
+    void all_gather(Tensor out, Tensor in);      // out [size*n] = all in [n], by rank; in may lie in its place
     void all_to_all(Tensor out, Tensor in);      // part r of out [size*n] = rank r's part `rank` of in [size*n]
 
-    // A GPU communicates beside its computation. These order the two; on the CPU, collectives are over when they return.
+    // A GPU communicates beside its computation, and these order the two. On the CPU, a collective that returns is over.
+    // A Graph with collectives in it begins with the first and ends with the second.
     void after_compute();   // collectives from here on wait for what has been computed so far
-    void before_compute();  // ops from here on wait for all collectives so far
+    void before_compute();  // ops from here on, and downloads, wait for all collectives so far
 
     std::map<std::string, CommCost> costs;  // by collective, also while counting, when nothing is sent
-    int64_t received = 0;  // bytes that really came from other ranks (COMM=mpi); summed over ranks, that is their `wire`
+    int64_t received = 0;  // bytes that really came from other ranks (COMM=mpi); over all ranks, as many as `wire`
     int64_t largest_message = int64_t(1) << 30;  // elements; more are split
 
 private:
     World& world;
     Context& ctx;
     std::unique_ptr<Transport> transport;  // nullptr: one rank, counting, or pretended
-    bool begin(const char* name, const Tensor& whole, int64_t passes);
+    template <class Send>
+    void run(const char* name, Tensor whole, int64_t passes, int64_t scratch, Tensor out, Tensor in, const Send& send);
 };
 
 }  // namespace llmc

@@ -169,6 +169,8 @@ std::unique_ptr<Transport> transport_create(World& world, Context& ctx, Ranks ra
     return std::make_unique<MpiTransport>(world, ctx, ranks, comm);
 }
 
+int choose_device(World&) { return -1; }
+
 // A slot for what comes from each other rank.
 int64_t reduction_workspace(int64_t bytes, int size) {
     if (size == 1 || bytes == 0) return 0;

@@ -26,5 +26,6 @@ std::vector<std::string> processes_all_gather(const std::string& mine, Processes
 std::span<Activity> processes_activities(Processes&) { return {}; }
 std::unique_ptr<Transport> transport_create(World&, Context&, Ranks, Comm&) { return nullptr; }
 int64_t reduction_workspace(int64_t, int) { return 0; }
+int choose_device(World&) { return -1; }
 
 }  // namespace llmc

@@ -1,7 +1,7 @@
 // Watchdog: a thread that ends the process when a collective takes too long, or the launcher is gone.
 //
-// A rank that waits cannot know why the others do not come. So the ranks of a host write down in shared memory what they
-// are in, and who gives up prints it: the rank that is in no collective is the one that hangs.
+// A rank that waits cannot know why the others do not come. So the ranks of a host write down in shared memory what
+// they are in, and who gives up prints it: the rank that is in no collective is the one that hangs.
 #pragma once
 #include <atomic>
 #include <condition_variable>
