@@ -1,7 +1,7 @@
 # mot.cu's build. `make help` lists what can be made; scripts/detect.sh finds compiler and libraries.
 #
-# What a person may set: BACKEND, GEMM, GPU_ARCH, CUDA_HOME, SANITIZE, ARCH, CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, LDLIBS,
-# V=1 (shows commands).
+# What a person may set: BACKEND, GEMM, COMM, GPU_ARCH, CUDA_HOME, SANITIZE, ARCH, CXX, CPPFLAGS, CXXFLAGS, LDFLAGS,
+# LDLIBS, V=1 (shows commands).
 # Programs are built in build/<backend>; what does not depend on the backend is compiled once, in build/common. A change
 # of flags, libraries or list of sources rebuilds what it touches.
 SHELL := /bin/bash
@@ -17,6 +17,7 @@ BACKEND ?= $(DEFAULT_BACKEND)
 GPU_ARCH ?=
 ARCH ?= native
 GEMM ?=
+COMM ?=
 SANITIZE ?=
 ifeq ($(origin CXX),default)
 CXX := g++
@@ -41,6 +42,12 @@ endif
 ifneq ($(filter-out onednn openblas plain,$(GEMM)),)
 $(error GEMM=$(GEMM) is not known: choose onednn, openblas or plain)
 endif
+ifneq ($(filter-out none mpi nccl,$(COMM)),)
+$(error COMM=$(COMM) is not known: choose none (one process), mpi (CPU) or nccl (GPUs, with MPI))
+endif
+ifneq ($(filter cpu-nccl cuda-mpi emu-mpi,$(BACKEND)-$(COMM)),)
+$(error COMM=$(COMM) does not go with BACKEND=$(BACKEND): mpi moves the memory of CPUs, nccl that of GPUs)
+endif
 NAN_BREAKERS := $(filter -ffast-math -Ofast -ffinite-math-only,$(CXXFLAGS))
 ifneq ($(NAN_BREAKERS),)
 $(error CXXFLAGS holds $(NAN_BREAKERS), which breaks the checks for NaN: leave it out)
@@ -63,7 +70,7 @@ ifneq ($(filter reconfigure,$(MAKECMDGOALS)),)
 $(shell rm -f $(B)/config.mk)
 endif
 SHOW_TABLE := $(shell CXX='$(CXX)' CPPFLAGS='$(CPPFLAGS)' CXXFLAGS='$(CXXFLAGS)' LDFLAGS='$(LDFLAGS)' GEMM='$(GEMM)' \
-    CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' BACKEND='$(BACKEND)' scripts/detect.sh $(B))
+    COMM='$(COMM)' CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' BACKEND='$(BACKEND)' scripts/detect.sh $(B))
 include $(B)/config.mk
 NEED := $(MISSING) $(if $(filter tests bench $(B)/test/%,$(MAKECMDGOALS)),$(MISSING_TESTS))
 ifneq ($(if $(filter-out table reconfigure,$(or $(MAKECMDGOALS),all)),$(strip $(NEED))),)
@@ -93,12 +100,17 @@ SANITIZER := -fsanitize=thread -fno-omit-frame-pointer
 endif
 BASIC := $(CXX) -std=c++20 -g1 -Wall -Wextra $(OPENMP_FLAGS) -pthread -I. $(CPPFLAGS) $(CXXFLAGS)
 COMPILE := $(BASIC) $(OPTIMISE) $(SANITIZER)
-LIBRARIES := -lsimdjson -lz -lutf8proc
+LIBRARIES := -lsimdjson -lz -lutf8proc $(MPI_LIBS)
 LINK := $(CXX) $(OPENMP_FLAGS) -pthread $(SANITIZER) $(CXXFLAGS) $(LDFLAGS)
 
 # --- sources. llmc/ops/<backend> is linked: that is the whole choice of a backend, and one gemm file that of a library.
 GEMM_FILES := $(foreach g,onednn openblas plain,llmc/ops/cpu/gemm_$g.cpp)
-COMMON_SOURCES := $(filter-out llmc/base/version.cpp,$(sort $(wildcard llmc/base/*.cpp llmc/data/*.cpp \
+# Of llmc/comm, COMM says what carries the bytes.
+COMM_none := llmc/comm/none.cpp
+COMM_mpi := llmc/comm/mpi_processes.cpp llmc/comm/mpi.cpp
+COMM_nccl := llmc/comm/mpi_processes.cpp llmc/comm/nccl.cpp
+OTHER_COMM := $(filter-out $(COMM_$(COMM_LIB)),$(COMM_none) $(COMM_mpi) $(COMM_nccl))
+COMMON_SOURCES := $(filter-out llmc/base/version.cpp $(OTHER_COMM),$(sort $(wildcard llmc/base/*.cpp llmc/data/*.cpp \
     llmc/comm/*.cpp llmc/ops/*.cpp llmc/model/*.cpp llmc/model/blocks/*.cpp llmc/train/*.cpp)))
 ifeq ($(BACKEND),cpu)
 BACKEND_SOURCES := $(filter-out $(filter-out %/gemm_$(GEMM_LIB).cpp,$(GEMM_FILES)),$(wildcard llmc/ops/cpu/*.cpp))
@@ -133,7 +145,7 @@ TEST_HELPERS := $(filter-out $(wildcard dev/test/test_*.cpp),$(wildcard dev/test
 BENCHES := $(basename $(notdir $(wildcard dev/bench/*.cpp)))
 
 # Objects of the backend's own sources lie with it, all others in build/common.
-OF_BACKEND := llmc/ops/cpu/% llmc/ops/cuda/% dev/emu/% dev/test/test_emu%
+OF_BACKEND := llmc/ops/cpu/% llmc/ops/cuda/% llmc/comm/nccl% dev/emu/% dev/test/test_emu%
 object = $(foreach s,$1,$(if $(filter $(OF_BACKEND),$s),$B,$(COMMON))/obj/$(basename $s).o)
 BACKEND_OBJECTS := $(call object,$(BACKEND_SOURCES) $(EMULATOR_SOURCES))
 OPS_OBJECTS := $(call object,$(filter llmc/base/% llmc/ops/%,$(COMMON_SOURCES))) $(BACKEND_OBJECTS)
@@ -157,6 +169,8 @@ $(call stamp,$(COMMON)/compile.flags,$(COMPILE) for processor $(CPU_ID))
 $(call stamp,$(B)/cuda.flags,$(COMPILE_CUDA))
 $(call stamp,$(B)/link.flags,$(LINK) $(LIBRARY_OBJECTS) $(LIBRARIES) $(LDLIBS))
 $(call stamp,$(B)/gemm.flags,$(GEMM_LIB) $(GEMM_FLAGS))
+$(call stamp,$(COMMON)/mpi.flags,$(MPI_FLAGS))
+$(call stamp,$(B)/comm.flags,$(COMM_LIB) $(MPI_FLAGS))
 $(call stamp,$(COMMON)/commit,$(COMMIT))
 endif
 
@@ -176,7 +190,7 @@ $(B)/obj/dev/test/%.o: dev/test/%.cpp $(B)/cuda.flags
 	$(call compile,$(COMPILE_CUDA),-x c++)
 
 $(B)/obj/dev/emu/%.o: dev/emu/%.cpp $(B)/cuda.flags
-	$(call compile,$(COMPILE_EMULATOR))
+	$(call compile,$(COMPILE_EMULATOR) $(EXTRA_FLAGS))
 
 # nvcc's report on registers, memory and spills is kept beside the object.
 $(B)/obj/llmc/ops/cuda/%.o: llmc/ops/cuda/%.cu $(B)/cuda.flags
@@ -189,6 +203,12 @@ endif
 
 $(call object,$(GEMM_FILES)): EXTRA_FLAGS = $(GEMM_FLAGS)
 $(call object,$(GEMM_FILES)): $(B)/gemm.flags
+$(call object,$(COMM_mpi)): EXTRA_FLAGS = $(MPI_FLAGS)
+$(call object,$(COMM_mpi)): $(COMMON)/mpi.flags
+$(call object,llmc/comm/nccl.cpp): EXTRA_FLAGS = -isystem $(CUDA_HOME)/include
+EMULATED_NCCL := $(call object,dev/emu/nccl.cpp dev/emu/nccl_mpi.cpp)
+$(EMULATED_NCCL): EXTRA_FLAGS = $(if $(filter nccl,$(COMM_LIB)),-DEMU_MPI $(MPI_FLAGS))
+$(EMULATED_NCCL): $(B)/comm.flags
 $(VERSION_OBJECT): EXTRA_FLAGS = -DLLMC_COMMIT='"$(COMMIT)"'
 $(VERSION_OBJECT): $(COMMON)/commit
 
@@ -215,6 +235,10 @@ GTEST := -lgtest_main -lgtest
 $(addprefix $(B)/test/,$(filter-out $(KERNEL_TESTS) $(EMULATOR_TESTS),$(TESTS))): $(B)/test/%: \
     $(COMMON)/obj/dev/test/%.o $(TEST_HELPER_OBJECTS) $(B)/libllmc.a | $(VERSION_OBJECT)
 	$(call link_program,$< $(TEST_HELPER_OBJECTS),$(LLMC) $(GTEST))
+
+# What a build without MPI does: linked first, none.cpp is what counts.
+$(B)/test/test_comm_none: $(call object,$(filter-out $(COMM_$(COMM_LIB)),$(COMM_none)))
+$(B)/test/test_comm_none: TEST_HELPER_OBJECTS += $(call object,$(filter-out $(COMM_$(COMM_LIB)),$(COMM_none)))
 
 $(addprefix $(B)/test/,$(KERNEL_TESTS)): $(B)/test/%: $(COMMON)/obj/dev/test/%.o $(B)/libops.a
 	$(call link_program,$<,$(B)/libops.a $(GTEST))
@@ -304,6 +328,7 @@ help: ## this list
 	    GPU_ARCH=LIST 'compute capabilities to compile for, for example "80 90"; default: 80 90 100' \
 	    CUDA_HOME=DIR 'where the CUDA toolkit is, if nvcc is not in the PATH' \
 	    GEMM=NAME 'insists on one library for matrix products: onednn, openblas or plain' \
+	    COMM=NAME 'insists on what connects processes: none (one process), mpi (CPU) or nccl (GPUs)' \
 	    ARCH=native 'any -march value, for example x86-64-v3; empty: what the compiler takes by itself' \
 	    SANITIZE=NAME 'address (ASan and UBSan) or, with BACKEND=emu, thread (TSan); built apart' \
 	    V=1 'shows the commands; CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, LDLIBS and -j work as always'

@@ -3,22 +3,24 @@
 #
 #   scripts/detect.sh DIR      writes DIR/config.mk (make variables) and DIR/table.txt (for people)
 #
-# Environment: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, GEMM (onednn, openblas or plain: insist on one matmul library), BACKEND,
-# CUDA_HOME, GPU_ARCH (compute capabilities, for example "80 90").
+# Environment: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, GEMM (onednn, openblas or plain: insist on one matmul library), COMM
+# (none, mpi or nccl: insist on what connects processes), BACKEND, CUDA_HOME, GPU_ARCH (compute capabilities, for example
+# "80 90").
 # Prints `searched` when it searched: the answer is kept while compiler, flags and processor stay the same and nothing
 # was missing. Always exits 0: what is missing stands in MISSING (Debian packages without which nothing builds), in
 # MISSING_TESTS, and in CUDA_PROBLEM (a sentence: why the asked-for backend cannot be built with the CUDA toolkit here).
 set -u
 out=$1
 cxx=${CXX:-g++}
-gemm_wish=${GEMM:-}
+gemm_wish=${GEMM:-} comm_wish=${COMM:-}
 backend=${BACKEND:-cpu} cuda_home=${CUDA_HOME:-/usr/local/cuda} gpu_arch=${GPU_ARCH:-}
 flags="${CPPFLAGS:-} ${CXXFLAGS:-}"
 link_flags=${LDFLAGS:-}
 
 compiler=$($cxx --version 2>/dev/null | head -n 1)
 cpu=$(grep -m 1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null | cksum | cut -d ' ' -f 1)
-key="$cxx | $compiler | $flags | $link_flags | $gemm_wish | $backend | $cuda_home | $gpu_arch | $cpu | $(cksum < "$0")"
+key="$cxx | $compiler | $flags | $link_flags | $gemm_wish | $comm_wish | $backend | $cuda_home | $gpu_arch | $cpu"
+key+=" | $(cksum < "$0")"
 if [ -f "$out/config.mk" ] && [ -f "$out/table.txt" ] && [ "$(head -n 1 "$out/config.mk")" = "# $key" ] &&
     grep -q '^COMPLETE := yes' "$out/config.mk"; then
     exit 0
@@ -125,9 +127,39 @@ need zlib -lz zlib1g-dev zlib
 need utf8proc -lutf8proc libutf8proc-dev utf8proc
 has_header gtest && links -lgtest_main -lgtest -pthread || missing_tests+=(libgtest-dev)
 
-# --- found and shown only
-mpi=$(mpicxx --showme:version 2>/dev/null | sed -n 's/^mpicxx: \(.*\) (Language.*/\1/p')
-[ -n "$mpi" ] || { command -v mpicxx > /dev/null && mpi=mpicxx; }
+# --- processes: Open MPI; between GPUs also NCCL, of which the emulator needs only the header
+mpi_flags=$(mpicc --showme:compile 2>/dev/null) mpi_libs=$(mpicc --showme:link 2>/dev/null)
+mpi_libs="-Wl,--as-needed $mpi_libs -Wl,--no-as-needed"  # programs of one process should not load it
+mpi=$(try_run '#define OMPI_SKIP_MPICXX
+#include <mpi.h>
+#include <cstdio>
+int main() { int major, minor; MPI_Get_version(&major, &minor);
+             std::printf("Open MPI %d.%d.%d", OMPI_MAJOR_VERSION, OMPI_MINOR_VERSION, OMPI_RELEASE_VERSION); }' \
+    $mpi_flags $mpi_libs)
+comm=$comm_wish nccl_libs=
+[ "$backend" != cuda ] || nccl_libs="-L$cuda_home/lib64 -L$cuda_home/lib -lnccl"
+nccl=$([ "$backend" != cpu ] && echo '#include <nccl.h>
+int main() { int version; return ncclGetVersion(&version); }' |
+    $cxx $flags -I"$cuda_home/include" -x c++ - -o "$work/nccl" ${nccl_libs:--c} $link_flags 2>/dev/null && echo yes)
+if [ -z "$comm" ]; then
+    comm=none
+    if [ -n "$mpi" ] && [ "$backend" = cpu ]; then comm=mpi; fi
+    if [ -n "$mpi" ] && [ -n "$nccl" ]; then comm=nccl; fi
+fi
+comm_text=$mpi comm_note=
+case $comm in
+    none)
+        comm_text="one process" comm_note="several need Open MPI (libopenmpi-dev, openmpi-bin)"
+        [ -z "$mpi" ] || [ "$backend" = cpu ] || comm_note="several GPUs need NCCL (libnccl-dev)"
+        [ "$comm_wish" != none ] || comm_note="asked for by COMM=none"
+        mpi_libs= ;;
+    nccl)
+        [ -n "$nccl" ] || missing+=(libnccl-dev)
+        comm_text+=", NCCL$([ "$backend" != emu ] || echo "'s emulation")" ;;
+esac
+[ "$comm" = none ] || [ -n "$mpi" ] || missing+=(libopenmpi-dev openmpi-bin)
+[ -n "$mpi" ] || mpi_flags= mpi_libs=
+[ "$comm" = nccl ] && mpi_libs+=" ${nccl_libs}"
 
 # --- the CUDA toolkit: its compiler for BACKEND=cuda, its headers for BACKEND=emu
 nvcc_version=$("$cuda_home/bin/nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
@@ -196,8 +228,7 @@ choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi;
         emu) row matmul "cuBLASLt's emulation" "plain loops" ;;
     esac
     choose "$openmp" threads OpenMP "" "no OpenMP" "runs on one thread only"
-    choose "$mpi" processes "$mpi" "not used by this version: one process" \
-        "no MPI" "one process, as always in this version"
+    row processes "$comm_text" "$comm_note"
     choose "$nvcc" GPU "$nvcc" "$gpu_note" "no nvcc in $cuda_home" "CPU backend only"
     [ -z "$cuda_says" ] || echo "  $cuda_says"
     [ ${#found_libraries[@]} = 0 ] || row libraries "$(join "${found_libraries[@]}")" ""
@@ -208,7 +239,7 @@ choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi;
 
 complete=yes
 [ "${#missing[@]}${#missing_tests[@]}" = 00 ] && [ -z "$cuda_says" ] &&
-    { [ -n "$gemm_wish" ] || [ "$gemm" = onednn ]; } || complete=no
+    { [ -n "$gemm_wish" ] || [ "$gemm" = onednn ]; } && { [ -n "$comm_wish" ] || [ $comm != none ]; } || complete=no
 cat > "$out/config.mk" <<EOF
 # $key
 COMPLETE := $complete
@@ -220,6 +251,9 @@ OPENMP_FLAGS := ${openmp:--Wno-unknown-pragmas}
 GEMM_LIB := $gemm
 GEMM_FLAGS := $gemm_flags
 GEMM_LIBS := $gemm_libs
+COMM_LIB := $comm
+MPI_FLAGS := $mpi_flags
+MPI_LIBS := $mpi_libs
 CPU_ID := $cpu
 EOF
 echo searched

@@ -126,6 +126,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     if (device < 0 || device >= settings().devices) return error(cudaErrorInvalidDevice);
     memset(p, 0, sizeof *p);
     strcpy(p->name, "emulated GPU");
+    p->uuid.bytes[0] = char(1 + device);
     p->major = major;
     p->minor = minor;
     p->multiProcessorCount = settings().multiprocessors;

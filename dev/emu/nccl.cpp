@@ -1,25 +1,32 @@
-// NCCL for the emulator, put in at link time: one rank, in this process. All collectives of one rank are copies; what
-// is real are the rules: arguments are checked, work goes through the stream, a group does nothing before it ends, and
-// a send meets its receive only inside a group.
+// NCCL for the emulator, put in at link time. One rank: all collectives are copies. More, where the build has MPI (the
+// Makefile says EMU_MPI): every rank is a process with an emulated GPU of its own, and MPI carries the bytes. What is
+// real are the rules: arguments are checked, work goes through the stream, a group does nothing before it ends, and a
+// send meets its receive only inside a group.
 #if __has_include(<nccl.h>)  // NCCL comes apart from the toolkit; without it nothing can call this
+#include <limits.h>
 #include <nccl.h>
 
 #include <cstring>
 #include <functional>
 #include <vector>
 
+#include "dev/emu/nccl_mpi.h"
 #include "dev/emu/stream.h"
 
 struct ncclComm {
     int rank, ranks;
+    emu::Peers peers;  // with more than one rank
 };
 
 namespace {
+
+using emu::Collective;
 
 // Between ncclGroupStart and ncclGroupEnd: what ncclGroupEnd will enqueue, and sends that wait for their receives.
 struct Message {
     void* data;
     size_t bytes;
+    int peer;
     ncclComm_t comm;
     cudaStream_t stream;
 };
@@ -39,20 +46,40 @@ size_t size_of(ncclDataType_t type) {
     }
 }
 
-ncclResult_t enqueue_copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
-    const cudaError_t status = emu::post(stream, [=] { if (to != from) memcpy(to, from, bytes); });
-    return status == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
+ncclResult_t enqueue(cudaStream_t stream, std::function<void()> work) {
+    return emu::post(stream, std::move(work)) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
 }
 
-// A collective of one rank. Sum, product, extremes and mean of one number are that number.
-ncclResult_t collective(const void* send, void* receive, size_t count, ncclDataType_t type, int root, ncclRedOp_t op,
-                        ncclComm_t comm, cudaStream_t stream) {
+ncclResult_t enqueue_copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
+    return enqueue(stream, [=] { if (to != from) memcpy(to, from, bytes); });
+}
+
+// What is sent and received may be the same memory where NCCL says so, else they lie apart.
+bool alias_allowed(Collective kind, const char* from, size_t sent, const char* to, size_t received, int rank) {
+    if (kind == Collective::reduce_scatter && to == from + size_t(rank) * received) return true;
+    if (kind == Collective::all_gather && from == to + size_t(rank) * sent) return true;
+    if (kind != Collective::reduce_scatter && kind != Collective::all_gather && from == to) return true;
+    return from + sent <= to || to + received <= from;
+}
+
+// `count`: elements of the shorter side, a rank's own part in a reduce_scatter and in an all_gather.
+ncclResult_t collective(Collective kind, const void* send, void* receive, size_t count, ncclDataType_t type, int root,
+                        ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream) {
     const size_t bytes = count * size_of(type);
-    if (!comm || size_of(type) == 0 || op < 0 || op >= ncclNumOps || root != 0) return ncclInvalidArgument;
+    if (!comm || size_of(type) == 0 || op < 0 || op >= ncclNumOps || root < 0 || root >= comm->ranks)
+        return ncclInvalidArgument;
     if (count > 0 && (!send || !receive)) return ncclInvalidArgument;
-    const char *from = static_cast<const char*>(send), *to = static_cast<const char*>(receive);
-    if (from != to && from < to + bytes && to < from + bytes) return ncclInvalidUsage;  // in place, or apart
-    auto call = [=] { return enqueue_copy(receive, send, bytes, stream); };
+    const size_t ranks = size_t(comm->ranks), sent = kind == Collective::reduce_scatter ? bytes * ranks : bytes;
+    const size_t received = kind == Collective::all_gather ? bytes * ranks : bytes;
+    if (!alias_allowed(kind, static_cast<const char*>(send), sent, static_cast<const char*>(receive), received,
+                       comm->rank))
+        return ncclInvalidUsage;
+    const bool reduces = kind != Collective::all_gather && kind != Collective::broadcast;
+    if (ranks > 1 && (count > INT_MAX || (reduces && !emu::can_reduce(type)))) return ncclInvalidUsage;  // not emulated
+    auto call = [=] {
+        if (ranks == 1) return enqueue_copy(receive, send, bytes, stream);
+        return enqueue(stream, [=] { emu::carry_out(kind, send, receive, count, type, root, op, comm->peers); });
+    };
     if (group.depth == 0) return call();
     group.calls.push_back(call);
     return ncclSuccess;
@@ -60,14 +87,16 @@ ncclResult_t collective(const void* send, void* receive, size_t count, ncclDataT
 
 ncclResult_t message(std::vector<Message>& list, void* data, size_t count, ncclDataType_t type, int peer,
                      ncclComm_t comm, cudaStream_t stream) {
-    if (!comm || size_of(type) == 0 || peer != 0 || (count > 0 && !data)) return ncclInvalidArgument;
-    if (group.depth == 0) return ncclInvalidUsage;  // a rank that waits for itself: NCCL would hang
-    list.push_back({data, count * size_of(type), comm, stream});
+    if (!comm || size_of(type) == 0 || peer < 0 || peer >= comm->ranks || (count > 0 && !data))
+        return ncclInvalidArgument;
+    // Alone, one waits for itself, and NCCL would hang; to another rank it is a group of its own, not emulated.
+    if (group.depth == 0) return ncclInvalidUsage;
+    list.push_back({data, count * size_of(type), peer, comm, stream});
     return ncclSuccess;
 }
 
 // The i-th send of a group meets its i-th receive.
-ncclResult_t deliver(const std::vector<Message>& sends, const std::vector<Message>& receives) {
+ncclResult_t deliver_to_oneself(const std::vector<Message>& sends, const std::vector<Message>& receives) {
     if (sends.size() != receives.size()) return ncclInvalidUsage;
     for (size_t i = 0; i < sends.size(); i++) {
         const Message &from = sends[i], &to = receives[i];
@@ -75,6 +104,20 @@ ncclResult_t deliver(const std::vector<Message>& sends, const std::vector<Messag
         if (const ncclResult_t result = enqueue_copy(to.data, from.data, to.bytes, to.stream)) return result;
     }
     return ncclSuccess;
+}
+
+ncclResult_t deliver(const std::vector<Message>& sends, const std::vector<Message>& receives) {
+    if (sends.empty() && receives.empty()) return ncclSuccess;
+    const Message& first = sends.empty() ? receives[0] : sends[0];
+    if (first.comm->ranks == 1) return deliver_to_oneself(sends, receives);
+    std::vector<emu::Letter> out, in;
+    for (auto* list : {&sends, &receives})
+        for (const Message& m : *list) {
+            if (m.comm != first.comm || m.stream != first.stream || m.bytes > INT_MAX)
+                return ncclInvalidUsage;  // not emulated
+            (list == &sends ? out : in).push_back({m.data, m.bytes, m.peer});
+        }
+    return enqueue(first.stream, [=, peers = first.comm->peers] { emu::exchange(out, in, peers); });
 }
 
 }  // namespace
@@ -97,19 +140,25 @@ const char* ncclGetErrorString(ncclResult_t result) {
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
     memset(id, 0, sizeof *id);
+    emu::invite(id->internal);
     return ncclSuccess;
 }
-ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId, int rank) {
+ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
     if (!comm || rank < 0 || rank >= ranks) return ncclInvalidArgument;
-    if (ranks != 1) return ncclInvalidUsage;  // more than one rank is not emulated
-    *comm = new ncclComm{rank, ranks};
+    emu::Peers peers{};
+    if (ranks > 1 && !emu::join(id.internal, ranks, rank, peers)) return ncclInvalidUsage;
+    *comm = new ncclComm{rank, ranks, peers};
     return ncclSuccess;
 }
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
+    if (comm && comm->ranks > 1) emu::leave(comm->peers);
     delete comm;
     return ncclSuccess;
 }
-ncclResult_t ncclCommAbort(ncclComm_t comm) { return ncclCommDestroy(comm); }
+ncclResult_t ncclCommAbort(ncclComm_t comm) {  // waits for nobody
+    delete comm;
+    return ncclSuccess;
+}
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
     if (!comm || !error) return ncclInvalidArgument;
     *error = ncclSuccess;
@@ -128,23 +177,23 @@ ncclResult_t ncclCommUserRank(const ncclComm_t comm, int* rank) {
 
 ncclResult_t ncclAllReduce(const void* send, void* receive, size_t count, ncclDataType_t type, ncclRedOp_t op,
                            ncclComm_t comm, cudaStream_t stream) {
-    return collective(send, receive, count, type, 0, op, comm, stream);
+    return collective(Collective::all_reduce, send, receive, count, type, 0, op, comm, stream);
 }
 ncclResult_t ncclReduceScatter(const void* send, void* receive, size_t count, ncclDataType_t type, ncclRedOp_t op,
                                ncclComm_t comm, cudaStream_t stream) {
-    return collective(send, receive, count, type, 0, op, comm, stream);
+    return collective(Collective::reduce_scatter, send, receive, count, type, 0, op, comm, stream);
 }
 ncclResult_t ncclReduce(const void* send, void* receive, size_t count, ncclDataType_t type, ncclRedOp_t op, int root,
                         ncclComm_t comm, cudaStream_t stream) {
-    return collective(send, receive, count, type, root, op, comm, stream);
+    return collective(Collective::reduce, send, receive, count, type, root, op, comm, stream);
 }
 ncclResult_t ncclAllGather(const void* send, void* receive, size_t count, ncclDataType_t type, ncclComm_t comm,
                            cudaStream_t stream) {
-    return collective(send, receive, count, type, 0, ncclSum, comm, stream);
+    return collective(Collective::all_gather, send, receive, count, type, 0, ncclSum, comm, stream);
 }
 ncclResult_t ncclBroadcast(const void* send, void* receive, size_t count, ncclDataType_t type, int root,
                            ncclComm_t comm, cudaStream_t stream) {
-    return collective(send, receive, count, type, root, ncclSum, comm, stream);
+    return collective(Collective::broadcast, send, receive, count, type, root, ncclSum, comm, stream);
 }
 
 ncclResult_t ncclSend(const void* data, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,

@@ -22,6 +22,10 @@ std::vector<CUstream_st*>& streams() {
     return all;
 }
 
+// Whether this thread ever enqueued anything. A thread that only looks at events does no work: MPI, behind NCCL, would
+// not like to be called from there.
+thread_local bool gives_work = false;
+
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 bool can_run(const Item& item) {
@@ -65,6 +69,7 @@ std::vector<std::shared_ptr<Mark>> legacy_dependencies(const CUstream_st& stream
 }
 
 std::shared_ptr<Mark> push(CUstream_st& stream, Work work, std::vector<std::shared_ptr<Mark>> after) {
+    gives_work = true;
     for (auto& mark : legacy_dependencies(stream)) after.push_back(std::move(mark));
     stream.end = std::make_shared<Mark>();
     stream.items.push_back({std::move(work), std::move(after), stream.end});
@@ -220,11 +225,12 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-    const std::scoped_lock lock(runtime_mutex());
+    const std::unique_lock lock(runtime_mutex(), std::try_to_lock);
+    if (!lock) return cudaErrorNotReady;  // another thread does work, perhaps for ever: whoever only asks must not wait
     if (!event) return error(cudaErrorInvalidResourceHandle);
     if (event->capture) return error(unsafe_in_capture());
     if (!event->mark || event->mark->reached) return cudaSuccess;
-    run_one();
+    if (gives_work) run_one();
     return cudaErrorNotReady;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {

@@ -25,6 +25,7 @@ struct ContextOptions {
     bool counting = false;
     bool guard = false;
     bool profile = false;  // time every op, waiting for the device around each one: see Context::costs
+    int device = -1;       // number of the GPU; -1: the one that CUDA chooses. Where there are many processes: comm.h
 };
 
 // What all calls of one op cost. Bytes are the least that must go to or come from device memory: every input read once,

@@ -15,6 +15,7 @@ struct Staging;      // memory.cu: pinned host memory that uploads pass through
 
 struct Backend {
     cudaStream_t stream = nullptr;
+    cudaStream_t communication = nullptr;  // made by the first Comm of several ranks
     cublasLtHandle_t cublas = nullptr;
     bool fuse_gelu = false;  // into products: pays on Hopper and Blackwell, not on older GPUs
     std::shared_ptr<MatmulCache> matmuls;

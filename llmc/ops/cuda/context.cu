@@ -19,13 +19,15 @@ namespace {
 constexpr int oldest_major = 8;
 
 // The major number of its compute capability. InputError if there is no GPU that will do.
-int require_device() {
+int require_device(int wish) {
     const char* help = "; use `make BACKEND=cpu` for a build that needs none";
     int devices = 0;
     const cudaError_t status = cudaGetDeviceCount(&devices);
     if (status != cudaSuccess || devices == 0)
         input_error("this build needs an NVIDIA GPU and found no usable one (",
                     status != cudaSuccess ? cudaGetErrorString(status) : "no device", ")", help);
+    if (wish >= devices) input_error("there is no GPU number ", wish, ": this machine shows ", devices);
+    if (wish >= 0) check_cuda(cudaSetDevice(wish), "cudaSetDevice");
     int device = 0, major = 0, minor = 0;
     check_cuda(cudaGetDevice(&device), "cudaGetDevice");
     check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
@@ -42,7 +44,7 @@ Backend* backend_create(const ContextOptions& options, int) {
     auto backend = std::make_unique<Backend>();
     if (options.counting) return backend.release();
     // llm.c's users measured it: a gain from Hopper on, a loss on an RTX 4090.
-    const int major = require_device();
+    const int major = require_device(options.device);
     backend->fuse_gelu = major == 9 || major == 10;
     check_cuda(cudaStreamCreateWithFlags(&backend->stream, cudaStreamNonBlocking), "cudaStreamCreate");
     if (cublasLtCreate(&backend->cublas) != CUBLAS_STATUS_SUCCESS) run_error("cuBLASLt does not start");
@@ -50,12 +52,14 @@ Backend* backend_create(const ContextOptions& options, int) {
 }
 
 void BackendDeleter::operator()(Backend* backend) const {
+    if (backend->communication) cudaStreamSynchronize(backend->communication);
     if (backend->stream) cudaStreamSynchronize(backend->stream);
     backend->matmuls.reset();
     backend->staging.reset();
     if (backend->cublas) cublasLtDestroy(backend->cublas);
     for (auto& [data, bytes] : backend->allocations) cudaFree(data);
     if (backend->stream) cudaStreamDestroy(backend->stream);
+    if (backend->communication) cudaStreamDestroy(backend->communication);
     delete backend;
 }
 

@@ -1,0 +1,52 @@
+// A test program that starts itself again under mpirun, and what its ranks share.
+#pragma once
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "dev/test/program_test.h"
+#include "llmc/comm/comm.h"
+
+namespace llmc::test {
+
+inline bool under_mpirun() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr; }
+
+// The processes of this test program: one, or mpirun's. MPI can be started only once in a process.
+inline World& world() {
+    static World world;
+    return world;
+}
+
+inline std::string path_of(const std::string& program) {
+    std::istringstream path(std::getenv("PATH") ? std::getenv("PATH") : "");
+    for (std::string directory; std::getline(path, directory, ':');)
+        if (path_exists(directory + "/" + program)) return directory + "/" + program;
+    return "";
+}
+
+// `ranks` processes of this program, which run the tests that match `filter`, and what they print.
+struct RankedRun {
+    TempDir dir;
+    const std::string output = dir / "output.txt";
+    Process process;
+
+    RankedRun(int ranks, const std::string& filter) : process(words(ranks, filter), output) {}
+    int wait() const { return process.wait(); }  // mpirun's exit code
+    std::string said() const { return read_file(output); }
+
+private:
+    static std::vector<std::string> words(int ranks, const std::string& filter) {
+        // Sanitizers would blame MPI's own leaks on the test.
+        const char* old = std::getenv("ASAN_OPTIONS");
+        ::setenv("EMU_DEVICES", "4", 0);
+        ::setenv("OMP_WAIT_POLICY", "passive", 0);  // there are more threads than CPUs
+        ::setenv("ASAN_OPTIONS", (std::string(old ? old : "") + ":detect_leaks=0").c_str(), 1);
+        return {path_of("mpirun"), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--timeout", "120",
+                "-np", std::to_string(ranks), std::filesystem::read_symlink("/proc/self/exe"),
+                "--gtest_filter=" + filter, "--gtest_also_run_disabled_tests", "--gtest_color=no"};
+    }
+};
+
+}  // namespace llmc::test
