@@ -128,7 +128,13 @@ struct CommandLine {
         generate_app->add_option("--threads", generate.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
     }
 
-    int execute() {
+    int execute(World& world) {
+        if (model.granularity && model.expansion) check_overruled(model, given_fields(app, model, train));
+        const bool trains = !*eval_app && !*generate_app && !*info_app && !*transition_app && !dry_run;
+        if (world.size > 1 && !trains)
+            input_error("only training runs in several processes, and there are ", world.size, ": start this without "
+                        "the launcher");
+        if (world.size > 1) run.world = &world;
         if (*eval_app) return run_eval(eval);
         if (*generate_app) return run_generate(generate);
         if ((dry_run && !*transition_app) || *info_app) {
@@ -156,5 +162,16 @@ struct CommandLine {
 
 int main(int argc, char** argv) {
     CommandLine line;
-    return run_program(line.app, argc, argv, [&] { return line.execute(); });
+    std::optional<World> world;  // outlives the run: a rank that fails must still be able to end the others
+    try {
+        world.emplace();
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "error: %s\n", error.what());
+        return 2;
+    }
+    if (world->rank > 0 && !std::freopen("/dev/null", "w", stdout)) world->abort("/dev/null cannot be opened");
+    return run_program(line.app, argc, argv, [&] { return line.execute(*world); },
+                       [&](const std::string& what, int code) {
+                           if (world->size > 1) world->abort(what, code);
+                       });
 }

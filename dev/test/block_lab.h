@@ -11,7 +11,7 @@ struct BlockLab {
     Arena arena{"test", ctx};
     std::unique_ptr<Block> block;
     ParamTable table;
-    Tensor params, grads, x, out, dx;
+    Tensor params, masters, grads, x, out, dx;
     Pass pass{ctx, arena};
 
     // B sequences of T positions; parameters are drawn from [-1, 1) by name, norm weights and scalars around 1.
@@ -24,6 +24,7 @@ struct BlockLab {
         table.finish(true);
         const DType act = this->precision.act;
         params = arena.tensor("parameters", act, {table.size});
+        masters = arena.tensor("masters", this->precision.param, {table.size});
         grads = arena.tensor("gradients", this->precision.grad, {table.size});
         for (const Unit& unit : table.units)
             for (const ParamSpec& spec : unit.params) {
@@ -31,9 +32,11 @@ struct BlockLab {
                 if (spec.init.kind == ParamInit::ones || spec.scalar())
                     for (double& v : values) v = 1 + v / 2;
                 write_tensor(view_of(spec, unit_range(unit, params)), values, ctx);
+                write_tensor(view_of(spec, unit_range(unit, masters)), values, ctx);
             }
         pass.B = B, pass.T = T, pass.act = act, pass.group_size = config.group_size, pass.aux_scale = 1;
         pass.dense = view(0), pass.experts = view(1);
+        if (this->precision.compute_copy()) pass.masters = {&table.units[0], unit_range(table.units[0], masters), {}};
         if (const auto metrics = block->declare_metrics(); !metrics.empty())
             pass.metrics = arena.tensor("metrics", DType::f64, {int64_t(metrics.size())});
         for (const SavedSpec& s : block->declare_saved(B, T, pass))

@@ -93,7 +93,8 @@ TEST_F(Backends, TenStepsOfMotVariantsHaveTheLossesOfTheCpu) {
     const std::vector<std::vector<std::string>> models = {
         {"--group-order", "random", "--emit", "group", "--controllers", "weighted", "--learn-temperature", "separate",
          "--temperature-form", "exp", "--temperature-start", "3"},
-        {"--no-merge-softmax", "--mixture-norm", "--group-order", "random", "--grad-accumulation", "2"},
+        {"--no-merge-softmax", "--mixture-norm", "--group-order", "random", "--grad-accumulation", "2",
+         "--expert-activation", "silu"},  // smooth: gradients through norms of small mixtures are large
         {"--emit", "top", "--learn-temperature", "tied", "--temperature-per-expert"},
         {"--emit", "experts", "--controllers", "common-base", "--recompute", "blocks"}};
     for (size_t i = 0; i < models.size(); i++) {

@@ -139,6 +139,13 @@ TEST(Resolved, ExpertsOfSparseMixtures) {
     EXPECT_NO_THROW(resolved(c));
     c.dropless = true, c.drop_order = "gate";
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--drop-order gate", "--dropless"}));
+    c.drop_order = "position", c.balanced_routing = true;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--balanced-routing", "--renormalize-gates"}));
+    c = {};
+    c.pattern = "moe_expert_choice", c.dropless = true;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--dropless", "token choice"}));
+    c.dropless = false, c.expert_choice_over = "all", c.simulate_group_size = 4;
+    EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--simulate-group-size 4", "--expert-choice-over all"}));
 }
 
 // Krajewski et al. 2024: d_ff 2048, G = 4, X = 32.
@@ -162,6 +169,10 @@ TEST(Resolved, GranularityGivesNumberAndSizeOfExperts) {
         other.expert_down_init = "all";
         EXPECT_EQ(outputs_that_add_up(other, kind), 64) << kind;
     }
+
+    ModelConfig shared = r;
+    shared.shared_experts = 3, shared.expert_down_init = "chosen";
+    EXPECT_EQ(outputs_that_add_up(shared, "moe_token_choice"), 4) << "shared experts are a sum of their own";
 
     c.experts = 128;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--granularity 4", "--expansion 16", "--experts 64", "128"}));

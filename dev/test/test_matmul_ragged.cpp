@@ -77,7 +77,7 @@ struct Case {
         return str(pairs.size(), " experts, ", k, " to ", n, ", rows ", pairs[0], " ", pairs[1], " ...");
     }
 };
-// Experts without rows, one with all of them, sizes that allow 128-bit accesses and sizes that do not, more than a tile.
+// Experts without rows, one with all of them, sizes that allow 128-bit accesses and that do not, more than a tile.
 const std::vector<Case> cases = few_or_all<Case>({{{5, 0, 40}, 16, 24}, {{0, 33, 0, 1}, 7, 9}, {{0, 130}, 40, 136}},
                                                  {{{130, 0, 257, 1, 128}, 72, 136},
                                                   {{0, 300}, 33, 65},
@@ -174,7 +174,7 @@ TEST(MatmulRagged, ActivationsOfOwnedRowsAlone) {
                     const Vector before = rows_oracle(r, device.read(a), device.read(b), c.n, c.k, true, 7.0);
                     Vector want = before;
                     for (int64_t i = 0; i < r.owned() * c.n; i++) want[size_t(i)] = value_of(kind, before[size_t(i)]);
-                    // One rounding for `out`, and another where it is made from a rounded `pre`; no slope is above 1.13.
+                    // One rounding for `out`, another where it is made from a rounded `pre`; no slope is above 1.13.
                     EXPECT_TRUE(close(device.read(out), want, tolerance(type.out, c.k) + 2.3 * roundoff(type.out)))
                         << name_of(type.in) << " activation " << int(kind) << " pre " << with_pre << ", " << c.text();
                     if (with_pre) {

@@ -139,6 +139,18 @@ TEST(TokenChoiceBlock, EqualsPlainLoops) {
     }
 }
 
+TEST(TokenChoiceBlock, TheRouterIsNotRounded) {
+    ModelConfig c = small("moe_token_choice");
+    BlockLab lab("moe_token_choice", c, B, T, "bf16-mixed"), exact("moe_token_choice", c, B, T);
+    const Vector x = rounded(DType::bf16, random_vector(B * T * C, 1)), dout = random_vector(B * T * C, 2);
+    lab.forward(x), exact.forward(x);
+    const Vector probs = read_tensor(lab.pass.saved("probs"), lab.ctx);
+    EXPECT_TRUE(close(probs, read_tensor(exact.pass.saved("probs"), exact.ctx), tolerance(DType::f32, C)));
+    // Everything else is rounded to bf16, so gradients of the router agree to that.
+    lab.backward(dout), exact.backward(dout);
+    EXPECT_TRUE(close(lab.grad("router.weight"), exact.grad("router.weight"), tolerance(DType::bf16, B * T)));
+}
+
 // --------------------------------------------------------------------------------------------------- expert choice
 
 Vector expert_choice_oracle(BlockLab& lab, const Vector& x) {

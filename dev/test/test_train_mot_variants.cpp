@@ -126,6 +126,7 @@ TEST(MotTraining, EveryMicroBatchHasItsOwnOrder) {
 TEST(MotTraining, TemperaturesStartLateAndNeverDecay) {
     ModelConfig c = tiny("mot");
     c.emit = "experts", c.learn_temperature = "separate", c.temperature_start = 2, c.controllers = "weighted";
+    c.mixture_norm = true;  // decays, and is declared after the scalars
     TrainConfig train = training(8);
     train.decay = "all", train.weight_decay = 0.5;
     Trainee run(c, train);

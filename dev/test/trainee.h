@@ -37,7 +37,7 @@ struct Trainee {
             step->micro_batch(tokens.data() + size_t(k) * size, targets.data() + size_t(k) * size, k, statistics);
         step->update();
         StepState state = step->state();
-        return state.loss_sum / double(state.loss_count);
+        return state.loss_sum / state.loss_count;
     }
     NamedVectors parameters() { return read_all(model.parameters(), ctx); }
     NamedVectors gradients() { return read_all(model.gradients(), ctx); }

@@ -121,6 +121,11 @@ std::string sees_the_future(const ModelConfig& c) {
     return "";
 }
 
+int64_t competing_sequences(const ModelConfig& c, int64_t rows) {
+    if (c.expert_choice_over == "all") return 0;
+    return c.simulate_group_size ? c.simulate_group_size : rows;
+}
+
 int64_t expert_capacity(const ModelConfig& c, int64_t tokens) {
     const double slots = c.capacity_factor * double(tokens) * double(c.top_k) / double(c.experts);
     if (!(slots >= 1))
@@ -158,7 +163,8 @@ int64_t outputs_that_add_up(const ModelConfig& c, const std::string& kind) {
     std::string rule = c.expert_down_init;
     if (rule == "default") rule = kind == "mot" ? "one" : kind == "moe_token_choice" ? "all" : "chosen";
     if (rule == "all") return c.experts;
-    return rule == "one" ? 1 : std::max<int64_t>(1, std::llround(experts_of_a_token(c, kind)));
+    const double shared = kind == "mot" ? 0 : double(c.shared_experts);  // a sum of their own
+    return rule == "one" ? 1 : std::max<int64_t>(1, std::llround(experts_of_a_token(c, kind) - shared));
 }
 
 double aux_loss_weight(const ModelConfig& c, const std::string& metric) {
@@ -225,7 +231,20 @@ void check_moe(const ModelConfig& c) {
     if (!(c.capacity_factor > 0)) input_error("--capacity-factor is ", c.capacity_factor, ", it must be positive");
     if (c.router_z_loss_weight > 0 && has_block(c, "moe_expert_choice") && c.expert_choice_softmax == "tokens")
         input_error("--router-z-loss-weight goes with a softmax over experts, not with --expert-choice-softmax tokens");
-    if (!has_block(c, "moe_token_choice")) return;
+    if (c.expert_choice_over == "all" && c.simulate_group_size)
+        input_error("--simulate-group-size ", c.simulate_group_size, " is about choosing among sequences at one "
+                    "position, not among all tokens (--expert-choice-over all)");
+    if (!has_block(c, "moe_token_choice")) {
+        const char* flag = c.dropless            ? "--dropless"
+                           : c.balanced_routing  ? "--balanced-routing"
+                           : c.renormalize_gates ? "--renormalize-gates"
+                                                 : nullptr;
+        if (flag) input_error(flag, " is for token choice, and the pattern has no moe_token_choice");
+        return;
+    }
+    if (c.balanced_routing && c.renormalize_gates)
+        input_error("--renormalize-gates divides by the gates of chosen experts, but with --balanced-routing these "
+                    "are any experts and their gates may all be 0");
     if (c.renormalize_gates && c.top_k == 1)
         input_error("--renormalize-gates makes the only gate of --top-k 1 a constant: the router would learn nothing");
     if (c.dropless && c.drop_order == "gate")

@@ -91,8 +91,8 @@ void for_each_model_field(Config& c, F&& f) {
     f(FieldInfo{"expert_size", "hidden size of one expert (MoT and MoE); 0: see flop_matched", {}, 0, 1 << 24, mot},
       c.expert_size);
     f(FieldInfo{"flop_matched",
-                "expert_size 0 means the FLOPs of a dense layer: d_ff x group_size / experts, for MoE d_ff / (experts "
-                "of a token); off: d_ff / experts",
+                "expert_size 0 means the FLOPs of a dense layer without a gate: d_ff x group_size / experts, for MoE "
+                "d_ff / (experts of a token); off: d_ff / experts",
                 {},
                 0,
                 1,
@@ -256,7 +256,8 @@ void for_each_model_field(Config& c, F&& f) {
 }
 
 nlohmann::json to_json(const ModelConfig& config);
-// InputError naming the field for a missing, unknown or mistyped one. `where` says whose configuration it is.
+// A field that is not there keeps its default. InputError naming an unknown or mistyped one; `where` says whose
+// configuration it is.
 ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where);
 
 // "2x(attention ffn) attention mot" -> {"attention", "ffn", "attention", "ffn", "attention", "mot"}. InputError with
@@ -279,6 +280,9 @@ bool has_moe(const ModelConfig& config);  // of either kind
 int64_t rows_together(const ModelConfig& config);
 // Why a token of this model may see its own future ("" if none does): such a model cannot generate.
 std::string sees_the_future(const ModelConfig& config);
+
+// Expert choice: sequences that compete at a position, out of a batch of `rows`; 0: all tokens compete.
+int64_t competing_sequences(const ModelConfig& config, int64_t rows);
 
 // Slots of one expert for N tokens (token choice): min(int(capacity_factor * N * top_k / experts), N).
 int64_t expert_capacity(const ModelConfig& config, int64_t tokens);

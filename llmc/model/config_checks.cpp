@@ -9,6 +9,7 @@ namespace {
 void check_uniform(const ModelConfig& c) {
     const char* flag = c.controllers != "shared"                   ? "--controllers"
                        : c.learn_temperature != "no"               ? "--learn-temperature"
+                       : c.temperature != 1                        ? "--temperature"
                        : !c.merge_softmax                          ? "--no-merge-softmax"
                        : c.emit != "shared" && c.emit != "experts" ? "--emit"
                                                                    : nullptr;
@@ -59,10 +60,9 @@ void check_mot_variants(const ModelConfig& c) {
 }
 
 void check_discrete(const ModelConfig& c) {
-    if (has_mot(c) && !c.merge_softmax)
-        input_error(
-            "discrete evaluation puts a one at the maximum of each softmax, but this model has none "
-            "(--no-merge-softmax)");
+    if (has_mot(c) && (!c.merge_softmax || c.router == "uniform"))
+        input_error("discrete evaluation puts a one at the maximum of each softmax, but this model has none (",
+                    c.merge_softmax ? "--router uniform" : "--no-merge-softmax", ")");
 }
 
 }  // namespace llmc

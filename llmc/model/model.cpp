@@ -106,12 +106,11 @@ bool Model::has(const std::string& kind) const {
 
 void Model::check_rows(int64_t rows, int64_t group_size) const {
     if (has("moe_expert_choice")) {
-        const bool batch = config.expert_choice_over == "batch";
-        const int64_t g = batch && config.simulate_group_size ? config.simulate_group_size : rows;
-        if (g == 0 || rows % g)
+        const int64_t g = competing_sequences(config, rows);
+        if (rows == 0 || (g && rows % g))
             input_error("a batch of ", rows, " sequences cannot be cut into groups of ", g,
                         " (--simulate-group-size): make the micro-batch a multiple of it");
-        expert_choices(config, batch ? g : rows * config.context);
+        expert_choices(config, g ? g : rows * config.context);
     }
     if (!has("mot")) return;
     const int64_t g = group_size ? group_size : config.group_size;
@@ -138,6 +137,7 @@ Pass Model::pass_for(size_t i, const Run& run) const {
     Pass pass{ctx, run.arena};
     pass.B = run.B, pass.T = run.T, pass.act = precision.act;
     pass.dense = view(name, run.training), pass.experts = view(name + ".experts", run.training);
+    if (precision.compute_copy()) pass.masters = {pass.dense.unit, unit_range(*pass.dense.unit, params), {}};
     pass.first_position = run.first_position;
     pass.accumulate = run.accumulate, pass.discrete = run.eval.discrete;
     pass.live_rows = run.eval.live_rows;

@@ -258,7 +258,7 @@ void moe_z_loss_backward(Tensor dlogits, Tensor lse, Tensor probs, double scale,
 struct StepState {
     double lr = 0;                                      // learning rate of this step
     double loss_sum = 0;                                // sum of the losses of this step's tokens ...
-    int64_t loss_count = 0;                             // ... and how many (targets >= 0)
+    double loss_count = 0;                              // ... and how many (targets >= 0)
     double grad_square_sum = 0;                         // of all gradients
     double grad_norm = 0;                               // its root, before clipping
     double grad_scale = 1;                              // min(1, clip / (grad_norm + 1e-6))
@@ -273,6 +273,7 @@ struct StepState {
 };
 // `step` below is a Tensor of sizeof(StepState) bytes (i32 elements).
 Tensor step_state_tensor(void* data);
+Tensor step_loss_sums(Tensor step);  // [2] f64: loss_sum and loss_count
 
 void step_begin(Tensor step, double lr, Context& ctx);  // sets lr, clears the sums of the last step
 void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx);  // adds to loss_sum and loss_count

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 
 namespace llmc {
 
@@ -23,13 +24,31 @@ Evaluator::Evaluator(const Dataset& data, const ModelConfig& model, const TrainC
     bytes_per_token = split.bytes_per_token();
 }
 
-EvalResult Evaluator::run(Step& step, const EvalOptions& options) const {
+namespace {
+
+// mine[i / size] of rank i % size, in the order of i: what every rank has computed of a list dealt out to all.
+std::vector<double> collect(const std::vector<double>& mine, int64_t count, World& world) {
+    std::vector<double> all(static_cast<size_t>(count));
+    const std::vector<std::string> parts =
+        world.all_gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(double)));
+    for (int64_t i = 0; i < count; i++)
+        std::memcpy(&all[size_t(i)], parts[size_t(i % world.size)].data() + size_t(i / world.size) * sizeof(double),
+                    sizeof(double));
+    return all;
+}
+
+}  // namespace
+
+EvalResult Evaluator::run(Step& step, const EvalOptions& options, World* world) const {
     EvalResult result;
     std::vector<int32_t> tokens(size_t(micro_batch * context)), targets(tokens.size());
-    for (int64_t i = 0; i < count; i++) {
+    std::vector<double> losses;
+    for (int64_t i = world ? world->rank : 0; i < count; i += world ? world->size : 1) {
         loader->fill(tokens.data(), targets.data(), micro_batch, i * micro_batch);
-        result.loss += step.evaluate(tokens.data(), targets.data(), options) / double(count);
+        losses.push_back(step.evaluate(tokens.data(), targets.data(), options));
     }
+    if (world) losses = collect(losses, count, *world);
+    for (double loss : losses) result.loss += loss / double(count);
     result.perplexity = std::exp(result.loss);
     result.bits_per_byte = bytes_per_token > 0 ? result.loss / (std::log(2.0) * bytes_per_token) : 0;
     result.tokens = count * micro_batch * context;
@@ -37,11 +56,11 @@ EvalResult Evaluator::run(Step& step, const EvalOptions& options) const {
 }
 
 EvalResult Evaluator::run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
-                          Context& ctx) const {
+                          Context& ctx, World* world) const {
     const int64_t mark = arena.mark();
     UnitHooks hooks;
     Step step(model, config, arena, hooks, ctx);
-    const EvalResult result = run(step, options);
+    const EvalResult result = run(step, options, world);
     arena.release(mark);
     return result;
 }

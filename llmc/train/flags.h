@@ -57,12 +57,22 @@ inline std::set<std::string> given_fields(const CLI::App& app, ModelConfig& mode
     return given;
 }
 
+// InputError if --granularity, or whatever else resolved() derives numbers from, overrules a number that the user gave.
+inline void check_overruled(const ModelConfig& model, const std::set<std::string>& given) {
+    const nlohmann::json asked = to_json(model), got = to_json(resolved(model));
+    for (const std::string& name : given)
+        if (asked.contains(name) && asked[name] != got[name] && asked[name] != 0)
+            input_error("--granularity ", model.granularity, " and --expansion ", model.expansion, " make ", name, " ",
+                        got[name].dump(), ", but you asked for ", asked[name].dump());
+}
+
 // What every main ends with: parses, runs `body` for its exit code, and turns an exception into one sentence on stderr
-// and exit code 2 (bad input) or 1 (failure).
-template <class Body>
-int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
-    auto fail = [](const std::string& what, int code) {
+// and exit code 2 (bad input) or 1 (failure). `also` is called with sentence and code before that.
+template <class Body, class Also>
+int run_program(CLI::App& app, int argc, char** argv, Body&& body, Also&& also) {
+    auto fail = [&](const std::string& what, int code) {
         std::fflush(stdout);
+        also(what, code);
         std::fprintf(stderr, "error: %s\n", what.c_str());
         return code;
     };
@@ -77,6 +87,10 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
     } catch (const std::exception& error) {
         return fail(error.what(), 1);
     }
+}
+template <class Body>
+int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
+    return run_program(app, argc, argv, body, [](const std::string&, int) {});
 }
 
 }  // namespace llmc

@@ -248,7 +248,7 @@ void run_trajectory(Harness& h) {
         step.micro_batch(tokens.data() + s * c.B * c.T, targets.data() + s * c.B * c.T, 0, false);
         step.update();
         StepState state = step.state();
-        losses.push_back(state.loss_sum / double(std::max<int64_t>(state.loss_count, 1)));
+        losses.push_back(state.loss_sum / std::max(state.loss_count, 1.0));
         norms.push_back(state.grad_norm);
     }
     h.compare("lrs", rates, c.floats("lrs", {steps}), 1e-7);

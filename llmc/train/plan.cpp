@@ -30,14 +30,16 @@ std::string bytes_text(double bytes) { return scaled(bytes, 1024, {" B", " KiB",
 std::string count_text(double count) { return scaled(count, 1000, {"", "k", "M", "G", "T", "P"}); }
 
 Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool training, int threads,
-               const EvalOptions& eval, const std::optional<ModelConfig>& twin) {
+               const EvalOptions& eval, const std::optional<ModelConfig>& twin, int ranks) {
     Context ctx({.threads = threads, .counting = true});
     Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
     model.check_rows(config.micro_batch, eval.group_size);
     model.allocate(training);
     Arena arena("activations", ctx);
     UnitHooks hooks;
-    Step step(model, config, arena, hooks, ctx);
+    World world = World::pretend(ranks, 0);
+    Comm comm(world, ctx);
+    Step step(model, config, arena, hooks, ctx, false, &comm);
 
     Plan plan;
     int64_t before = ctx.flops;
@@ -54,10 +56,9 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
     }
     if (training) {
         before = ctx.flops;
-        for (int64_t k = 0; k < std::min<int64_t>(config.grad_accumulation, 2); k++)
-            step.micro_batch(nullptr, nullptr, k, true);
-        plan.step_flops =
-            (ctx.flops - before) / std::min<int64_t>(config.grad_accumulation, 2) * config.grad_accumulation;
+        const int64_t last = config.grad_accumulation - ranks, counted = last > 0 ? 2 : 1;
+        for (int64_t k = 0; k <= last; k += std::max<int64_t>(last, 1)) step.micro_batch(nullptr, nullptr, k, true);
+        plan.step_flops = (ctx.flops - before) / counted * config.grad_accumulation;
         step.update();
     }
     plan.parameter_bytes = model.params.bytes();

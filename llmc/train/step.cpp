@@ -4,9 +4,17 @@
 
 namespace llmc {
 
-Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx,
-           bool graphs)
-    : model(model), config(config), arena(arena), hooks(hooks), ctx(ctx), graphs(graphs) {
+void SumGradients::after(const Unit& unit, Phase phase) {
+    if (phase != Phase::backward || !last) return;
+    comm.after_compute();
+    comm.all_reduce(unit_range(unit, model.grads));
+}
+
+Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx, bool graphs,
+           Comm* ranks)
+    : model(model), config(config), arena(arena), hooks(hooks), ctx(ctx), graphs(graphs),
+      comm(ranks && ranks->size > 1 ? ranks : nullptr) {
+    if (comm) sum_gradients.emplace(model, *comm);
     const int64_t B = config.micro_batch, T = model.config.context;
     tokens = arena.tensor("tokens", DType::i32, {B, T});
     targets = arena.tensor("targets", DType::i32, {B, T});
@@ -30,10 +38,13 @@ void Step::micro_batch(const int32_t* host_tokens, const int32_t* host_targets, 
     upload(tokens, host_tokens, ctx);
     upload(targets, host_targets, ctx);
     if (draw) {
-        const int32_t number = int32_t(first_of_step + k);
+        const RandomStream draws(uint64_t(config.seed), "random groups");
+        const auto number = int32_t(draws.bits(uint64_t(first_of_step + k)) >> 33);  // new in every micro-batch and run
         upload(draw, &number, ctx);
     }
-    const bool accumulate = k > 0;
+    const int64_t ranks = comm ? comm->size : 1;
+    const bool accumulate = k >= ranks;
+    if (comm) sum_gradients->last = k + ranks >= config.grad_accumulation;
     if (!graphs) return enqueue_micro_batch(accumulate, statistics);
     micro_batch_graphs[accumulate][statistics].run(ctx, [&] { enqueue_micro_batch(accumulate, statistics); });
 }
@@ -42,7 +53,7 @@ void Step::enqueue_micro_batch(bool accumulate, bool statistics) {
     const double dloss =
         1.0 / double(config.grad_accumulation * losses.numel());  // the step's loss is the mean over all tokens
     model.train({tokens, targets, losses, dloss, accumulate, statistics ? metric_values : Tensor{}, draw},
-                config.recompute == "blocks", arena, hooks);
+                config.recompute == "blocks", arena, comm ? *sum_gradients : hooks);
     loss_accumulate(step, losses, targets.view({targets.numel()}), ctx);
 }
 
@@ -53,6 +64,11 @@ void Step::update() {
 
 void Step::enqueue_update() {
     const Range range("update");
+    if (comm) {
+        comm->after_compute();
+        comm->all_reduce(step_loss_sums(step));
+        comm->before_compute();
+    }
     for (const Unit& unit : model.table.units)
         for (const ParamSpec& spec : unit.params) {
             Tensor grad = view_of(spec, unit_range(unit, model.grads));
@@ -79,6 +95,11 @@ StepState Step::state() {
 void Step::set_state(const StepState& state) { upload(step, &state, ctx); }
 
 std::vector<double> Step::metrics() {
+    if (comm) {  // the last micro-batch is the last rank's
+        comm->after_compute();
+        comm->broadcast(metric_values, comm->size - 1);
+        comm->before_compute();
+    }
     std::vector<double> values(size_t(metric_values.numel()));
     download(values.data(), metric_values, ctx);
     return values;
@@ -92,7 +113,7 @@ double Step::evaluate(const int32_t* host_tokens, const int32_t* host_targets, c
     loss_accumulate(eval_step, losses, targets.view({targets.numel()}), ctx);
     StepState sums;
     download(&sums, eval_step, ctx);
-    return sums.loss_sum / double(sums.loss_count);
+    return sums.loss_sum / sums.loss_count;
 }
 
 }  // namespace llmc

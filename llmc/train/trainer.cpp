@@ -48,14 +48,16 @@ struct Run {
     const RunOptions& options;
     const Dataset& data;
     const Plan plan;
+    World* world;  // nullptr: one process
     Context ctx;
+    std::optional<Comm> comm;
     UnitHooks hooks;
     Model model;
     Arena arena;
     Loader loader;
     Evaluator evaluator;
     std::unique_ptr<Step> step;
-    RunLog log;
+    std::optional<RunLog> log;  // rank 0
     const json identity;  // what every checkpoint says of itself
     const std::vector<ExtraEvaluation> extras;
     const std::optional<ModelConfig> twin;  // of a run that was a Mixture of Tokens: what it was
@@ -71,17 +73,23 @@ struct Run {
 
     Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, const Dataset& d, const Plan& p,
         const json& identity, const std::optional<ModelConfig>& twin)
-        : model_config(m), config(c), options(o), data(d), plan(p), ctx({.threads = o.threads, .profile = o.profile}),
+        : model_config(m), config(c), options(o), data(d), plan(p), world(o.world),
+          ctx({.threads = o.threads, .profile = o.profile}),
           model(m, Precision::from_name(c.precision), c.decay == "all", ctx), arena("activations", ctx),
           loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
-          log(o.run_dir + "/log.jsonl", identity), identity(identity), extras(extra_evaluations(m, c)), twin(twin),
+          identity(identity), extras(extra_evaluations(m, c)), twin(twin),
           transition(identity.value("transition", json())), tokens(size_t(c.micro_batch * m.context)),
           targets(tokens.size()) {
+        if (rank() == 0) log.emplace(o.run_dir + "/log.jsonl", identity);
+        if (world) comm.emplace(*world, ctx);
         reserve_workspace(plan.workspace_bytes, ctx);
         arena.allocate(plan.activation_bytes);
         model.allocate(true);
-        step = std::make_unique<Step>(model, config, arena, hooks, ctx, options.cuda_graph);
+        step = std::make_unique<Step>(model, config, arena, hooks, ctx, options.cuda_graph, comm ? &*comm : nullptr);
     }
+
+    int rank() const { return world ? world->rank : 0; }
+    int ranks() const { return world ? world->size : 1; }
 
     // ---- start
     void start_fresh() { model.initialize(uint64_t(config.seed)); }
@@ -99,7 +107,7 @@ struct Run {
 
     // ---- output
     void record(const json& line) {
-        if (!log.append(line)) std::fprintf(stderr, "warning: %s\n", log.problem().c_str());
+        if (log && !log->append(line)) std::fprintf(stderr, "warning: %s\n", log->problem().c_str());
     }
 
     void report(double lr) {
@@ -148,13 +156,13 @@ struct Run {
     }
 
     void validate() {
-        const EvalResult result = evaluator.run(*step, {});
+        const EvalResult result = evaluator.run(*step, {}, world);
         std::printf("  step %lld: validation %s\n", static_cast<long long>(steps_done), result.text().c_str());
         std::fflush(stdout);
         json line = {{"step", steps_done}, {"seconds", all_busy_seconds}};
         result.add_to(line, "val_");
         for (const ExtraEvaluation& extra : extras) {
-            const double loss = evaluator.run(*step, extra.options).loss;
+            const double loss = evaluator.run(*step, extra.options, world).loss;
             std::printf("    %-12s validation loss %.4f\n", extra.name.c_str(), loss);
             line["val_loss_" + extra.name] = loss;
         }
@@ -169,8 +177,8 @@ struct Run {
 
     // The end of a run that was a Mixture of Tokens: its weights in both modes.
     void compare_with_mot() {
-        const EvalResult sparse = evaluator.run(*step, {});
-        const EvalResult mot = evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx);
+        const EvalResult sparse = evaluator.run(*step, {}, world);
+        const EvalResult mot = evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx, world);
         std::printf("%s", transition_table(transition, steps_done, mot.loss, sparse.loss).c_str());
         record({{"event", "transition end"},
                 {"step", steps_done},
@@ -179,8 +187,9 @@ struct Run {
                 {"recovered_at", transition.at("recovered_at")}});
     }
 
-    // False if it failed: reported, and the last good checkpoint is still there.
+    // False if it failed: reported, and the last good checkpoint is still there. All ranks have the same parameters.
     bool save() {
+        if (rank() > 0) return true;
         const StepState state = step->state();
         const LoaderState position = loader.state_at(steps_done * samples_per_step());
         json j = checkpoint_state(identity, state, position, all_busy_seconds, evaluator.fillers());
@@ -201,7 +210,7 @@ struct Run {
     void one_step(double lr, bool statistics) {
         const double start = seconds_now();
         step->begin(lr, steps_done);
-        for (int64_t k = 0; k < config.grad_accumulation; k++) {
+        for (int64_t k = rank(); k < config.grad_accumulation; k += ranks()) {
             loader.fill(tokens.data(), targets.data(), config.micro_batch,
                         steps_done * samples_per_step() + k * config.micro_batch);
             step->micro_batch(tokens.data(), targets.data(), k, statistics);
@@ -214,13 +223,23 @@ struct Run {
         all_busy_seconds += seconds_now() - start;
     }
 
+    // The signal that asks to stop, on any rank; all get the same answer at the same step.
+    int stop_requested() {
+        int signal = stop_signal();
+        if (ranks() == 1) return signal;
+        for (const std::string& theirs : world->all_gather(std::to_string(signal)))
+            signal = std::max(signal, std::stoi(theirs));
+        return signal;
+    }
+
     static bool due(int64_t interval, int64_t step) { return interval > 0 && step % interval == 0; }
 
     int loop() {
         constexpr int64_t retry_after = 10;  // steps until a failed save is tried again
         const Schedule schedule = schedule_of(config);
         int64_t retry_at = -1, saved_at = first_step > 0 ? first_step : -1;
-        while (steps_done < config.steps && !stop_signal()) {
+        int signal = 0;
+        while (steps_done < config.steps && !(signal = stop_requested())) {
             const double lr = learning_rate(schedule, steps_done);
             const bool statistics = model.metric_count() && due(config.statistics_interval, steps_done + 1);
             one_step(lr, statistics);
@@ -247,7 +266,7 @@ struct Run {
             }
         }
         if (saved_at != steps_done && !save()) return 1;
-        if (int signal = stop_signal(); signal && steps_done < config.steps) {
+        if (signal) {
             std::printf("interrupted after step %lld; saved in %s: go on with --resume\n",
                         static_cast<long long>(steps_done), options.run_dir.c_str());
             return 128 + signal;
@@ -283,9 +302,38 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     if (has_block(model, "moe_expert_choice") && model.expert_choice_over == "all")
         std::printf(
             "warning: --expert-choice-over all compares positions of one sequence: the model sees its own future\n");
+    if (model.balanced_routing)
+        std::printf("warning: --balanced-routing ignores what the router says: it is for timings\n");
     if (has_block(model, "moe_token_choice") && model.drop_order == "gate")
         std::printf("warning: --drop-order gate drops a token for a later one: the model sees its own future\n");
     std::fflush(stdout);
+}
+
+// The checkpoint to go on from, chosen by rank 0 for all.
+std::optional<Checkpoint> find_checkpoint(const RunOptions& options) {
+    World* world = options.world;
+    if (!world || world->size == 1) return find_latest(options.run_dir);
+    std::optional<Checkpoint> found;
+    if (world->rank == 0) found = find_latest(options.run_dir);
+    const std::string directory = world->all_gather(found ? found->directory : "")[0];
+    if (world->rank > 0 && !directory.empty()) found = open_checkpoint(directory);
+    return found;
+}
+
+void prepare_run_directory(const std::string& run_dir, const json& identity, const Dataset& data,
+                           const std::optional<Checkpoint>& found) {
+    start_run_directory(run_dir, identity, data);
+    const std::string log_path = run_dir + "/log.jsonl";
+    if (!found)
+        std::filesystem::remove(log_path);  // of a run that ended before its first checkpoint
+    else if (const TruncatedLog cut = truncate_after_step(log_path, found->step); cut.unreadable > 1)
+        std::fprintf(stderr, "warning: %lld lines of %s were damaged and are gone\n",
+                     static_cast<long long>(cut.unreadable), log_path.c_str());
+}
+
+void warn_about_threads(World& world, int threads) {
+    const std::string warning = thread_warning(world, threads);
+    if (world.rank == 0 && !warning.empty()) std::fprintf(stderr, "warning: %s\n", warning.c_str());
 }
 
 }  // namespace
@@ -301,6 +349,12 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
                     " the parameters are not rounded");
     if (options.cuda_graph && !backend_has_graphs())
         input_error("--cuda-graph needs a GPU: leave it out with this build, which is for the CPU");
+    const int ranks = options.world ? options.world->size : 1;
+    if (options.cuda_graph && ranks > 1)
+        input_error("--cuda-graph is for one process: this run has ", ranks);
+    if (config.grad_accumulation % ranks)
+        input_error("a step's ", config.grad_accumulation, " micro-batches (--grad-accumulation) cannot be dealt to ",
+                    ranks, " processes: make them a multiple");
     if (options.cuda_graph && options.profile)
         input_error("--profile times single ops and --cuda-graph launches them all at once: choose one");
     model = resolved(model);
@@ -311,7 +365,7 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
                     ": no step has a learning rate before its origin");
     // Data shorter than a sequence is refused here, before anything is made.
     Loader(data.train, model.context, uint64_t(config.seed), true);
-    return make_plan(model, config, true, options.threads, {}, twin);
+    return make_plan(model, config, true, options.threads, {}, twin, ranks);
 }
 
 int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
@@ -320,13 +374,14 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     if (model.vocab_size == 0) model.vocab_size = data.vocab_size;
     if (config.decay_steps == 0) config.decay_steps = config.steps;
 
-    std::optional<Checkpoint> found = find_latest(options.run_dir);
+    const bool first = !options.world || options.world->rank == 0;
+    std::optional<Checkpoint> found = find_checkpoint(options);
     if (found && options.resume == Resume::never)
         input_error(options.run_dir, " holds a run already: go on with --resume, or choose another --run-dir");
     if (!found && options.resume == Resume::must)
         input_error("--resume: there is no complete checkpoint in ", options.run_dir);
     if (found) {
-        if (!found->note.empty()) std::fprintf(stderr, "warning: %s\n", found->note.c_str());
+        if (first && !found->note.empty()) std::fprintf(stderr, "warning: %s\n", found->note.c_str());
         take_saved_configuration(model, config, options.given, found->state, found->directory);
         check_same_data(found->state, data, found->directory);
     }
@@ -340,18 +395,15 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     check_memory(plan, device);
     json identity = describe_run(model, config, data);
     if (!transition.is_null()) identity["transition"] = transition;
-    start_run_directory(options.run_dir, identity, data);
-    const std::string log_path = options.run_dir + "/log.jsonl";
-    if (!found)
-        std::filesystem::remove(log_path);  // of a run that ended before its first checkpoint
-    else if (const TruncatedLog cut = truncate_after_step(log_path, found->step); cut.unreadable > 1)
-        std::fprintf(stderr, "warning: %lld lines of %s were damaged and are gone\n",
-                     static_cast<long long>(cut.unreadable), log_path.c_str());
+    if (first) prepare_run_directory(options.run_dir, identity, data, found);
+    if (options.world) options.world->barrier();
     Run run(model, config, options, data, plan, identity, twin);
     const Peak peak = peak_flops(run.model.precision.act, run.ctx);
-    run.peak_flops = peak.flops;
-    std::printf("%s; peak %.0f GFLOP/s, %s\n", backend_description(run.ctx).c_str(), peak.flops * 1e-9,
-                peak.how.c_str());
+    run.peak_flops = peak.flops * run.ranks();
+    const std::string processes = run.ranks() > 1 ? str(run.ranks(), " processes, each: ") : "";
+    std::printf("%s%s; peak %.0f GFLOP/s, %s\n", processes.c_str(), backend_description(run.ctx).c_str(),
+                peak.flops * 1e-9, peak.how.c_str());
+    if (options.world) warn_about_threads(*options.world, run.ctx.threads);
     if (found)
         run.start_from(*found);
     else

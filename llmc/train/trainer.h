@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 
+#include "llmc/comm/comm.h"
 #include "llmc/data/shards.h"
 #include "llmc/train/config.h"
 #include "llmc/train/plan.h"
@@ -18,6 +19,7 @@ namespace llmc {
 enum class Resume { never, must, if_there };
 
 struct RunOptions {
+    World* world = nullptr;  // the processes that share the run; nullptr: this one alone
     std::string data, run_dir;
     Resume resume = Resume::never;
     std::set<std::string> given;  // fields that the user set: on resume they must not contradict the saved run
@@ -34,7 +36,8 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
                int64_t first_step, const std::optional<ModelConfig>& twin);
 
 // Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps or a last checkpoint that could not be
-// saved; 130, 143 interrupted and saved. InputError for what cannot work, before anything large is allocated.
+// saved; 130, 143 interrupted and saved. InputError for what cannot work, before anything large is allocated. With
+// several processes all call this; rank 0 alone writes to the run directory.
 int train(ModelConfig model, TrainConfig config, const RunOptions& options);
 
 }  // namespace llmc

@@ -1,6 +1,7 @@
 #include "llmc/train/transition.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 

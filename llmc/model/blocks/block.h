@@ -36,6 +36,7 @@ struct Pass {
     int64_t B = 0, T = 0;  // rows and positions of this call
     DType act = DType::f32;
     UnitView dense{}, experts{};
+    UnitView masters{};  // the dense unit's parameters as the optimizer has them, where blocks compute with a copy
     std::vector<Tensor> slots{};  // saved tensors (forward, backward)
     std::vector<Tensor> state{};  // generation state (extend)
     int64_t first_position = 0;   // of the T positions (extend)
@@ -50,6 +51,7 @@ struct Pass {
     Tensor metrics{};             // this block's scalars, if they are wanted now: [n] f64
 
     Tensor param(const char* local_name) const { return owner(local_name).param(local_name); }
+    Tensor master(const char* local_name) const { return (masters.unit ? masters : dense).param(local_name); }
     Tensor grad(const char* local_name) const { return owner(local_name).grad(local_name); }
     Tensor saved(const char* name) const { return named(slots, name); }
     Tensor carried(const char* name) const { return named(state, name); }

@@ -75,7 +75,8 @@ protected:
         Tensor logits = p.temp("logits", p.stat(), {p.B, p.T, config.experts});
         Tensor seen = logits.view(s.shape), probs = p.saved("probs").view(s.shape);
         if (p.live_rows && p.live_rows < p.B) fill(x.slice(p.live_rows, p.B), 0, p.ctx);
-        matmul(logits, x, p.param("router.weight"), {.transpose_b = true}, p.ctx);
+        Tensor router = p.master("router.weight");
+        matmul(logits, as(router.dtype, p, x), router, {.transpose_b = true}, p.ctx);
         mot_softmax_forward(probs, seen, s.over, s.group, 1, p.ctx);
         if (metrics) mot_statistics(metrics.slice(0, 4), probs, seen, s.over, s.group, p.ctx);
         if (z_loss()) moe_z_loss(metrics ? metrics.slice(4, 5) : Tensor{}, p.saved("lse"), logits, p.ctx);
@@ -110,7 +111,7 @@ protected:
                              false, p.ctx);
         if (z_loss())
             moe_z_loss_backward(dlogits, p.saved("lse"), probs, config.router_z_loss_weight * p.aux_scale, p.ctx);
-        logits_backward(p, "router.weight", dx, dlogits, x);
+        router_logits_backward(p, dx, dlogits, x);
     }
 
     Tensor offsets(const Pass& p) const { return ragged(p) ? p.saved("offsets") : Tensor{}; }
@@ -118,6 +119,23 @@ protected:
 
 private:
     bool z_loss() const { return config.router_z_loss_weight > 0; }
+
+    // The router computes with its f32 parameters in bf16-mixed too: a rounded logit can send a token elsewhere.
+    static Tensor as(DType dtype, const Pass& p, Tensor x) {
+        if (x.dtype == dtype) return x;
+        Tensor other = p.temp("x", dtype, x.shape);
+        copy(other, x, p.ctx);
+        return other;
+    }
+    static void router_logits_backward(const Pass& p, Tensor dx, Tensor dlogits, Tensor x) {
+        Tensor router = p.master("router.weight");
+        if (router.dtype == x.dtype) return logits_backward(p, "router.weight", dx, dlogits, x);
+        Tensor wide = as(router.dtype, p, x), through = p.temp("through the router", dx.shape);  // [B,T,C]
+        matmul(p.grad("router.weight"), dlogits, wide, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
+        matmul(wide, dlogits, router, {}, p.ctx);
+        copy(through, wide, p.ctx);
+        add(dx, dx, through, p.ctx);
+    }
 
     const FeedForward expert;
 
@@ -236,8 +254,8 @@ private:
     // An expert takes `chosen` tokens out of each of `sets` sets; group as moe_choose_tokens has it.
     struct Candidates { int64_t group, chosen, sets; };
     Candidates candidates(int64_t B, int64_t T) const {
-        if (config.expert_choice_over == "all") return {0, expert_choices(config, B * T), 1};
-        const int64_t group = config.simulate_group_size ? config.simulate_group_size : B;
+        const int64_t group = competing_sequences(config, B);
+        if (group == 0) return {0, expert_choices(config, B * T), 1};
         return {group, expert_choices(config, group), T * (B / group)};
     }
     int64_t slots_per_expert(int64_t B, int64_t T, const Pass&) const override {

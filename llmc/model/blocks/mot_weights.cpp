@@ -45,7 +45,7 @@ void MotWeights::declare_params(Unit& unit) const {
 void MotWeights::declare_saved(std::vector<SavedSpec>& saved, int64_t B, int64_t T, const Pass& p) const {
     const Shape shape{B, T, config.experts};
     saved.push_back({"merge", p.stat(), shape});
-    if (config.emit != "shared") saved.push_back({"emit", p.stat(), shape});
+    if (config.emit != "shared") saved.push_back({"emit", p.stat(), shape, config.emit == "top"});
     if (config.learn_temperature == "no") return;
     saved.push_back({merge_path.scaled, p.stat(), shape});
     if (emit_logits()) saved.push_back({emit_path.scaled, p.stat(), shape});
@@ -93,6 +93,7 @@ void MotWeights::emit_forward(const Pass& p, Tensor x, Tensor logits, Tensor sca
     Tensor emit = this->emit(p);
     if (config.emit == "raw") return fill(emit, 1, p.ctx);
     if (config.emit == "top") {
+        if (p.recomputing) return;  // a decision
         copy(emit, merge(p), p.ctx);
         return mot_discretize(emit, SoftmaxOver::group, group(p), p.ctx);
     }

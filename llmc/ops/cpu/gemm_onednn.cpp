@@ -179,8 +179,9 @@ GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem& p) : libra
                            .stride_a = 0, .stride_b = 0, .stride_c = 0, .accumulate = p.accumulate, .bias = false};
     auto found = library->of_any_size.find(kind);
     if (found == library->of_any_size.end()) {
-        const auto made = describe(kind, library->engine);
-        found = library->of_any_size.emplace(kind, PrimitiveOfAnySize{dnnl::matmul(made), made.scratchpad_desc()}).first;
+        const auto pd = describe(kind, library->engine);
+        const PrimitiveOfAnySize made{dnnl::matmul(pd), pd.scratchpad_desc()};
+        found = library->of_any_size.emplace(kind, made).first;
     }
     prepared = &found->second;
 }

@@ -1,6 +1,13 @@
-// Products of ragged rows with one matrix per expert. They are cut into pieces of at most 512 x 512 results, and every
-// piece is made by one thread: sizes that are new with every step cost nothing to prepare, experts of any sizes keep all
-// threads busy, and the bits do not depend on the number of threads. Measured: dev/bench/bench_ragged.cpp.
+// Products of ragged rows with one matrix per expert. They are cut into pieces of at most 512 x 512 results, each
+// made by one thread: sizes that are new with every step cost nothing to prepare, experts of any sizes keep all threads
+// busy, and the bits do not depend on the number of threads.
+//
+// dev/bench/bench_ragged.cpp, balanced experts of C = 512, 8192 rows in all, CPU time of one thread in ms:
+//                                   forward  input gradient  weight gradient     batched at capacity 1.25
+//     32 experts of 2048, f32          92          82               91              117     120     104
+//                         bf16         48          50               49               54      58      55
+//     256 experts of 256, f32          22          14               13               20      22      15
+//                         bf16         12          10                9               10      12       9
 #include <exception>
 
 #include "llmc/ops/cpu/backend.h"

@@ -59,7 +59,7 @@ void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx) {
         step_state(step)->loss_sum += sum_in_chunks(&sum<T>, ptr<const T>(losses), n, op.workspace, ctx.threads);
     });
     const int32_t* target = ptr<int32_t>(targets);
-    step_state(step)->loss_count += std::count_if(target, target + n, [](int32_t t) { return t >= 0; });
+    step_state(step)->loss_count += double(std::count_if(target, target + n, [](int32_t t) { return t >= 0; }));
 }
 
 void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx) {
@@ -96,7 +96,7 @@ void step_decide(Tensor step, double clip, double beta1, double beta2, Context& 
     }
     s.skipped_in_a_row = 0;
     s.total_loss_sum += s.loss_sum;
-    s.total_loss_count += s.loss_count;
+    s.total_loss_count += int64_t(s.loss_count);
     s.t++;
     s.bias_correction1 = 1 - std::pow(beta1, double(s.t));
     s.bias_correction2 = 1 - std::pow(beta2, double(s.t));

@@ -3,7 +3,7 @@
 // is nobody's. Offsets are multiples of the tile, so no tile holds rows of two experts, and none is owned in part.
 //
 // Floor: 2 K N FLOPs a row; in memory, the rows and results once, every expert's matrix once as long as the tiles of an
-// expert, which follow each other, find it in the L2 cache. With r rows an expert and bf16, that is about r FLOPs a byte
+// expert, which follow each other, find it in the L2 cache. With r rows an expert and bf16, that is some r FLOPs a byte
 // where r is small against K and N: below some 300 rows on an H100 (150 on an A100) it is the matrices' bytes that
 // count. Above, it is the tensor cores, which mma.sync keeps to some 60 % of a Hopper's peak: a prediction, as all
 // speeds here. A tile that is not full costs a full one, on average half a tile per expert.

@@ -30,7 +30,7 @@ __global__ void loss_kernel(StepState* step, const float* losses, const int32_t*
     count = block_sum(count);
     if (threadIdx.x > 0) return;
     step->loss_sum += sum;
-    step->loss_count += count;
+    step->loss_count += double(count);
 }
 
 // Where a gradient [n] is cut for the sum of its squares: `blocks` parts of `part` elements, fixed by n alone.
@@ -81,7 +81,7 @@ __global__ void step_decide_kernel(StepState* step, double clip, double beta1, d
         if (clip > 0) s.grad_scale = min(1.0, clip / (s.grad_norm + 1e-6));
         s.skipped_in_a_row = 0;
         s.total_loss_sum += s.loss_sum;
-        s.total_loss_count += s.loss_count;
+        s.total_loss_count += int64_t(s.loss_count);
         s.t++;
         s.bias_correction1 = 1 - pow(beta1, double(s.t));
         s.bias_correction2 = 1 - pow(beta2, double(s.t));

@@ -1,9 +1,9 @@
-// The products inside one block that matmul_ragged.cu is made of: a tile of 128 x 128 results by 256 threads, from tiles
+// The products inside one block that matmul_ragged.cu is made of: one of 128 x 128 results by 256 threads, from tiles
 // of both operands in shared memory that reach `k_step` elements into the sum. bf16 on tensor cores, f32 on ordinary
 // multiply-adds.
 //
 // An operand is read as it lies in memory: along k (a row of memory is a piece of the sum), or across (a row of memory
-// is one k and many rows or columns of the result). So there are no transposing copies, and all loads are 16 bytes wide.
+// is one k and many rows or columns of the result). So there are no transposing copies, and loads are 16 bytes wide.
 #pragma once
 #include "llmc/ops/cuda/cuda.cuh"
 #include "llmc/ops/cuda/ragged.h"
