@@ -3,7 +3,8 @@
 #
 #   scripts/deps.sh build|test|demo|all     what to make possible
 #
-# DEPS=no: installs nothing, says what is missing and exits with 2. gnuplot (for the demo's plots) is never required.
+# DEPS=no: installs nothing, says what is missing and exits with 2. gnuplot (for the demo's plots) and Open MPI (for
+# more than one process) are never required.
 set -eu
 cd "$(dirname "$0")/.."
 purpose=${1:-all}
@@ -27,6 +28,9 @@ what_is_missing() {
 required=$(what_is_missing)
 wanted=
 case $purpose in demo | all) command -v gnuplot > /dev/null || wanted=gnuplot-nox ;; esac
+case $purpose in
+    test | all) { command -v mpirun && command -v mpicc; } > /dev/null || wanted="$wanted libopenmpi-dev openmpi-bin" ;;
+esac
 if [ -z "$required$wanted" ]; then
     [ "$purpose" != all ] || echo "nothing is missing"
     exit 0
@@ -35,7 +39,7 @@ fi
 # give_up REASON: without the wanted packages life goes on, without the required ones it does not.
 give_up() {
     if [ -z "$required" ]; then
-        echo "not installed ($1): $wanted; there will be no plots as files"
+        echo "not installed ($1): $wanted; without gnuplot there are no plots as files, without Open MPI one process"
         exit 0
     fi
     echo "missing: $required; $1" >&2

@@ -4,7 +4,7 @@
 #   scripts/detect.sh DIR      writes DIR/config.mk (make variables) and DIR/table.txt (for people)
 #
 # Environment: CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, GEMM (onednn, openblas or plain: insist on one matmul library), COMM
-# (none, mpi or nccl: insist on what connects processes), BACKEND, CUDA_HOME, GPU_ARCH (compute capabilities, for example
+# (none, mpi or nccl: insist on what connects processes), BACKEND, CUDA_HOME, GPU_ARCH (compute capabilities, such as
 # "80 90").
 # Prints `searched` when it searched: the answer is kept while compiler, flags and processor stay the same and nothing
 # was missing. Always exits 0: what is missing stands in MISSING (Debian packages without which nothing builds), in

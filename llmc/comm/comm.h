@@ -110,7 +110,7 @@ public:
     void all_gather(Tensor out, Tensor in);      // out [size*n] = all in [n], by rank; in may lie in its place
     void all_to_all(Tensor out, Tensor in);      // part r of out [size*n] = rank r's part `rank` of in [size*n]
 
-    // A GPU communicates beside its computation, and these order the two. On the CPU, a collective that returns is over.
+    // A GPU communicates beside its computation; these order the two. On the CPU, a collective that returns is over.
     // A Graph with collectives in it begins with the first and ends with the second.
     void after_compute();   // collectives from here on wait for what has been computed so far
     void before_compute();  // ops from here on, and downloads, wait for all collectives so far
