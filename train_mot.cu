@@ -26,6 +26,7 @@ struct CommandLine {
     GenerateCommand generate;
     TransitionCommand transition;
     bool dry_run = false, resume = false, auto_resume = false;
+    double comm_timeout = 600;
     CLI::App *train_app, *transition_app, *eval_app, *generate_app, *info_app;
 
     CommandLine() {
@@ -43,6 +44,11 @@ struct CommandLine {
         app.add_flag("--auto-resume", auto_resume, "the same if there is one, else start")->group("Run");
         app.add_option("--threads", run.threads, "CPU threads; 0: all that this process may use")
             ->check(CLI::Range(0, 4096))
+            ->group("Run");
+        app.add_option("--comm-timeout", comm_timeout,
+                       "several processes: seconds after which one that waits for the others ends the run")
+            ->check(CLI::Range(1.0, 1e9))
+            ->capture_default_str()
             ->group("Run");
         app.add_flag("--dry-run", dry_run, "print what the run would need, and stop")->group("Run");
         app.add_flag("--profile", run.profile, "time every op; print the table at the end")->group("Run");
@@ -135,6 +141,7 @@ struct CommandLine {
             input_error("only training runs in several processes, and there are ", world.size, ": start this without "
                         "the launcher");
         if (world.size > 1) run.world = &world;
+        world.set_timeout(comm_timeout);
         if (*eval_app) return run_eval(eval);
         if (*generate_app) return run_generate(generate);
         if ((dry_run && !*transition_app) || *info_app) {

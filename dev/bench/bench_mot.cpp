@@ -2,69 +2,22 @@
 //     bench_mot [threads] [f32|bf16]
 // For each op: best of several runs in ms, GB/s of the tensors it must read and write once, GFLOP/s. The ceilings are
 // printed first.
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
-#include <string>
-#include <vector>
-
-#include "llmc/ops/ops.h"
+#include "dev/bench/bench.h"
 
 namespace {
 
 using namespace llmc;
 
-struct Bench {
-    Context ctx;
-    std::vector<std::pair<void*, int64_t>> owned;
-
-    explicit Bench(const ContextOptions& options) : ctx(options) {}
-    ~Bench() { clear(); }
-
-    void clear() {
-        for (auto& [data, bytes] : owned) device_free(data, bytes, ctx);
-        owned.clear();
-    }
-    Tensor tensor(DType dtype, Shape shape, const char* name) {
-        int64_t bytes = std::max<int64_t>(1, shape.numel() * size_of(dtype));
-        Tensor t(device_alloc(bytes, ctx), dtype, shape, name);
-        owned.emplace_back(t.data, bytes);
-        if (dtype != DType::i32) {
-            fill(t, 0.01, ctx);
-            return t;
-        }
-        std::vector<int32_t> ids(size_t(shape.numel()));
-        for (size_t i = 0; i < ids.size(); i++) ids[i] = int32_t(i * i % 9973);
-        upload(t, ids.data(), ctx);
-        return t;
-    }
-
-    double best_seconds(const std::function<void()>& f) {
-        using clock = std::chrono::steady_clock;
-        double best = 1e30, total = 0;
-        for (int i = 0; i < 3 || (total < 0.3 && i < 200); i++) {
-            auto start = clock::now();
-            f();
-            double seconds = std::chrono::duration<double>(clock::now() - start).count();
-            best = std::min(best, seconds);
-            total += seconds;
-        }
-        return best;
-    }
-
-    // `touched`: tensors the op reads or writes; one that it reads and writes is listed twice.
-    void line(const char* name, const std::vector<Tensor>& touched, const std::function<void()>& f) {
-        int64_t bytes = 0, before = ctx.flops;
-        for (const Tensor& t : touched) bytes += t.bytes();
-        f();
-        int64_t flops = ctx.flops - before;
-        double seconds = best_seconds(f);
-        std::printf("%-28s %9.3f ms %8.1f GB/s %8.1f GFLOP/s\n", name, seconds * 1e3, double(bytes) / seconds * 1e-9,
-                    double(flops) / seconds * 1e-9);
-    }
-};
+// `touched`: tensors the op reads or writes; one that it reads and writes is listed twice.
+void line(Bench& b, const char* name, const std::vector<Tensor>& touched, const std::function<void()>& f) {
+    int64_t bytes = 0, before = b.ctx.flops;
+    for (const Tensor& t : touched) bytes += t.bytes();
+    f();
+    int64_t flops = b.ctx.flops - before;
+    double seconds = b.best_seconds(f);
+    std::printf("%-28s %9.3f ms %8.1f GB/s %8.1f GFLOP/s\n", name, seconds * 1e3, double(bytes) / seconds * 1e-9,
+                double(flops) / seconds * 1e-9);
+}
 
 void bench_mot(Bench& b, DType act, int64_t B, int64_t T, int64_t C, int64_t g, int64_t E) {
     std::printf("\nMoT  B %ld  T %ld  C %ld  g %ld  E %ld  %s\n", long(B), long(T), long(C), long(g), long(E),
@@ -73,18 +26,18 @@ void bench_mot(Bench& b, DType act, int64_t B, int64_t T, int64_t C, int64_t g, 
     Tensor tokens = b.tensor(act, {B, T, C}, "tokens"), slots = b.tensor(act, {E, B * T / g, C}, "slots");
     Tensor weights = b.tensor(DType::f32, {B, T, E}, "weights"), logits = b.tensor(DType::f32, {B, T, E}, "logits");
     Tensor dweights = b.tensor(DType::f32, {B, T, E}, "dweights");
-    b.line("mot_softmax_forward group", {logits, weights},
-           [&] { mot_softmax_forward(weights, logits, SoftmaxOver::group, group, 1.0, b.ctx); });
-    b.line("mot_softmax_forward experts", {logits, weights},
-           [&] { mot_softmax_forward(weights, logits, SoftmaxOver::experts, group, 1.0, b.ctx); });
-    b.line("mot_softmax_backward group", {logits, dweights, weights},
-           [&] { mot_softmax_backward(logits, dweights, weights, SoftmaxOver::group, group, 1.0, false, b.ctx); });
-    b.line("mot_merge", {tokens, weights, slots}, [&] { mot_merge(slots, weights, tokens, group, b.ctx); });
-    b.line("mot_emit", {tokens, weights, slots}, [&] { mot_emit(tokens, weights, slots, group, false, b.ctx); });
-    b.line("mot_emit accumulate", {tokens, tokens, weights, slots},
-           [&] { mot_emit(tokens, weights, slots, group, true, b.ctx); });
-    b.line("mot_weights_backward", {tokens, dweights, slots},
-           [&] { mot_weights_backward(dweights, tokens, slots, group, false, b.ctx); });
+    line(b, "mot_softmax_forward group", {logits, weights},
+         [&] { mot_softmax_forward(weights, logits, SoftmaxOver::group, group, 1.0, b.ctx); });
+    line(b, "mot_softmax_forward experts", {logits, weights},
+         [&] { mot_softmax_forward(weights, logits, SoftmaxOver::experts, group, 1.0, b.ctx); });
+    line(b, "mot_softmax_backward group", {logits, dweights, weights},
+         [&] { mot_softmax_backward(logits, dweights, weights, SoftmaxOver::group, group, 1.0, false, b.ctx); });
+    line(b, "mot_merge", {tokens, weights, slots}, [&] { mot_merge(slots, weights, tokens, group, b.ctx); });
+    line(b, "mot_emit", {tokens, weights, slots}, [&] { mot_emit(tokens, weights, slots, group, false, b.ctx); });
+    line(b, "mot_emit accumulate", {tokens, tokens, weights, slots},
+         [&] { mot_emit(tokens, weights, slots, group, true, b.ctx); });
+    line(b, "mot_weights_backward", {tokens, dweights, slots},
+         [&] { mot_weights_backward(dweights, tokens, slots, group, false, b.ctx); });
     b.clear();
 }
 
@@ -95,16 +48,17 @@ void bench_rows(Bench& b, DType act, int64_t B, int64_t T, int64_t C) {
     Tensor weight = b.tensor(act, {C}, "weight"), bias = b.tensor(act, {C}, "bias");
     Tensor mean = b.tensor(DType::f32, {B, T}, "mean"), rstd = b.tensor(DType::f32, {B, T}, "rstd");
     Tensor dweight = b.tensor(DType::f32, {C}, "dweight"), dbias = b.tensor(DType::f32, {C}, "dbias");
-    b.line("add", {x, y, z}, [&] { add(z, x, y, b.ctx); });
-    b.line("norm_forward", {x, y}, [&] { norm_forward(y, mean, rstd, x, weight, bias, Norm::layernorm, 1e-5, b.ctx); });
-    b.line("residual_norm_forward", {x, x, y, z},
-           [&] { residual_norm_forward(x, y, mean, rstd, x, z, weight, bias, Norm::layernorm, 1e-5, b.ctx); });
-    b.line("norm_backward accumulate", {x, y, z, z},
-           [&] { norm_backward(z, dweight, dbias, y, x, mean, rstd, weight, Norm::layernorm, true, false, b.ctx); });
+    line(b, "add", {x, y, z}, [&] { add(z, x, y, b.ctx); });
+    line(b, "norm_forward", {x, y},
+         [&] { norm_forward(y, mean, rstd, x, weight, bias, Norm::layernorm, 1e-5, b.ctx); });
+    line(b, "residual_norm_forward", {x, x, y, z},
+         [&] { residual_norm_forward(x, y, mean, rstd, x, z, weight, bias, Norm::layernorm, 1e-5, b.ctx); });
+    line(b, "norm_backward accumulate", {x, y, z, z},
+         [&] { norm_backward(z, dweight, dbias, y, x, mean, rstd, weight, Norm::layernorm, true, false, b.ctx); });
     Tensor ids = b.tensor(DType::i32, {B, T}, "ids"), table = b.tensor(act, {V, C}, "table");
     Tensor dtable = b.tensor(DType::f32, {V, C}, "dtable");
-    b.line("embedding_forward", {x, y}, [&] { embedding_forward(y, ids, table, {}, 0, b.ctx); });
-    b.line("embedding_backward", {dtable, x}, [&] { embedding_backward(dtable, {}, x, ids, false, false, b.ctx); });
+    line(b, "embedding_forward", {x, y}, [&] { embedding_forward(y, ids, table, {}, 0, b.ctx); });
+    line(b, "embedding_backward", {dtable, x}, [&] { embedding_backward(dtable, {}, x, ids, false, false, b.ctx); });
     b.clear();
 }
 
@@ -116,12 +70,12 @@ void bench_optimizer(Bench& b, DType act, int64_t n) {
     upload(step, &initial, b.ctx);
     Tensor p = b.tensor(DType::f32, {n}, "p"), m = b.tensor(DType::f32, {n}, "m"), v = b.tensor(DType::f32, {n}, "v");
     Tensor grad = b.tensor(DType::f32, {n}, "grad"), copy = act == DType::bf16 ? b.tensor(act, {n}, "copy") : Tensor();
-    b.line("grad_norm_accumulate", {grad}, [&] { grad_norm_accumulate(step, grad, b.ctx); });
+    line(b, "grad_norm_accumulate", {grad}, [&] { grad_norm_accumulate(step, grad, b.ctx); });
     step_begin(step, 1e-3, b.ctx);
     step_decide(step, 1.0, 0.9, 0.999, b.ctx);
     std::vector<Tensor> touched = {p, p, m, m, v, v, grad};
     if (copy) touched.push_back(copy);
-    b.line("adamw_update", touched, [&] { adamw_update(p, copy, m, v, grad, step, n, {}, b.ctx); });
+    line(b, "adamw_update", touched, [&] { adamw_update(p, copy, m, v, grad, step, n, {}, b.ctx); });
     b.clear();
 }
 
@@ -137,7 +91,7 @@ int main(int argc, char** argv) {
                     llmc::peak_flops(llmc::DType::f32, b.ctx).flops * 1e-9);
         llmc::Tensor from = b.tensor(llmc::DType::f32, {64 << 20}, "from"),
                      to = b.tensor(llmc::DType::f32, {64 << 20}, "to");
-        b.line("copy of 256 MiB", {from, to}, [&] { llmc::copy(to, from, b.ctx); });
+        line(b, "copy of 256 MiB", {from, to}, [&] { llmc::copy(to, from, b.ctx); });
         b.clear();
         bench_mot(b, act, 32, 128, 128, 32, 32);
         bench_mot(b, act, 32, 256, 512, 32, 32);

@@ -2,16 +2,9 @@
 //     bench_ragged [threads] [f32|bf16]
 // 8192 rows of 512 in all, experts as large as a dense layer of 2048 and 256 small ones. Best of several runs, in ms:
 // forward (up), input gradient, weight gradient; GFLOP/s are those of the rows that are needed.
-#include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
-#include <string>
-#include <vector>
 
-#include "llmc/ops/ops.h"
+#include "dev/bench/bench.h"
 
 namespace {
 
@@ -19,52 +12,22 @@ using namespace llmc;
 
 constexpr int64_t C = 512, pairs = 8192;
 
-struct Bench {
-    Context ctx;
-    std::vector<std::pair<void*, int64_t>> owned;
-
-    explicit Bench(const ContextOptions& options) : ctx(options) {}
-    ~Bench() { clear(); }
-
-    void clear() {
-        for (auto& [data, bytes] : owned) device_free(data, bytes, ctx);
-        owned.clear();
+void line(Bench& b, const std::string& name, int64_t F, const std::function<void()> (&products)[3]) {
+    std::printf("%-28s", name.c_str());
+    for (const auto& product : products) {
+        const double ms = b.best_seconds(product) * 1e3;
+        std::printf("  %8.2f ms %7.1f", ms, 2e-6 * double(pairs * C * F) / ms);
     }
-    Tensor tensor(DType dtype, Shape shape, const char* name) {
-        Tensor t(device_alloc(std::max<int64_t>(1, shape.numel() * size_of(dtype)), ctx), dtype, shape, name);
-        owned.emplace_back(t.data, std::max<int64_t>(1, t.bytes()));
-        if (dtype != DType::i32) fill(t, 0.01, ctx);
-        return t;
-    }
-    double best_ms(const std::function<void()>& f) {
-        using clock = std::chrono::steady_clock;
-        double best = 1e30, total = 0;
-        for (int i = 0; i < 5 || (total < 1 && i < 200); i++) {
-            const auto start = clock::now();
-            f();
-            synchronize(ctx);
-            const double seconds = std::chrono::duration<double>(clock::now() - start).count();
-            best = std::min(best, seconds), total += seconds;
-        }
-        return best * 1e3;
-    }
-    void line(const std::string& name, int64_t F, const std::function<void()> (&products)[3]) {
-        std::printf("%-28s", name.c_str());
-        for (const auto& product : products) {
-            const double ms = best_ms(product);
-            std::printf("  %8.2f ms %7.1f", ms, 2e-6 * double(pairs * C * F) / ms);
-        }
-        std::printf("\n");
-    }
-};
+    std::printf("\n");
+}
 
 void bench_capacity(Bench& b, DType act, int64_t E, int64_t F, double capacity) {
     const int64_t S = int64_t(std::ceil(double(pairs) / double(E) * capacity));
     Tensor x = b.tensor(act, {E, S, C}, "x"), h = b.tensor(act, {E, S, F}, "h"), w = b.tensor(act, {E, F, C}, "w");
     Tensor dw = b.tensor(DType::f32, {E, F, C}, "dw");
-    b.line("capacity " + std::to_string(capacity).substr(0, 4), F,
-           {[&] { matmul(h, x, w, {.transpose_b = true}, b.ctx); }, [&] { matmul(x, h, w, {}, b.ctx); },
-            [&] { matmul(dw, h, x, {.transpose_a = true}, b.ctx); }});
+    line(b, "capacity " + std::to_string(capacity).substr(0, 4), F,
+         {[&] { matmul(h, x, w, {.transpose_b = true}, b.ctx); }, [&] { matmul(x, h, w, {}, b.ctx); },
+          [&] { matmul(dw, h, x, {.transpose_a = true}, b.ctx); }});
     b.clear();
 }
 
@@ -84,10 +47,10 @@ void bench_ragged(Bench& b, DType act, int64_t E, int64_t F, const char* name,
     Tensor x = b.tensor(act, {R, C}, "x"), h = b.tensor(act, {R, F}, "h"), w = b.tensor(act, {E, F, C}, "w");
     Tensor dw = b.tensor(DType::f32, {E, F, C}, "dw"), rows = b.tensor(DType::i32, {E + 1}, "offsets");
     upload(rows, offsets.data(), b.ctx);
-    b.line(std::string("dropless, ") + name, F,
-           {[&] { matmul_ragged(h, x, w, rows, {.transpose_b = true}, b.ctx); },
-            [&] { matmul_ragged(x, h, w, rows, {}, b.ctx); },
-            [&] { matmul_ragged(dw, h, x, rows, {.transpose_a = true}, b.ctx); }});
+    line(b, std::string("dropless, ") + name, F,
+         {[&] { matmul_ragged(h, x, w, rows, {.transpose_b = true}, b.ctx); },
+          [&] { matmul_ragged(x, h, w, rows, {}, b.ctx); },
+          [&] { matmul_ragged(dw, h, x, rows, {.transpose_a = true}, b.ctx); }});
     b.clear();
 }
 

@@ -90,6 +90,21 @@ TEST(Convert, BackAgain) {
               "3xmoe_token_choice (attention 2x(moe_token_choice))moe_token_choice");
 }
 
+// All ways to write a count; what else stands in a pattern stays.
+TEST(Convert, FindsEveryBlockOfAPattern) {
+    ModelConfig c = mot();
+    for (const char* text : {"1 xmot", "2  x mot", "2x mot", "2xmot", "mot2xmot", "mot 2 xmot", "2 x(ffn mot)",
+                             "2xffn mot", " mot ", "2\t\nxmot"}) {
+        c.pattern = text;
+        std::vector<std::string> want = parse_pattern(text);
+        std::replace(want.begin(), want.end(), std::string("mot"), std::string("moe_token_choice"));
+        const ModelConfig to = converted(c, Mixture::token_choice, 0, "RUN");
+        EXPECT_EQ(parse_pattern(to.pattern), want) << text;
+        EXPECT_FALSE(has_mot(to)) << text;
+        EXPECT_EQ(parse_pattern(converted(to, Mixture::mot, 0, "RUN").pattern), parse_pattern(text)) << text;
+    }
+}
+
 TEST(Convert, RefusesWhatASparseMixtureCannotSay) {
     auto refused = [](auto&& change, const std::string& flag) {
         ModelConfig c = mot();
@@ -174,6 +189,10 @@ TEST(Evaluations, OtherGroupSizesAndDiscrete) {
     EXPECT_EQ(list[2].options.group_size, 4);
     EXPECT_FALSE(list[2].options.discrete);
     EXPECT_EQ(list[3].name, "discrete");
+    train.eval_group_sizes = " 2 , 12,\t4 ";  // blanks around a number do not matter
+    const std::vector<ExtraEvaluation> spaced = extra_evaluations(mot(), train);
+    ASSERT_EQ(spaced.size(), 4u);
+    for (size_t i = 0; i < 4; i++) EXPECT_EQ(spaced[i].name, list[i].name);
     EXPECT_TRUE(list[3].options.discrete);
 
     auto refused = [&](const std::string& sizes, std::vector<std::string> parts) {
@@ -185,6 +204,7 @@ TEST(Evaluations, OtherGroupSizesAndDiscrete) {
     refused("24", {"24 does not divide --micro-batch 12"});
     refused("0", {"0 does not divide"});
     refused("2,,3", {"\"\" is no number"});
+    refused("2, ,3", {"\"\" is no number"});
     refused("2,", {"\"\" is no number"});
     refused("2 3", {"\"2 3\" is no number"});
     refused("-2", {"\"-2\" is no number"});

@@ -116,3 +116,28 @@ TEST_F(Evaluations, ASparseModelAsAMixtureOfTokens) {
     ASSERT_EQ(run(eval("sparse", {})), 0) << said();
     EXPECT_EQ(loss_in_line("step 2,"), as_it_is);
 }
+
+// Only a model all of whose mixtures are of the kind already is evaluated as it is.
+TEST_F(Evaluations, AMixedModelIsNotTakenForOneOfItsKinds) {
+    ASSERT_EQ(run(recipe("mixed", {"--steps", "1", "--pattern", "mot moe_token_choice", "--expert-size", "8"})), 0)
+        << said();
+    for (const char* as : {"mot", "token-choice", "expert-choice"})
+        expect_refusal(eval("mixed", {"--as", as}), {"both Mixture-of-Tokens and sparse blocks"});
+    ASSERT_EQ(run(eval("mixed", {})), 0) << said();
+
+    ASSERT_EQ(run(recipe("sparse", {"--steps", "1", "--pattern", "moe_token_choice moe_expert_choice", "--expert-size",
+                                    "8", "--no-expert-choice-norm"})),
+              0)
+        << said();
+    expect_refusal(eval("sparse", {"--as", "token-choice"}), {"--group-size"});
+    ASSERT_EQ(run(eval("sparse", {"--as", "token-choice", "--group-size", "4"})), 0) << said();
+    const std::string converted = loss_in_line("step 1,");
+    ASSERT_EQ(run(eval("sparse", {})), 0) << said();
+    EXPECT_NE(loss_in_line("step 1,"), converted);
+
+    ASSERT_EQ(run(recipe("shared", {"--steps", "1", "--pattern", "attention moe_token_choice", "--expert-size", "8",
+                                    "--shared-experts", "1"})),
+              0)
+        << said();
+    expect_refusal(eval("shared", {"--as", "mot"}), {"--shared-experts 1"});  // no group size would help
+}

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "dev/test/train_mot_test.h"
 
@@ -129,6 +130,114 @@ TEST_F(Transition, KilledAndResumedIsBitEqual) {
     expect_refusal({"train_mot", "--resume", "--run-dir", dir / "straight", "--data", data, "--lr", "1"}, {"--lr"});
 }
 
+// Killed before the first checkpoint: what is left says so, and the same command goes on from nothing.
+TEST_F(Transition, InterruptedBeforeItsFirstCheckpointCanBeRunAgain) {
+    make_mot();
+    ASSERT_EQ(run(transition("token-choice", "straight")), 0) << said();
+    const std::string killed = dir / "killed";
+    std::filesystem::copy(dir / "straight", killed, std::filesystem::copy_options::recursive);
+    std::filesystem::rename(killed + "/step-00000008", killed + "/.step-00000008.tmp");
+    std::filesystem::remove(killed + "/.step-00000008.tmp/state.json");
+    std::filesystem::remove_all(killed + "/step-00000009");
+    std::filesystem::remove(killed + "/latest");
+    std::ofstream(killed + "/latest.tmp.77") << "step-";
+    std::ofstream(killed + "/run.json.tmp.77") << "{";
+
+    for (const char* flag : {"--resume", "--auto-resume"})
+        expect_refusal(recipe("killed", {flag, "--steps", "1"}),
+                       {killed, "transition was interrupted before its first checkpoint", "run it again"});
+    std::ofstream(killed + "/notes.txt") << "mine";
+    expect_refusal(transition("token-choice", "killed"), {killed, "notes.txt"});
+    EXPECT_TRUE(path_exists(killed + "/log.jsonl"));
+    std::filesystem::remove(killed + "/notes.txt");
+    ASSERT_EQ(run(transition("token-choice", "killed", {"--dry-run"})), 0) << said();
+    EXPECT_TRUE(path_exists(killed + "/log.jsonl"));
+
+    ASSERT_EQ(run(transition("token-choice", "killed")), 0) << said();
+    for (const char* step : {"/step-00000008", "/step-00000009"})
+        expect_equal_checkpoints(str("straight", step), str("killed", step));
+    int64_t transitions = 0;
+    for (const json& record : log("killed", "event")) transitions += record.at("event") == "transition";
+    EXPECT_EQ(transitions, 1);
+    std::set<std::string> names[2];
+    for (int i : {0, 1})
+        for (const auto& entry : std::filesystem::directory_iterator(dir / (i ? "killed" : "straight")))
+            names[i].insert(entry.path().filename());
+    EXPECT_EQ(names[0], names[1]);
+    expect_refusal(transition("token-choice", "killed"), {killed, "holds a run already"});
+
+    // Of another run, even one without a checkpoint, nothing is deleted.
+    ASSERT_EQ(run(recipe("plain", {"--steps", "1"})), 0) << said();
+    std::filesystem::remove_all(dir / "plain" + "/step-00000001");
+    std::filesystem::remove(dir / "plain" + "/latest");
+    expect_refusal(transition("token-choice", "plain"), {dir / "plain", "run.json"});
+    EXPECT_TRUE(path_exists(dir / "plain" + "/log.jsonl"));
+}
+
+// The old run's flags may be given again: what they say is true of the old run, and the transition changes it.
+TEST_F(Transition, TheOldConfigurationIsNoContradiction) {
+    make_mot({"--temperature", "0.25", "--eval-group-sizes", "2,4", "--eval-discrete"});
+    const std::vector<std::string> again = {"--pattern",
+                                            "attention mot",
+                                            "--temperature",
+                                            "0.25",
+                                            "--d-model",
+                                            "16",
+                                            "--group-size",
+                                            "4",
+                                            "--experts",
+                                            "4",
+                                            "--eval-group-sizes",
+                                            "2,4",
+                                            "--seed",
+                                            "3",
+                                            "--eval-discrete"};
+    ASSERT_EQ(run(transition("token-choice", "sparse", again)), 0) << said();
+    ASSERT_EQ(run(transition("token-choice", "plain")), 0) << said();
+    EXPECT_EQ(state("sparse/step-00000009").at("model"), state("plain/step-00000009").at("model"));
+    EXPECT_EQ(state("sparse/step-00000009").at("train"), state("plain/step-00000009").at("train"));
+    ASSERT_EQ(run(transition("token-choice", "said", {"--temperature", "1"})), 0) << said();
+    expect_refusal(transition("token-choice", "x", {"--temperature", "0.5"}),
+                   {"--temperature is 0.5", "transition makes it 1", "0.25"});
+    expect_refusal(
+        transition("token-choice", "x", {"--pattern", "attention ffn"}),
+        {"--pattern", "attention ffn", "transition makes it \"attention moe_token_choice\"", "attention mot"});
+    expect_refusal(transition("token-choice", "x", {"--d-model", "32"}), {"--d-model is 32", "started with 16"});
+    EXPECT_FALSE(path_exists(dir / "x"));
+}
+
+// Token choice needs no groups, so the micro-batch may be smaller than they were: then there is nothing to compare.
+TEST_F(Transition, AMicroBatchThatCannotBeCutIntoTheOldGroups) {
+    make_mot();
+    ASSERT_EQ(run(transition("token-choice", "sparse", {"--micro-batch", "2", "--grad-accumulation", "8"})), 0)
+        << said();
+    EXPECT_NE(said().find("--micro-batch 2 is no multiple of the 4 sequences"), std::string::npos) << said();
+    EXPECT_NE(said().find("no recovery to tell"), std::string::npos) << said();
+    EXPECT_EQ(said().find("nan"), std::string::npos) << said();
+    EXPECT_EQ(said().find("has not come back"), std::string::npos) << said();
+    for (const char* name : {"transition", "transition end"}) {
+        const json record = event("sparse", name);
+        EXPECT_TRUE(record.at("mot_loss").is_null()) << record;
+        EXPECT_TRUE(record.at("recovered_at").is_null()) << record;
+        EXPECT_TRUE(record.at("sparse_loss").is_number()) << record;
+        EXPECT_EQ(record.at("tokens"), 3 * 2 * 8) << record;
+    }
+    EXPECT_EQ(state("sparse/step-00000009").at("train").at("micro_batch"), 2);
+}
+
+// Losses on more validation batches than at the switch say nothing about a recovery.
+TEST_F(Transition, LossesOnOtherBatchesAreNotCompared) {
+    make_mot();
+    ASSERT_EQ(run(transition("token-choice", "sparse", {"--steps", "10"})), 0) << said();
+    EXPECT_EQ(said().find("not comparable"), std::string::npos) << said();
+    ASSERT_EQ(run({"train_mot", "--resume", "--run-dir", dir / "sparse", "--data", data, "--steps", "11",
+                   "--eval-batches", "5"}),
+              0)
+        << said();
+    EXPECT_NE(said().find("not comparable: 192 validation tokens at the switch, 320 now"), std::string::npos) << said();
+    EXPECT_EQ(said().find("back"), std::string::npos) << said();
+}
+
 TEST_F(Transition, OptimizerAndScheduleCanStartAnew) {
     make_mot();
     ASSERT_EQ(run(transition("token-choice", "reset",
@@ -245,7 +354,14 @@ TEST_F(Transition, RefusesBadInput) {
     expect_refusal(transition("token-choice", "x", {"--schedule-origin", "3"}), {"--schedule-origin", "3"});
     expect_refusal(transition("token-choice", "x", {"--resume"}), {"train --resume"});
     expect_refusal(transition("expert-choice", "x", {"--simulate-group-size", "3"}), {"--simulate-group-size", "3"});
-    expect_refusal(transition("token-choice", "mot"), {"not empty"});
+    expect_refusal(transition("token-choice", "x", {"--simulate-group-size", "4"}),
+                   {"--simulate-group-size", "--to token-choice"});
+    expect_refusal(transition("token-choice", "x", {"--expert-choice-over", "all"}),
+                   {"--expert-choice-over", "--to token-choice"});
+    expect_refusal(transition("expert-choice", "x", {"--dropless"}), {"--dropless", "--to expert-choice"});
+    expect_refusal(transition("expert-choice", "x", {"--load-balancing-weight", "0.1"}),
+                   {"--load-balancing-weight", "--to expert-choice"});
+    expect_refusal(transition("token-choice", "mot"), {dir / "mot", "holds a run already"});
     EXPECT_EQ(run(transition("token-choice", "x", {"--dry-run"})), 0) << said();
     EXPECT_FALSE(path_exists(dir / "x"));  // and nothing was made
 

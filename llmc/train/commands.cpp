@@ -59,16 +59,22 @@ struct Loaded {
     }
 };
 
+// True if all mixtures of the model are of this kind: then it is evaluated as it is.
+bool consists_of(const ModelConfig& config, Mixture mixture) {
+    for (Mixture kind : {Mixture::mot, Mixture::token_choice, Mixture::expert_choice})
+        if (has_block(config, block_of(kind)) != (kind == mixture)) return false;
+    return true;
+}
+
 // What the checkpoint is evaluated as.
 ModelConfig config_of(const EvalCommand& command, const Loaded& loaded) {
     const std::string& where = loaded.checkpoint.directory;
     ModelConfig config = loaded.config;
-    if (const Mixture to = mixture_from_name(command.as.empty() ? "mot" : command.as);
-        !command.as.empty() && !has_block(config, block_of(to))) {
-        if (has_moe(config) && !loaded.checkpoint.state.contains("transition") && !command.group_size)
+    if (!command.as.empty() && !consists_of(config, mixture_from_name(command.as))) {
+        config = converted(config, mixture_from_name(command.as), command.group_size, where);
+        if (has_moe(loaded.config) && !loaded.checkpoint.state.contains("transition") && !command.group_size)
             input_error("--as ", command.as, ": the model in ", where,
                         " never was a Mixture of Tokens: say with --group-size how large its groups are to be");
-        config = converted(config, to, command.group_size, where);
     }
     const bool sizes = command.group_size && (command.as.empty() || has_mot(loaded.config));
     if (!has_mot(config) && (command.discrete || sizes))

@@ -21,7 +21,8 @@ std::string counterpart(const std::string& name) {
     return name.ends_with(router) ? with_ending(name, router, controller) : with_ending(name, controller, router);
 }
 
-// The pattern with the block `to` wherever `from` stands. A word may follow its count: 4xmot.
+// The pattern with the block `to` wherever `from` stands. A word may follow its count, "4 xmot": then its first letter
+// is the x.
 std::string replace_block(const std::string& pattern, const std::string& from, const std::string& to) {
     auto letter = [](char c) { return std::isalpha(static_cast<unsigned char>(c)) || c == '_'; };
     std::string result;
@@ -29,12 +30,16 @@ std::string replace_block(const std::string& pattern, const std::string& from, c
         size_t end = i;
         while (end < pattern.size() && letter(pattern[end])) end++;
         std::string word = pattern.substr(i, end - i);
-        const bool counted = i > 0 && std::isdigit(static_cast<unsigned char>(pattern[i - 1])) && !word.empty();
-        if (counted) result += word[0], word.erase(0, 1);  // the x
+        const size_t before = result.find_last_not_of(" \t\n\v\f\r");
+        const bool counted = before != std::string::npos && std::isdigit(static_cast<unsigned char>(result[before]));
+        if (counted && !word.empty()) result += word[0], word.erase(0, 1);
         result += word == from ? to : word;
         if (end < pattern.size()) result += pattern[end++];
         i = end;
     }
+    std::vector<std::string> want = parse_pattern(pattern);
+    std::replace(want.begin(), want.end(), from, to);
+    if (parse_pattern(result) != want) run_error("pattern \"", pattern, "\" with ", to, " became \"", result, "\"");
     return result;
 }
 

@@ -75,7 +75,9 @@ std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const T
     const int64_t whole = batch ? config.micro_batch : model.context;
     for (size_t begin = 0; begin <= text.size() && !text.empty();) {
         const size_t end = std::min(text.find(',', begin), text.size());
-        const std::string word = text.substr(begin, end - begin);
+        std::string word = text.substr(begin, end - begin);
+        word.erase(0, word.find_first_not_of(" \t"));
+        word.erase(word.find_last_not_of(" \t") + 1);
         begin = end + 1;
         if (word.empty() || word.size() > 9 || word.find_first_not_of("0123456789") != std::string::npos)
             input_error("--eval-group-sizes \"", text, "\": \"", word, "\" is no number: write it like 8,16,32");

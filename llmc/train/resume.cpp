@@ -66,17 +66,17 @@ StepState step_state_from(const nlohmann::json& saved) {
     return state;
 }
 
+std::string flag_of(std::string name) {
+    std::replace(name.begin(), name.end(), '_', '-');
+    return "--" + name;
+}
+
 namespace {
 
 // Fields of a resumed run that may be changed: none of them has a part in what a step computes.
 const std::set<std::string> free_to_change = {
     "steps",        "recompute",     "max_skipped", "log_interval",  "statistics_interval", "eval_interval",
     "eval_batches", "save_interval", "keep",        "eval_discrete", "eval_group_sizes"};
-
-std::string flag_of(std::string name) {
-    std::replace(name.begin(), name.end(), '_', '-');
-    return "--" + name;
-}
 
 // Applies what the run goes on with: `saved`, with the given fields of `wanted` that may differ.
 template <class Each>

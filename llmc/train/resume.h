@@ -22,6 +22,8 @@ nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state,
                                 double seconds, const std::vector<std::vector<int32_t>>& fillers);
 StepState step_state_from(const nlohmann::json& saved);
 
+std::string flag_of(std::string name);  // of a field: "--micro-batch" for micro_batch
+
 // Replaces the configuration by the saved one. Fields the user gave may differ only if they do not change the function
 // that is trained (lengths, intervals, recomputation) or are in `also_free`; any other is refused by name.
 void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given,

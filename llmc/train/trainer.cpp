@@ -60,7 +60,7 @@ struct Run {
     std::optional<RunLog> log;  // rank 0
     const json identity;  // what every checkpoint says of itself
     const std::vector<ExtraEvaluation> extras;
-    const std::optional<ModelConfig> twin;  // of a run that was a Mixture of Tokens: what it was
+    const std::optional<ModelConfig> twin;  // of a run that was a Mixture of Tokens: see twin_of
     json transition;                        // see transition.h; null for any other run
     double peak_flops = 0;
     int64_t first_step = 0, steps_done = 0;
@@ -178,12 +178,14 @@ struct Run {
     // The end of a run that was a Mixture of Tokens: its weights in both modes.
     void compare_with_mot() {
         const EvalResult sparse = evaluator.run(*step, {}, world);
-        const EvalResult mot = evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx, world);
-        std::printf("%s", transition_table(transition, steps_done, mot.loss, sparse.loss).c_str());
+        const json mot_loss =
+            twin ? json(evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx, world).loss) : json();
+        std::printf("%s", transition_table(transition, steps_done, mot_loss, sparse).c_str());
         record({{"event", "transition end"},
                 {"step", steps_done},
-                {"mot_loss", mot.loss},
+                {"mot_loss", mot_loss},
                 {"sparse_loss", sparse.loss},
+                {"tokens", sparse.tokens},
                 {"recovered_at", transition.at("recovered_at")}});
     }
 
@@ -254,7 +256,7 @@ struct Run {
             if (statistics) report_statistics();
             if (evaluator.batches() && config.eval_interval && (due(config.eval_interval, steps_done) || last))
                 validate();
-            if (last && twin && evaluator.batches()) compare_with_mot();
+            if (last && !transition.is_null() && evaluator.batches()) compare_with_mot();
             if (due(config.save_interval, steps_done) || steps_done == retry_at) {
                 if (save())
                     saved_at = steps_done, retry_at = -1;
@@ -378,6 +380,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     std::optional<Checkpoint> found = find_checkpoint(options);
     if (found && options.resume == Resume::never)
         input_error(options.run_dir, " holds a run already: go on with --resume, or choose another --run-dir");
+    if (!found && options.resume != Resume::never) refuse_interrupted_transition(options.run_dir);
     if (!found && options.resume == Resume::must)
         input_error("--resume: there is no complete checkpoint in ", options.run_dir);
     if (found) {
@@ -387,7 +390,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     }
     const json transition = found ? found->state.value("transition", json()) : json();
     std::optional<ModelConfig> twin;
-    if (!transition.is_null()) twin = converted(model, Mixture::mot, 0, found->directory);
+    if (!transition.is_null()) twin = twin_of(model, config, found->directory);
     const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin);
     announce(model, config, data, plan, options.threads);
 

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "llmc/base/files.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/convert.h"
 #include "llmc/train/log.h"
@@ -18,19 +19,64 @@ namespace {
 
 // What a transition may change beside what every resume may: the sparse mixture, and how training goes on.
 std::set<std::string> free_fields(ModelConfig model) {
-    std::set<std::string> names = {
-        "lr",       "warmup_steps", "decay_steps", "final_lr_fraction", "weight_decay",       "decay", "beta1", "beta2",
-        "adam_eps", "clip",         "micro_batch", "grad_accumulation", "stochastic_rounding"};
+    std::set<std::string> names = {"lr",
+                                   "warmup_steps",
+                                   "decay_steps",
+                                   "final_lr_fraction",
+                                   "weight_decay",
+                                   "decay",
+                                   "beta1",
+                                   "beta2",
+                                   "adam_eps",
+                                   "clip",
+                                   "micro_batch",
+                                   "grad_accumulation",
+                                   "stochastic_rounding",
+                                   "steps"};
     for_each_model_field(model, [&](const FieldInfo& info, auto&) {
         if (info.group == std::string("Mixture of Experts")) names.insert(info.name);
     });
     return names;
 }
 
+// InputError for a flag about the other kind of sparse mixture, unless the old run had it the same.
+void check_kind(const std::string& to, const std::set<std::string>& given, const json& wanted, const json& old) {
+    const std::set<std::string> token_choice = {
+        "capacity_factor",     "dropless",        "drop_order", "renormalize_gates", "load_balancing_weight",
+        "load_balancing_over", "balanced_routing"};
+    for (const std::string& name : given) {
+        const bool expert_choice = name.starts_with("expert_choice_") || name == "simulate_group_size";
+        const bool other = to == "token-choice" ? expert_choice : token_choice.contains(name);
+        if (other && wanted.at(name) != old.at(name))
+            input_error(flag_of(name), " means nothing to a transition --to ", to, ": leave it out");
+    }
+}
+
+// The given fields that say what the new run is to be. Not those that the transition sets and that say what the old run
+// was: its configuration file may be given again. InputError for any other value of such a field.
+std::set<std::string> without_the_old(std::set<std::string> given, const json& wanted, const json& old,
+                                      const json& start, const std::set<std::string>& free, const std::string& where) {
+    for (const auto& [name, value] : start.items()) {
+        if (!given.contains(name) || free.contains(name) || old.at(name) == value) continue;
+        if (wanted.at(name) != old.at(name) && wanted.at(name) != value)
+            input_error(flag_of(name), " is ", wanted.at(name).dump(), " but a transition makes it ", value.dump(),
+                        " (the run in ", where, " has ", old.at(name).dump(), "): leave the flag out");
+        given.erase(name);
+    }
+    return given;
+}
+
 struct Configuration {
     ModelConfig model;
     TrainConfig train;
 };
+
+// All its fields; no name is in both.
+json joined(const Configuration& c) {
+    json fields = to_json(c.model);
+    fields.update(to_json(c.train));
+    return fields;
+}
 
 Configuration saved_configuration(const Checkpoint& checkpoint) {
     const std::string where = checkpoint.directory + "/state.json";
@@ -54,10 +100,12 @@ Configuration new_configuration(const TransitionCommand& command, const Checkpoi
     start.train.steps = from.step + std::max<int64_t>(1, (from.step + 9) / 10);
     start.train.eval_group_sizes.clear(), start.train.eval_discrete = false;
 
+    std::set<std::string> free = free_fields(start.model);
+    check_kind(command.to, given, joined(wanted), joined(old));
     Configuration result = wanted;
-    take_saved_configuration(result.model, result.train, given,
-                             {{"model", to_json(start.model)}, {"train", to_json(start.train)}}, where,
-                             free_fields(start.model));
+    take_saved_configuration(result.model, result.train,
+                             without_the_old(given, joined(wanted), joined(old), joined(start), free, where),
+                             {{"model", to_json(start.model)}, {"train", to_json(start.train)}}, where, free);
     TrainConfig& c = result.train;
     if (result.model.shared_experts)
         input_error("--shared-experts ", result.model.shared_experts, ": the run in ", where,
@@ -78,11 +126,45 @@ Configuration new_configuration(const TransitionCommand& command, const Checkpoi
     return result;
 }
 
+// run.json of a transition; null if there is none.
+json run_of_transition(const std::string& run_dir) {
+    const std::string path = run_dir + "/run.json";
+    const json run = path_exists(path) ? json::parse(read_file(path), nullptr, false) : json();
+    return run.is_object() && run.contains("transition") ? run : json();
+}
+
+// What a transition leaves that is killed before its first checkpoint: what it has written so far, and beginnings.
+bool is_beginning(const std::string& name) {
+    if (name.starts_with(".step-")) return name.ends_with(".tmp");
+    for (const char* file : {"run.json", "tokenizer.tiktoken", "latest"})
+        if (name.starts_with(str(file, ".tmp."))) return true;
+    return false;
+}
+bool is_leftover(const std::string& name) {
+    return is_beginning(name) || name == "run.json" || name == "tokenizer.tiktoken" || name == "log.jsonl";
+}
+
+// InputError unless the directory is new, empty, or of an interrupted transition.
 void check_new_directory(const std::string& run_dir) {
-    std::error_code error;
-    if (path_exists(run_dir) && !std::filesystem::is_empty(run_dir, error))
-        input_error("--run-dir ", run_dir, " is not empty: a transition starts a new run; go on with one by ",
+    if (find_latest(run_dir))
+        input_error("--run-dir ", run_dir, " holds a run already: a transition starts a new one; go on with it by ",
                     "train --resume, or choose another directory");
+    const bool ours = !run_of_transition(run_dir).is_null();
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(run_dir, error), end; !error && it != end; it.increment(error)) {
+        const std::string name = it->path().filename().string();
+        if (!(ours ? is_leftover(name) : is_beginning(name)))
+            input_error("--run-dir ", run_dir, " holds ", name, ", which is not of a transition: empty the directory, ",
+                        "or choose another one");
+    }
+}
+
+void remove_leftovers(const std::string& run_dir) {
+    std::vector<std::filesystem::path> leftovers;
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(run_dir, error), end; !error && it != end; it.increment(error))
+        if (is_leftover(it->path().filename().string())) leftovers.push_back(it->path());
+    for (const auto& path : leftovers) std::filesystem::remove_all(path, error);
 }
 
 // Weights and moments of the converted model.
@@ -99,23 +181,30 @@ void load(Model& model, const Checkpoint& from, const Configuration& c, bool res
 }
 
 // The losses of both modes at the switch, as state.json keeps them.
-json compare(const TransitionCommand& command, const Checkpoint& from, Model& model, const ModelConfig& twin,
-             const TrainConfig& config, const Evaluator& evaluator, Arena& arena, Context& ctx) {
+json compare(const TransitionCommand& command, const Checkpoint& from, Model& model,
+             const std::optional<ModelConfig>& twin, const TrainConfig& config, const Evaluator& evaluator,
+             Arena& arena, Context& ctx) {
     json transition = {{"from", from.directory}, {"step", from.step},       {"mode", command.to}, {"mot_loss", nullptr},
                        {"sparse_loss", nullptr}, {"recovered_at", nullptr}, {"tokens", 0}};
     if (!evaluator.batches()) return transition;
     const EvalResult sparse = evaluator.run(model, config, {}, arena, ctx);
-    const EvalResult mot = evaluator.run(*model_as(twin, model, ctx), config, {}, arena, ctx);
-    transition["mot_loss"] = mot.loss, transition["sparse_loss"] = sparse.loss, transition["tokens"] = mot.tokens;
+    transition["sparse_loss"] = sparse.loss, transition["tokens"] = sparse.tokens;
+    const std::string step = str("step ", from.step);
+    if (!twin) {
+        std::printf("%s, validation loss as %s %.4f\n", step.c_str(), command.to.c_str(), sparse.loss);
+        return transition;
+    }
+    const EvalResult mot = evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx);
+    transition["mot_loss"] = mot.loss;
     watch_recovery(transition, from.step, sparse);
-    std::printf("step %lld, validation loss as mot %.4f, as %s %.4f\n", static_cast<long long>(from.step), mot.loss,
-                command.to.c_str(), sparse.loss);
+    std::printf("%s, validation loss as mot %.4f, as %s %.4f\n", step.c_str(), mot.loss, command.to.c_str(),
+                sparse.loss);
     return transition;
 }
 
 // The run directory with its first checkpoint.
-void convert(const TransitionCommand& command, const Checkpoint& from, const Configuration& c, const ModelConfig& twin,
-             const Plan& plan, const RunOptions& options, const Dataset& data) {
+void convert(const TransitionCommand& command, const Checkpoint& from, const Configuration& c,
+             const std::optional<ModelConfig>& twin, const Plan& plan, const RunOptions& options, const Dataset& data) {
     Context ctx({.threads = options.threads});
     check_memory(plan, ctx);
     Arena arena("activations", ctx);
@@ -128,6 +217,7 @@ void convert(const TransitionCommand& command, const Checkpoint& from, const Con
 
     json identity = describe_run(c.model, c.train, data);
     identity["transition"] = compare(command, from, model, twin, c.train, evaluator, arena, ctx);
+    remove_leftovers(options.run_dir);
     start_run_directory(options.run_dir, identity, data);
     json event = identity.at("transition");
     event["event"] = "transition";
@@ -153,7 +243,12 @@ int run_transition(const TransitionCommand& command, ModelConfig model, TrainCon
     Configuration c = new_configuration(command, from, {model, config}, options.given);
     check_same_data(from.state, data, from.directory);
     c.model = resolved(c.model);
-    const ModelConfig twin = converted(c.model, Mixture::mot, 0, from.directory);
+    const std::optional<ModelConfig> twin = twin_of(c.model, c.train, from.directory);
+    if (!twin)
+        std::printf(
+            "--micro-batch %lld is no multiple of the %lld sequences that were mixed together: the weights are "
+            "not evaluated as a Mixture of Tokens, and there is no recovery to tell\n",
+            static_cast<long long>(c.train.micro_batch), static_cast<long long>(c.model.group_size));
     const Plan plan = check_run(c.model, c.train, options, data, from.step, twin);
     if (command.dry_run) return show_info(c.model, c.train, options.threads);
     convert(command, from, c, twin, plan, options, data);
@@ -172,7 +267,22 @@ bool watch_recovery(json& transition, int64_t step, const EvalResult& result) {
     return true;
 }
 
-std::string transition_table(const json& transition, int64_t step, double mot_loss, double sparse_loss) {
+std::optional<ModelConfig> twin_of(const ModelConfig& model, const TrainConfig& config, const std::string& where) {
+    const ModelConfig twin = converted(model, Mixture::mot, 0, where);
+    if (config.micro_batch % rows_together(twin)) return std::nullopt;
+    return twin;
+}
+
+void refuse_interrupted_transition(const std::string& run_dir) {
+    const json run = run_of_transition(run_dir);
+    if (run.is_null()) return;
+    const json& origin = run.at("transition");
+    input_error("--run-dir ", run_dir, ": a transition was interrupted before its first checkpoint: run it again ",
+                "(train_mot transition --from ", origin.value("from", "..."), " --to ", origin.value("mode", "..."),
+                ")");
+}
+
+std::string transition_table(const json& transition, int64_t step, const json& mot_loss, const EvalResult& sparse) {
     const std::string mode = transition.at("mode"), at_switch = str("step ", transition.at("step").dump()),
                       now = str("step ", step);
     auto row = [](const std::string& name, const std::string& before, const std::string& after) {
@@ -182,13 +292,17 @@ std::string transition_table(const json& transition, int64_t step, double mot_lo
     };
     auto number = [](const json& loss) {
         char text[40];
-        std::snprintf(text, sizeof text, "%.4f", loss.is_null() ? NAN : loss.get<double>());
-        return std::string(text);
+        std::snprintf(text, sizeof text, "%.4f", loss.is_null() ? 0 : loss.get<double>());
+        return std::string(loss.is_null() ? "not measured" : text);
     };
     std::string text = str("transition from ", transition.at("from").get<std::string>(), "\n");
     text += row("validation loss", at_switch, now);
     text += row("as mot", number(transition.at("mot_loss")), number(mot_loss));
-    text += row("as " + mode, number(transition.at("sparse_loss")), number(sparse_loss));
+    text += row("as " + mode, number(transition.at("sparse_loss")), number(sparse.loss));
+    if (transition.at("tokens") != sparse.tokens)
+        return text + str("  not comparable: ", transition.at("tokens").dump(), " validation tokens at the switch, ",
+                          sparse.tokens, " now\n");
+    if (transition.at("mot_loss").is_null()) return text + "  no loss as mot before the switch: no recovery to tell\n";
     if (const json& back = transition.at("recovered_at"); back.is_null())
         return text + "  the sparse loss has not come back to the one before the switch\n";
     else
