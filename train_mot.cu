@@ -142,6 +142,7 @@ struct CommandLine {
                         "the launcher");
         if (world.size > 1) run.world = &world;
         world.set_timeout(comm_timeout);
+        run.device = choose_device(world);
         if (*eval_app) return run_eval(eval);
         if (*generate_app) return run_generate(generate);
         if ((dry_run && !*transition_app) || *info_app) {

@@ -74,7 +74,7 @@ struct Run {
     Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, const Dataset& d, const Plan& p,
         const json& identity, const std::optional<ModelConfig>& twin)
         : model_config(m), config(c), options(o), data(d), plan(p), world(o.world),
-          ctx({.threads = o.threads, .profile = o.profile}),
+          ctx({.threads = o.threads, .profile = o.profile, .device = o.device}),
           model(m, Precision::from_name(c.precision), c.decay == "all", ctx), arena("activations", ctx),
           loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
           identity(identity), extras(extra_evaluations(m, c)), twin(twin),
@@ -394,7 +394,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin);
     announce(model, config, data, plan, options.threads);
 
-    Context device({.threads = options.threads});
+    Context device({.threads = options.threads, .device = options.device});
     check_memory(plan, device);
     json identity = describe_run(model, config, data);
     if (!transition.is_null()) identity["transition"] = transition;

@@ -23,7 +23,7 @@ struct RunOptions {
     std::string data, run_dir;
     Resume resume = Resume::never;
     std::set<std::string> given;  // fields that the user set: on resume they must not contradict the saved run
-    int threads = 0;
+    int threads = 0, device = -1;  // device: see choose_device
     bool profile = false;
     bool cuda_graph = false;  // launch a micro-batch, and the update, as one CUDA graph each
 };
