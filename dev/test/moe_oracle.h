@@ -165,7 +165,7 @@ struct Inputs {
     }
 };
 
-// One with a capacity, one without. On a GPU every expert's rows are then padded to a tile: many rows, for many experts.
+// One with a capacity, one without. On a GPU every expert's rows are then padded to a tile: many rows for many experts.
 inline std::vector<Routing> some_routings(const Sizes& s) {
     const Vector probs = make_probs(Probs::ties, s.N(), s.E, 7);
     std::vector<Routing> routings = {choose_experts_oracle(s, probs, {.k = s.k})};

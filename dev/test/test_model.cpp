@@ -64,7 +64,7 @@ Tokens other_future(const Tokens& tokens, int64_t t) {
 
 TEST(Causality, LogitsDoNotSeeTheFuture) {
     for (const auto& [what, config] : causal_models()) {
-        // Dropless: later tokens change how many rows an expert has, and a library may round with it. f64 is plain loops.
+        // Dropless: later tokens change how many rows an expert has, and a library may round by that. f64: loops.
         Lab lab(config, config.dropless ? "fp64" : "fp32");
         const Tokens tokens = random_tokens(rows * T, 3);
         const Vector before = lab.logits(tokens, rows);

@@ -73,9 +73,9 @@ TEST(MotVariants, GradientsAccumulate) {
     }
 }
 
-// In f32 and bf16 the same numbers as in f64, up to the rounding of what is stored on the way: about ten tensors in each
-// direction, and divisions by temperatures and deviations below one that make the errors before them larger. In f32 the
-// rounding of the sums adds to it.
+// In f32 and bf16 the same numbers as in f64, up to the rounding of what is stored on the way: about ten tensors in
+// each direction, and divisions by temperatures and deviations below one that make the errors before them larger. In
+// f32 the rounding of the sums adds to it.
 TEST(MotVariants, OtherPrecisionsAreClose) {
     for (const ModelConfig& c : combinations()) {
         if (c.group_size == 4) continue;

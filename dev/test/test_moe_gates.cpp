@@ -274,7 +274,7 @@ TEST(MoeGates, BalanceByHandAndOfNothing) {
     EXPECT_TRUE(std::isnan(d.read(stats)[0]));
 }
 
-// ---------------------------------------------------------------------------------------------------------- all of them
+// --------------------------------------------------------------------------------------------------------- all of them
 
 TEST(MoeGates, ResultsDoNotDependOnThreads) {
     const Sizes s = small_sizes() ? Sizes{6, 9, 7, 11, 2} : Sizes{12, 70, 36, 40, 2};

@@ -168,7 +168,7 @@ TEST(MotTraining, AFrozenTemperatureIsNone) {
     EXPECT_TRUE(identical(rest, a.parameters()));
 }
 
-// ------------------------------------------------------------------------------------------------------------- refusals
+// ------------------------------------------------------------------------------------------------------------ refusals
 // The message of what is refused, or "" if it is not.
 std::string message_of(const std::function<void()>& f) {
     try {

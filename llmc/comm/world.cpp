@@ -89,8 +89,8 @@ bool World::all_equal(const std::string& mine) {
 }
 
 void World::abort(const std::string& reason, int exit_code) {
-    // What hits all ranks at once is said once: the others leave rank 0 the time to end them, which the launcher does by
-    // SIGTERM; a training that saves before it stops must not, now.
+    // What hits all ranks at once is said once: the others leave rank 0 the time to end them, which the launcher does
+    // by SIGTERM; a training that saves before it stops must not, now.
     std::signal(SIGTERM, SIG_DFL);
     if (started && rank > 0) std::this_thread::sleep_for(std::chrono::seconds(1));
     std::fflush(stdout);

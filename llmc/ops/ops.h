@@ -185,8 +185,8 @@ void random_order(Tensor slots, Tensor where, Tensor draw, uint64_t seed, bool w
 void mot_statistics(Tensor stats, Tensor weights, Tensor logits, SoftmaxOver over, Group group, Context& ctx);
 
 // --------------------------------------------------------------------------------------------------- sparse MoE
-// Sparsely activated experts (Shazeer et al. 2017). N = B*T tokens n = b*T + t; E experts; the inputs and outputs of all
-// experts are matrices of R rows, [R,C]:
+// Sparsely activated experts (Shazeer et al. 2017). N = B*T tokens n = b*T + t; E experts; the inputs and outputs of
+// all experts are matrices of R rows, [R,C]:
 //   with a capacity   every expert owns S rows ("slots"), e*S .. e*S + S-1, filled or not: R = E*S, and [R,C] may be
 //                     written [E,S,C];
 //   dropless          expert e owns rows offsets[e] .. offsets[e+1]-1, as many as it needs, rounded up to a multiple of
@@ -206,8 +206,8 @@ struct ExpertChoices {
 };
 // Token choice (Fedus et al. 2021, Switch; k > 1: Lepikhin et al. 2020): every token goes to the k experts with its
 // largest probs, ties to the lowest index. With a capacity, slots [E,S]: an expert keeps the first S that come, in the
-// order of n, or the S with the largest probs (ties: lowest n). With offsets (dropless), slots [ragged_rows(N*k, E)]: it
-// keeps all. Rows are filled in the order of n, then -1. counts [E] i32 = tokens per expert before dropping.
+// order of n, or the S with the largest probs (ties: lowest n). With offsets (dropless), slots [ragged_rows(N*k, E)]:
+// it keeps all. Rows are filled in the order of n, then -1. counts [E] i32 = tokens per expert before dropping.
 void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor offsets, Tensor probs,
                         const ExpertChoices& choices, Context& ctx);
 // Expert choice (Zhou et al. 2022): an expert takes the k tokens with the largest probs out of a candidate set; ties go
@@ -216,9 +216,9 @@ void moe_choose_experts(Tensor slots, Tensor where, Tensor counts, Tensor offset
 // S = T * (B/group) * k, slot (t * (B/group) + j) * k + rank of the sequence among the chosen, ascending in b).
 void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int64_t group, Context& ctx);
 
-// gathered[r,:] = weights[n,e] x[n,:] with the pair (n,e) of row r, 0 for an empty row; without weights the factor is 1.
-// gathered R rows of C act, x [B,T,C] act, slots R elements, weights [B,T,E] f32. Also the gradient of moe_scatter with
-// respect to y.
+// gathered[r,:] = weights[n,e] x[n,:] with the pair (n,e) of row r, 0 for an empty row; without weights the factor is
+// 1. gathered R rows of C act, x [B,T,C] act, slots R elements, weights [B,T,E] f32. Also the gradient of moe_scatter
+// with respect to y.
 void moe_gather(Tensor gathered, Tensor x, Tensor slots, int64_t experts, Tensor weights, Context& ctx);
 // out[n,:] (+)= sum over the experts e with r = where[n,e] >= 0, ascending, of weights[n,e] y[r,:]; without weights
 // the factor is 1. out [B,T,C] act, y R rows of C act. Also the gradient of moe_gather with respect to x.
@@ -246,8 +246,8 @@ void moe_balance(Tensor stats, Tensor probs, Tensor counts, Tensor slots, Contex
 // dprobs[n,e] += scale * E * counts_e / N^2: its gradient, times scale.
 void moe_balance_backward(Tensor dprobs, Tensor counts, double scale, Context& ctx);
 
-// Router z-loss (Zoph et al. 2022): lse[n] = log sum_e exp logits[n,e], lse [B,T] like logits; loss [1] f64, if given, =
-// mean of lse^2.
+// Router z-loss (Zoph et al. 2022): lse[n] = log sum_e exp logits[n,e], lse [B,T] like logits; loss [1] f64, if given,
+// = mean of lse^2.
 void moe_z_loss(Tensor loss, Tensor lse, Tensor logits, Context& ctx);
 // dlogits[n,e] += scale * 2/N * lse[n] probs[n,e]: its gradient, times scale.
 void moe_z_loss_backward(Tensor dlogits, Tensor lse, Tensor probs, double scale, Context& ctx);

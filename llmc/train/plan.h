@@ -19,8 +19,8 @@ struct Plan {
 };
 
 // One training step and one of every kind of evaluation (extra_evaluations); or (training = false) evaluations only.
-// With `twin`, also an evaluation of the same parameters as that other model (model_as in convert.h). Bytes are those of
-// one of `ranks` processes, FLOPs those of the whole step.
+// With `twin`, also an evaluation of the same parameters as that other model (model_as in convert.h). Bytes are those
+// of one of `ranks` processes, FLOPs those of the whole step.
 Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads,
                const EvalOptions& eval = {}, const std::optional<ModelConfig>& twin = {}, int ranks = 1);
 

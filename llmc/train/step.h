@@ -1,7 +1,7 @@
 // One training step: K micro-batches of forward and backward, then the gradient norm, the decision and AdamW.
 //
-// Micro-batches are numbered over all processes of a run: rank r of W does those with k mod W = r, and a step is the same
-// whatever W is, up to the rounding of sums.
+// Micro-batches are numbered over all processes of a run: rank r of W does those with k mod W = r, and a step is the
+// same whatever W is, up to the rounding of sums.
 //
 // Nothing here waits for the device: what changes from step to step lives in the StepState in device memory, and the
 // host learns of it when it asks.

@@ -72,7 +72,7 @@ Tensor MotWeights::metric(const Pass& p, const std::string& first, int64_t count
     return p.metrics.slice(at, at + count);
 }
 
-// -------------------------------------------------------------------------------------------------------------- forward
+// ------------------------------------------------------------------------------------------------------------- forward
 
 void MotWeights::forward(const Pass& p, Tensor x) const {
     Tensor merge = this->merge(p);
@@ -138,7 +138,7 @@ void MotWeights::weigh(const Pass& p, const Path& path, Tensor logits, Tensor sc
     if (p.discrete) mot_discretize(weights, path.over, group(p), p.ctx);
 }
 
-// ------------------------------------------------------------------------------------------------------------- backward
+// ------------------------------------------------------------------------------------------------------------ backward
 
 void MotWeights::backward(const Pass& p, Tensor dx, Tensor dout, Tensor x, Tensor output, Tensor dmixed) const {
     if (!learned()) return;

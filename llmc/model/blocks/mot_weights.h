@@ -26,8 +26,8 @@ public:
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x, Tensor output, Tensor dmixed) const;
 
 private:
-    // One way from tokens to weights: the names of its parameters and saved tensors. What emit shares with merge has the
-    // same pointer.
+    // One way from tokens to weights: the names of its parameters and saved tensors. What emit shares with merge has
+    // the same pointer.
     struct Path {
         const char *weights, *scaled, *controller, *mix, *temperature;
         SoftmaxOver over;

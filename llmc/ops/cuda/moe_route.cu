@@ -61,8 +61,8 @@ struct Lists {
     __device__ int64_t at(int64_t expert, int64_t set) const { return (expert * set_count() + set) * ld; }
 };
 
-// Which candidates are listed, and how: at their k best experts, with the key of their prob, or 1 if it does not matter.
-// balanced: at the experts (n k + i) mod E, i < k, with key 1.
+// Which candidates are listed, and how: at their k best experts, with the key of their prob, or 1 if it does not
+// matter. balanced: at the experts (n k + i) mod E, i < k, with key 1.
 struct Listing {
     int64_t k;
     bool by_gate, balanced;
