@@ -209,7 +209,7 @@ void for_each_model_field(Config& c, F&& f) {
                 1e6,
                 moe},
       c.router_z_loss_weight);
-    f(FieldInfo{"balanced_routing", "token choice: send tokens to experts in turn, whatever the router says; for timings",
+    f(FieldInfo{"balanced_routing", "token choice: tokens go to experts in turn, whatever the router says; for timings",
                 {}, 0, 1, moe},
       c.balanced_routing);
     f(FieldInfo{"expert_choice_fraction",

@@ -33,13 +33,13 @@ public:
     // Takes up to config.eval_batches micro-batches of the validation split (split = nullptr: the data's `val`).
     Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* split = nullptr);
     int64_t batches() const { return count; }  // 0 if there is nothing to validate on
-    // world: the processes that share the batches, all of which call this; the result is the same for any number of them.
+    // world: the processes that share the batches, all of which call this; their number does not change the result.
     EvalResult run(Step& step, const EvalOptions& options, World* world = nullptr) const;
     // Of a model that is not the one in training: its step's buffers lie on `arena` only during the call.
     EvalResult run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
                    Context& ctx, World* world = nullptr) const;
 
-    // As many sequences [context] of the training data as one group has (rows_together), to fill up groups in generation.
+    // As many sequences [context] of the training data as a group has (rows_together): generation fills up groups.
     const std::vector<std::vector<int32_t>>& fillers() const { return filler_rows; }
 
 private:

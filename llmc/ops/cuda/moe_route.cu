@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(most_list_threads) fill_rows_kernel(Rows r, ui
     for (int64_t p = r.offsets[gridDim.x] + row * blockDim.x + threadIdx.x; p < r.rows; p += threads) r.slots[p] = -1;
 }
 
-// where[n, e] = what the list of expert e says of token i = n of the set. Blocks and tiles as in list_candidates_kernel.
+// where[n, e] = what the list of expert e says of token i = n of the set. Blocks, tiles as in list_candidates_kernel.
 __global__ void __launch_bounds__(tile_block) tell_tokens_kernel(int32_t* where, const uint32_t* lists, Lists l) {
     SHARED(uint32_t, transposed, [tile][tile + 1]);
     const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
