@@ -28,8 +28,8 @@ protected:
 
     // d 64, 2 layers, vocabulary 512, context 32, batch 8, groups of 4, 10 steps.
     std::vector<std::string> recipe(const std::string& run_dir, std::vector<std::string> more = {}) const {
-        std::vector<std::string> words = {"train_mot", "--data", data, "--run-dir", dir / run_dir, "--pattern",
-                                          "attention ffn attention mot"};
+        std::vector<std::string> words = {
+            "train_mot", "--data", data, "--run-dir", dir / run_dir, "--pattern", "attention ffn attention mot"};
         std::istringstream numbers(
             "--d-model 64 --heads 2 --context 32 --group-size 4 --experts 8 --micro-batch 8 "
             "--init-scale 1 --lr 1e-3 --warmup-steps 2 --log-interval 1 --statistics-interval 5 --eval-interval 10 "
@@ -78,8 +78,8 @@ TEST_F(Backends, TenStepsOfSparseExpertsHaveTheLossesOfTheCpu) {
         {"--top-k", "2", "--capacity-factor", "1"},
         {"--dropless", "--top-k", "2", "--renormalize-gates", "--shared-experts", "1", "--expert-activation", "geglu",
          "--router-z-loss-weight", "0.01", "--expert-size", "24", "--no-expert-choice-norm"},
-        {"--expert-choice-softmax", "tokens", "--simulate-group-size", "4", "--dropless", "--expert-activation",
-         "linear", "--load-balancing-over", "mean"}};
+        {"--expert-choice-softmax", "tokens", "--simulate-group-size", "4", "--expert-choice-fraction", "0.25",
+         "--dropless", "--expert-activation", "linear", "--load-balancing-over", "mean"}};
     for (size_t i = 0; i < models.size(); i++) {
         std::vector<std::string> sparse = models[i];
         sparse.insert(sparse.begin(), {"--pattern", pattern});
@@ -141,9 +141,9 @@ TEST_F(Backends, GraphsOfDroplessExpertsNeedNoHost) {
 
 // Orders and starts of temperatures change from step to step: a graph must read them from the device.
 TEST_F(Backends, GraphsOfMotVariantsChangeNoBit) {
-    const std::vector<std::string> variant = {"--group-order", "random", "--learn-temperature", "tied",
-                                              "--temperature-start", "4", "--grad-accumulation", "2", "--micro-batch",
-                                              "8"};
+    const std::vector<std::string> variant = {"--group-order",       "random", "--learn-temperature", "tied",
+                                              "--temperature-start", "4",      "--grad-accumulation", "2",
+                                              "--micro-batch",       "8"};
     ASSERT_EQ(run(recipe("plain", variant)), 0) << said();
     auto with_graph = variant;
     with_graph.push_back("--cuda-graph");
@@ -212,7 +212,7 @@ TEST(Launches, AreFewPerBlock) {
         int64_t forward, both;
     };
     for (const Case& c : {Case{"attention", 4, 13}, Case{"ffn", 4, 15}, Case{"mot", 8, 23},
-                          Case{"moe_token_choice", 11, 27}, Case{"moe_expert_choice", 10, 27}}) {
+                          Case{"moe_token_choice", 12, 30}, Case{"moe_expert_choice", 11, 30}}) {
         const Launches launches = launches_of_block(c.kind);
         EXPECT_EQ(launches.forward, c.forward) << c.kind;
         EXPECT_EQ(launches.both, c.both) << c.kind;
