@@ -79,7 +79,7 @@ TEST_F(Backends, TenStepsOfSparseExpertsHaveTheLossesOfTheCpu) {
         {"--dropless", "--top-k", "2", "--renormalize-gates", "--shared-experts", "1", "--expert-activation", "geglu",
          "--router-z-loss-weight", "0.01", "--expert-size", "24", "--no-expert-choice-norm"},
         {"--expert-choice-softmax", "tokens", "--simulate-group-size", "4", "--expert-choice-fraction", "0.25",
-         "--dropless", "--expert-activation", "linear", "--load-balancing-over", "mean"}};
+         "--expert-size", "24", "--dropless", "--expert-activation", "linear", "--load-balancing-over", "mean"}};
     for (size_t i = 0; i < models.size(); i++) {
         std::vector<std::string> sparse = models[i];
         sparse.insert(sparse.begin(), {"--pattern", pattern});
