@@ -63,10 +63,12 @@ ModelConfig model_config(const std::string& name) {
     c.tied_head = c.final_norm = true, c.norm_bias = c.ffn_bias = c.attention_bias = false, c.ffn_activation = "gelu";
     const int64_t layers = tiny ? 4 : 8;
     const std::string kind = name.substr(name.find('_') + 1);
-    const std::string block = kind == "dense" ? "ffn" : kind == "mot" ? "mot"
-                              : kind == "expert_choice" ? "moe_expert_choice" : "moe_token_choice";
+    const std::string block = kind == "dense"           ? "ffn"
+                              : kind == "mot"           ? "mot"
+                              : kind == "expert_choice" ? "moe_expert_choice"
+                                                        : "moe_token_choice";
     c.pattern = str(layers / 2, "x(attention ffn) ", layers / 2, "x(attention ", block, ")");
-    c.balanced_routing = true, c.capacity_factor = 1.25, c.dropless = kind == "dropless";
+    c.balanced_routing = block == "moe_token_choice", c.capacity_factor = 1.25, c.dropless = kind == "dropless";
     return resolved(c);
 }
 
@@ -141,7 +143,9 @@ struct Worker {
     pid_t id = -1;
     FILE *to = nullptr, *from = nullptr;
     json ready, end;
-    struct Sample { double seconds, probe; };
+    struct Sample {
+        double seconds, probe;
+    };
     std::vector<Sample> samples;
     bool failed = false;
 
@@ -330,8 +334,7 @@ int coordinate(const Options& o) {
 int main(int argc, char** argv) {
     Options o;
     CLI::App app{"Speed and memory of training steps."};
-    app.add_option("--models", o.models, "which")->delimiter(',')->check(
-        CLI::IsMember(all_models()));
+    app.add_option("--models", o.models, "which")->delimiter(',')->check(CLI::IsMember(all_models()));
     app.add_option("--samples", o.samples, "timed steps of each that must count")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();

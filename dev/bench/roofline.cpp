@@ -31,8 +31,8 @@ constexpr Gpu a100{"A100", 312e12, 19.5e12, 2.039e12}, h100{"H100", 989e12, 67e1
 constexpr double matrix_share = 0.75, bandwidth_share = 0.85;
 
 bool on_tensor_cores(const std::string& op) {
-    for (const char* name : {"matmul", "head_loss", "attention_forward", "attention_backward", "mot_merge", "mot_emit",
-                             "mot_weights_backward"})
+    for (const char* name : {"matmul", "matmul_ragged", "head_loss", "attention_forward", "attention_backward",
+                             "mot_merge", "mot_emit", "mot_weights_backward"})
         if (op == name) return true;
     return false;
 }
@@ -88,8 +88,10 @@ Measured measure(const ModelConfig& model_config, const TrainConfig& train, int 
         const auto start = std::chrono::steady_clock::now();
         run(profile ? 1 : steps);
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        if (profile) result.costs = ctx.costs;
-        else result.step_seconds = seconds / double(steps);
+        if (profile)
+            result.costs = ctx.costs;
+        else
+            result.step_seconds = seconds / double(steps);
     }
     return result;
 }
@@ -139,13 +141,21 @@ int run(const Options& o) {
         const double seconds = here == measured.costs.end() ? 0 : here->second.seconds;
         if (o.measure) std::printf(" %12.3f", seconds * 1e3);
         std::printf("\n");
-        ops.push_back({{"op", name}, {"calls", cost.calls}, {"flops", cost.flops}, {"bytes", cost.bytes},
-                       {"floor_a100", on[0].seconds()}, {"floor_h100", on[1].seconds()}, {"seconds", seconds}});
+        ops.push_back({{"op", name},
+                       {"calls", cost.calls},
+                       {"flops", cost.flops},
+                       {"bytes", cost.bytes},
+                       {"floor_a100", on[0].seconds()},
+                       {"floor_h100", on[1].seconds()},
+                       {"seconds", seconds}});
         flops += double(cost.flops);
         for (int i : {0, 1}) floors[i] += on[i].seconds(), predicted[i] += on[i].predicted(on_tensor_cores(name));
     }
     std::printf("(c: bound by arithmetic, m: by memory)\n");
-    json file = {{"pattern", config.pattern}, {"precision", o.train.precision}, {"tokens", tokens}, {"flops", flops},
+    json file = {{"pattern", config.pattern},
+                 {"precision", o.train.precision},
+                 {"tokens", tokens},
+                 {"flops", flops},
                  {"ops", ops}};
     for (int i : {0, 1}) {
         const Gpu& gpu = i ? h100 : a100;
@@ -162,9 +172,12 @@ int run(const Options& o) {
                     tokens / measured.step_seconds, rate * 1e-12);
         if (peak.flops > 0) std::printf(", MFU %.1f %% of %.2f", 100 * rate / peak.flops, peak.flops * 1e-12);
         std::printf(" (peak: %s)\n", peak.how.c_str());
-        file["measured"] = {{"device", backend_description(ctx)}, {"seconds", measured.step_seconds},
-                            {"tokens_per_second", tokens / measured.step_seconds}, {"flops_per_second", rate},
-                            {"peak", peak.flops}, {"peak_source", peak.how},
+        file["measured"] = {{"device", backend_description(ctx)},
+                            {"seconds", measured.step_seconds},
+                            {"tokens_per_second", tokens / measured.step_seconds},
+                            {"flops_per_second", rate},
+                            {"peak", peak.flops},
+                            {"peak_source", peak.how},
                             {"mfu", peak.flops > 0 ? json(rate / peak.flops) : json()}};
     }
     if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(1) << '\n';
