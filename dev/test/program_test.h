@@ -30,6 +30,14 @@ inline std::string program(const std::string& name) {
     return std::filesystem::read_symlink("/proc/self/exe").parent_path().parent_path() / name;
 }
 
+// Where the shell would find this program; "" if nowhere.
+inline std::string path_of(const std::string& program) {
+    std::istringstream path(std::getenv("PATH") ? std::getenv("PATH") : "");
+    for (std::string directory; std::getline(path, directory, ':');)
+        if (path_exists(directory + "/" + program)) return directory + "/" + program;
+    return "";
+}
+
 struct Process {
     pid_t id;
     // file_limit: largest file the process may write, in bytes, as on a full disk; 0: none.

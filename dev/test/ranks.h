@@ -19,13 +19,6 @@ inline World& world() {
     return world;
 }
 
-inline std::string path_of(const std::string& program) {
-    std::istringstream path(std::getenv("PATH") ? std::getenv("PATH") : "");
-    for (std::string directory; std::getline(path, directory, ':');)
-        if (path_exists(directory + "/" + program)) return directory + "/" + program;
-    return "";
-}
-
 // `ranks` processes of this program, which run the tests that match `filter`, and what they print.
 struct RankedRun {
     TempDir dir;

@@ -129,6 +129,21 @@ TEST_F(TrainMot, GeneratesWithEveryFillRuleAndTheSameTextForASeed) {
                    {"--top-p"});
 }
 
+TEST_F(TrainMot, NumbersThatGranularityWouldOverruleAreRefused) {
+    const std::vector<std::string> info = {"train_mot", "info", "--pattern", "attention moe_token_choice",
+                                           "--granularity", "4", "--expansion", "32"};
+    ASSERT_EQ(run(info), 0) << said();
+    auto with = [&](std::vector<std::string> more) {
+        std::vector<std::string> words = info;
+        words.insert(words.end(), more.begin(), more.end());
+        return words;
+    };
+    // 32 and 1 are the defaults: only the command line tells that somebody asked for them
+    expect_refusal(with({"--experts", "32"}), {"experts 128", "32"});
+    expect_refusal(with({"--top-k", "1"}), {"top_k 4", "1"});
+    EXPECT_EQ(run(with({"--experts", "128"})), 0) << said();
+}
+
 TEST_F(TrainMot, InfoNeedsNoMemory) {
     ASSERT_EQ(run({"train_mot", "info", "--config", "configs/mot_base_64E_16.toml"}), 0) << said();
     EXPECT_NE(said().find("parameters"), std::string::npos);

@@ -9,17 +9,11 @@ namespace {
 
 class TrainRanks : public ProgramTest {
 protected:
-    const std::string mpirun = find("mpirun");
+    const std::string mpirun = path_of("mpirun");
 
     void SetUp() override {
         if (mpirun.empty()) GTEST_SKIP() << "no mpirun: install openmpi-bin";
         ProgramTest::SetUp();
-    }
-    static std::string find(const std::string& name) {
-        std::istringstream path(std::getenv("PATH") ? std::getenv("PATH") : "");
-        for (std::string directory; std::getline(path, directory, ':');)
-            if (path_exists(directory + "/" + name)) return directory + "/" + name;
-        return "";
     }
 
     static bool alive(pid_t id) {  // a zombie is not
