@@ -26,6 +26,8 @@ struct TrainConfig {
             keep = 2;
     std::string eval_group_sizes;
     bool eval_discrete = false;
+    std::string shard = "none";  // none | optimizer | gradients | parameters
+    int64_t expert_parallel = 1, group_ranks = 1;
 };
 
 template <class Config, class F>
@@ -97,6 +99,19 @@ void for_each_train_field(Config& c, F&& f) {
       c.eval_discrete);
     f(FieldInfo{"save_interval", "steps between checkpoints; 0: only at the end", {}, 0, 1e12, run}, c.save_interval);
     f(FieldInfo{"keep", "checkpoints to keep; 0: all", {}, 0, 1e9, run}, c.keep);
+    const char* processes = "Several processes";
+    f(FieldInfo{"shard",
+                "what is divided over the processes: Adam's moments, gradients too, parameters too",
+                {"none", "optimizer", "gradients", "parameters"},
+                0,
+                0,
+                processes},
+      c.shard);
+    f(FieldInfo{"expert_parallel", "processes that share the experts of a block", {}, 1, 1 << 20, processes},
+      c.expert_parallel);
+    f(FieldInfo{"group_ranks", "processes that share a micro-batch, and so the tokens of a MoT group", {}, 1, 1 << 20,
+                processes},
+      c.group_ranks);
 }
 
 nlohmann::json to_json(const TrainConfig& config);

@@ -76,7 +76,8 @@ namespace {
 // Fields of a resumed run that may be changed: none of them has a part in what a step computes.
 const std::set<std::string> free_to_change = {
     "steps",        "recompute",     "max_skipped", "log_interval",  "statistics_interval", "eval_interval",
-    "eval_batches", "save_interval", "keep",        "eval_discrete", "eval_group_sizes"};
+    "eval_batches", "save_interval", "keep",        "eval_discrete", "eval_group_sizes",    "shard",
+    "expert_parallel", "group_ranks"};
 
 // Applies what the run goes on with: `saved`, with the given fields of `wanted` that may differ.
 template <class Each>
