@@ -17,7 +17,7 @@ namespace llmc::test {
 struct Tensors {
     explicit Tensors(Context& context) : ctx(context) {}
     ~Tensors() {
-        for (auto& [name, tensor] : list) device_free(tensor.data, std::max<int64_t>(tensor.bytes(), 1), ctx);
+        for (NamedTensor& t : list) device_free(t.tensor.data, std::max<int64_t>(t.tensor.bytes(), 1), ctx);
     }
     Tensors(const Tensors&) = delete;
 

@@ -5,7 +5,7 @@
 
 #include "dev/test/reference.h"
 #include "dev/test/temp_dir.h"
-#include "llmc/base/safetensors.h"
+#include "dev/test/write_safetensors.h"
 #include "llmc/train/golden.h"
 
 namespace llmc::test {
@@ -64,8 +64,8 @@ struct Copy {
     GoldenResult run(const char* precision = "fp32") const {
         TempDir directory;
         const std::string path = directory / "spoiled.safetensors";
-        write_safetensors(path, entries, metadata, [&](size_t i, int64_t first, char* buffer, int64_t size) {
-            std::memcpy(buffer, data.at(entries[i].name).data() + first, size_t(size));
+        write_safetensors(path, entries, metadata, [&](size_t i, char* buffer) {
+            std::memcpy(buffer, data.at(entries[i].name).data(), size_t(entries[i].bytes()));
         });
         return run_golden(path, precision, 1);
     }

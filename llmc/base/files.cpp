@@ -128,6 +128,16 @@ std::string hex32(uint32_t value) {
     return text;
 }
 
+// All of the bytes, at this place of the file.
+static void write_all(int fd, int64_t offset, const char* bytes, size_t size, const std::string& path) {
+    while (size > 0) {
+        ssize_t n = ::pwrite(fd, bytes, size, off_t(offset));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) run_error("cannot write ", path, ": ", reason());
+        bytes += n, size -= size_t(n), offset += n;
+    }
+}
+
 AtomicFile::AtomicFile(const std::string& path)
     : final_path(path), temporary_path(str(path, ".tmp.", ::getpid())) {
     fd = ::open(temporary_path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
@@ -142,12 +152,7 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::put(int64_t offset, const char* bytes, size_t size) {
-    while (size > 0) {
-        ssize_t n = ::pwrite(fd, bytes, size, off_t(offset));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) run_error("cannot write ", final_path, ": ", reason());
-        bytes += n, size -= size_t(n), offset += n;
-    }
+    write_all(fd, offset, bytes, size, final_path);
 }
 
 void AtomicFile::flush() {
@@ -185,6 +190,30 @@ void AtomicFile::commit() {
         run_error("cannot write ", final_path, ": ", why);
     }
     fsync_directory(parent_directory(final_path));
+}
+
+void PartFile::create(const std::string& path, int64_t size) {
+    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    const bool made = fd >= 0 && ::ftruncate(fd, off_t(size)) == 0;
+    const std::string why = made ? "" : reason();
+    if (fd >= 0) ::close(fd);
+    if (!made) run_error("cannot create ", path, " of ", size, " bytes: ", why);
+}
+
+PartFile::PartFile(const std::string& path) : path(path), fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC)) {
+    if (fd < 0) run_error("cannot write to ", path, ": ", reason());
+}
+
+PartFile::~PartFile() {
+    if (fd >= 0) ::close(fd);
+}
+
+void PartFile::write_at(int64_t offset, const void* bytes, size_t size) {
+    write_all(fd, offset, static_cast<const char*>(bytes), size, path);
+}
+
+void PartFile::commit() {
+    if (::fsync(fd) != 0 || ::close(std::exchange(fd, -1)) != 0) run_error("cannot write ", path, ": ", reason());
 }
 
 MappedFile::MappedFile(const std::string& path) {

@@ -70,6 +70,24 @@ private:
     void flush();
 };
 
+// A file of known size that one process creates, full of zeros, and several may then fill, each its own bytes. Nothing
+// is durable before commit. Every failure is a RunError with path and reason.
+class PartFile {
+public:
+    static void create(const std::string& path, int64_t size);
+    explicit PartFile(const std::string& path);  // one that exists
+    ~PartFile();
+    PartFile(const PartFile&) = delete;
+    PartFile& operator=(const PartFile&) = delete;
+
+    void write_at(int64_t offset, const void* bytes, size_t size);
+    void commit();  // fsync, close
+
+private:
+    std::string path;
+    int fd = -1;
+};
+
 // A whole file mapped read-only; the bytes stay valid as long as the object lives. Movable. Empty files have data()
 // null and size() 0. InputError if it cannot be opened or mapped.
 class MappedFile {

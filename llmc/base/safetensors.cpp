@@ -149,8 +149,7 @@ void SafetensorsFile::require_dtype(const SafetensorsEntry& entry, DType want) c
                     name_of(want));
 }
 
-void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& tensors, const Metadata& metadata,
-                       const SafetensorsSource& source) {
+SafetensorsLayout lay_out_safetensors(std::vector<SafetensorsEntry> tensors, const Metadata& metadata) {
     std::vector<size_t> order(tensors.size());
     std::iota(order.begin(), order.end(), size_t(0));
     std::stable_sort(order.begin(), order.end(),
@@ -158,34 +157,23 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsEnt
 
     nlohmann::ordered_json header = nlohmann::ordered_json::object();
     if (!metadata.empty()) header[metadata_key] = metadata;
-    int64_t end = 0, largest = 0;
+    int64_t end = 0;
     for (size_t i : order) {
-        const SafetensorsEntry& tensor = tensors[i];
+        SafetensorsEntry& tensor = tensors[i];
         if (tensor.name == metadata_key || header.contains(tensor.name))
-            run_error("cannot write ", path, ": two tensors are called ", tensor.name);
-        int64_t begin = end;
-        end += checked_bytes(str(path, ": tensor ", tensor.name), tensor);
-        largest = std::max(largest, tensor.bytes());
+            run_error("two tensors of a file are called ", tensor.name);
+        tensor.offset = end;
+        end += checked_bytes(str("tensor ", tensor.name), tensor);
         std::vector<int64_t> shape(tensor.shape.dim.begin(), tensor.shape.dim.begin() + tensor.shape.rank);
-        header[tensor.name] = {{"dtype", name_of(tensor.dtype)}, {"shape", shape}, {"data_offsets", {begin, end}}};
+        header[tensor.name] = {
+            {"dtype", name_of(tensor.dtype)}, {"shape", shape}, {"data_offsets", {tensor.offset, end}}};
     }
     std::string text = header.dump();
     text.resize((text.size() + 7) / 8 * 8, ' ');  // data starts on a multiple of 8
-
-    AtomicFile file(path);
     const uint64_t header_size = text.size();
-    file.write(&header_size, length_bytes);
-    file.write(text.data(), text.size());
-    constexpr int64_t piece = 16 << 20;
-    std::vector<char> buffer(size_t(std::min(piece, largest)));
-    for (size_t i : order) {
-        for (int64_t first = 0; first < tensors[i].bytes(); first += piece) {
-            int64_t size = std::min(piece, tensors[i].bytes() - first);
-            source(i, first, buffer.data(), size);
-            file.write(buffer.data(), size_t(size));
-        }
-    }
-    file.commit();
+    const int64_t data_begin = int64_t(length_bytes + header_size);
+    for (SafetensorsEntry& tensor : tensors) tensor.offset += data_begin;
+    return {std::string(reinterpret_cast<const char*>(&header_size), length_bytes) + text, tensors, data_begin + end};
 }
 
 }  // namespace llmc

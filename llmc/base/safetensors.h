@@ -4,7 +4,6 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <map>
 #include <string>
 #include <unordered_map>
@@ -59,13 +58,13 @@ private:
     std::unordered_map<std::string, size_t> by_name;
 };
 
-// Puts bytes [first, first + size) of tensor number `index` into `buffer`.
-using SafetensorsSource = std::function<void(size_t index, int64_t first, char* buffer, int64_t size)>;
-
-// Writes a file with these tensors, whose data `source` supplies in pieces of at most 16 MiB, each tensor from first to
-// last byte: files larger than memory are fine. Wider types come first, so that every tensor is aligned. Atomic and
-// synced (AtomicFile); RunError with the reason if that fails, and then nothing exists under this name.
-void write_safetensors(const std::string& path, const std::vector<SafetensorsEntry>& tensors, const Metadata& metadata,
-                       const SafetensorsSource& source);
+// A file with these tensors: its first bytes, where the data of each tensor goes (SafetensorsEntry::offset), and how
+// many bytes it has. Wider types come first, so that every tensor is aligned. RunError if two have the same name.
+struct SafetensorsLayout {
+    std::string header;
+    std::vector<SafetensorsEntry> tensors;  // in the order given
+    int64_t bytes = 0;
+};
+SafetensorsLayout lay_out_safetensors(std::vector<SafetensorsEntry> tensors, const Metadata& metadata);
 
 }  // namespace llmc

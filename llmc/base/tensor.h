@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
 
 #include "llmc/base/dtype.h"
@@ -78,10 +79,14 @@ struct Tensor {
     }
 };
 
-// A tensor with the name it has in files.
+// A tensor with the name it has in files. Of one that is divided over ranks, `tensor` is the part that lies here, flat
+// and maybe empty: the elements from number `first` on of a tensor of shape `whole`.
 struct NamedTensor {
     std::string name;
     Tensor tensor;
+    std::optional<Shape> whole{};
+    int64_t first = 0;
+    const Shape& shape() const { return whole ? *whole : tensor.shape; }
 };
 
 }  // namespace llmc

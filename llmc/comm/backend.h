@@ -27,6 +27,8 @@ public:
     virtual void all_to_all(Tensor out, Tensor in) = 0;
     virtual void after_compute() {}
     virtual void before_compute() {}
+    virtual void mark(int) {}
+    virtual void before_compute(int) {}
 };
 std::unique_ptr<Transport> transport_create(World& world, Context& ctx, Ranks ranks, Comm& comm);
 

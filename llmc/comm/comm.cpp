@@ -4,7 +4,7 @@
 
 namespace llmc {
 
-Comm::Comm(World& w, Context& c, Ranks ranks) : world(w), ctx(c) {
+Comm::Comm(World& w, Context& c, Ranks r) : ranks(r), world(w), ctx(c) {
     if (ranks.count == 0) ranks = {0, 1, world.size};
     const int last = ranks.first + (ranks.count - 1) * ranks.stride, ahead = world.rank - ranks.first;
     if (ranks.first < 0 || ranks.stride < 1 || ranks.count < 1 || last >= world.size || ahead < 0 ||
@@ -100,6 +100,12 @@ void Comm::after_compute() {
 }
 void Comm::before_compute() {
     if (transport) transport->before_compute();
+}
+void Comm::mark(int i) {
+    if (transport) transport->mark(i);
+}
+void Comm::before_compute(int i) {
+    if (transport) transport->before_compute(i);
 }
 
 }  // namespace llmc

@@ -88,6 +88,7 @@ struct Ranks {
 // rings: with W ranks and n bytes of the whole tensor, all_reduce 2 (W-1)/W n, the others (W-1)/W n.
 struct CommCost {
     int64_t calls = 0, bytes = 0, wire = 0;
+    void add(const CommCost& o, int64_t times) { calls += times * o.calls, bytes += times * o.bytes, wire += times * o.wire; }
 };
 
 class Transport;
@@ -101,6 +102,7 @@ public:
     Comm& operator=(const Comm&) = delete;
 
     int rank, size;  // in this Comm
+    Ranks ranks;     // its ranks in the world
 
     // Contiguous tensors of any shape and equal dtype; n is a number of elements and may be 0. Sums are of f32 or f64,
     // the others move bytes of any dtype. RunError with tensor and sizes if they do not fit together.
@@ -114,6 +116,10 @@ public:
     // A Graph with collectives in it begins with the first and ends with the second.
     void after_compute();   // collectives from here on wait for what has been computed so far
     void before_compute();  // ops from here on, and downloads, wait for all collectives so far
+    // The same for the collectives up to a point, while later ones go on: mark(i) is the point, before_compute(i) waits.
+    static constexpr int marks = 4;
+    void mark(int i);
+    void before_compute(int i);
 
     std::map<std::string, CommCost> costs;  // by collective, also while counting, when nothing is sent
     int64_t received = 0;  // bytes that really came from other ranks (COMM=mpi); over all ranks, as many as `wire`

@@ -103,6 +103,8 @@ public:
         stream = backend.communication;
         for (cudaEvent_t* event : {&computed, &communicated})
             check_cuda(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate");
+        for (cudaEvent_t& event : marked)
+            check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
         if (world.watchdog())
             question = world.watchdog()->add([this](double timeout) { return what_is_wrong(timeout); });
     }
@@ -111,6 +113,7 @@ public:
         const bool failing = std::uncaught_exceptions() > 0;  // then the others may never come
         if (!failing) cudaStreamSynchronize(stream);
         cudaEventDestroy(computed), cudaEventDestroy(communicated);
+        for (cudaEvent_t event : marked) cudaEventDestroy(event);
         if (failing) ncclCommAbort(group);
         else ncclCommDestroy(group);
     }
@@ -152,6 +155,10 @@ public:
 
     void after_compute() override { order(ctx.backend->stream, computed, stream); }
     void before_compute() override { order(stream, communicated, ctx.backend->stream); }
+    void mark(int i) override { check_cuda(cudaEventRecord(marked[i], stream), "cudaEventRecord"); }
+    void before_compute(int i) override {
+        check_cuda(cudaStreamWaitEvent(ctx.backend->stream, marked[i], 0), "cudaStreamWaitEvent");
+    }
 
 private:
     World& world;
@@ -159,7 +166,7 @@ private:
     const int size;
     ncclComm_t group = nullptr;
     cudaStream_t stream = nullptr;
-    cudaEvent_t computed = nullptr, communicated = nullptr;
+    cudaEvent_t computed = nullptr, communicated = nullptr, marked[Comm::marks] = {};
     Unfinished unfinished;
     std::list<Watchdog::Question>::iterator question;
 

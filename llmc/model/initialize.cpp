@@ -34,26 +34,22 @@ void initialize_parameters(const ParamTable& table, Tensor params, const ModelCo
                            Context& ctx) {
     constexpr int64_t chunk = 1 << 20;  // elements on the host at a time
     std::vector<double> host(chunk);    // large enough for every type
-    for (const Unit& unit : table.units) {
-        for (const ParamSpec& spec : unit.params) {
-            Tensor tensor = view_of(spec, unit_range(unit, params));
-            Tensor flat = tensor.view({tensor.numel()});
-            if (spec.init.kind != ParamInit::weight && spec.init.kind != ParamInit::bias) {
-                fill(flat, spec.scalar() ? spec.init.value : spec.init.kind == ParamInit::ones ? 1 : 0, ctx);
-                continue;
-            }
-            for (int64_t first = 0; first < flat.numel(); first += chunk) {
-                int64_t n = std::min(chunk, flat.numel() - first);
-                void* out = host.data();
-                if (ctx.counting) break;
-                if (flat.dtype == DType::f64)
-                    draw(static_cast<double*>(out), first, n, spec, config, seed);
-                else if (flat.dtype == DType::f32)
-                    draw(static_cast<float*>(out), first, n, spec, config, seed);
-                else
-                    draw(static_cast<bf16*>(out), first, n, spec, config, seed);
-                upload(flat.slice(first, first + n), out, ctx);
-            }
+    for (const ParamPart& part : parts_of(table, params, false)) {
+        const ParamSpec& spec = part.spec;
+        if (spec.init.kind != ParamInit::weight && spec.init.kind != ParamInit::bias) {
+            fill(part.data, spec.scalar() ? spec.init.value : spec.init.kind == ParamInit::ones ? 1 : 0, ctx);
+            continue;
+        }
+        for (int64_t done = 0; done < part.data.numel() && !ctx.counting; done += chunk) {
+            const int64_t n = std::min(chunk, part.data.numel() - done), first = part.first + done;
+            void* out = host.data();
+            if (params.dtype == DType::f64)
+                draw(static_cast<double*>(out), first, n, spec, config, seed);
+            else if (params.dtype == DType::f32)
+                draw(static_cast<float*>(out), first, n, spec, config, seed);
+            else
+                draw(static_cast<bf16*>(out), first, n, spec, config, seed);
+            upload(part.data.slice(done, done + n), out, ctx);
         }
     }
 }

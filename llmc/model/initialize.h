@@ -7,8 +7,8 @@
 
 namespace llmc {
 
-// Fills params [table.size] (f32, bf16 or f64) by config.init and config.init_scale. Made on the host in double from
-// (seed, tensor name, element): the same on every backend and world size.
+// Fills params (f32, bf16 or f64; all units or this rank's slices) by config.init and config.init_scale. Made on the
+// host in double from (seed, tensor name, element): the same on every backend and world size.
 void initialize_parameters(const ParamTable& table, Tensor params, const ModelConfig& config, uint64_t seed,
                            Context& ctx);
 

@@ -24,8 +24,9 @@ struct Model::Kept {
     std::vector<Tensor> slots;     // the block's saved tensors (recomputing: only its decisions)
 };
 
-Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everything, Context& ctx)
-    : config(resolved(c)), precision(precision), buffers("parameters", ctx), ctx(ctx),
+Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everything, Context& ctx,
+             const Sharding& sharding, Mesh* mesh)
+    : config(resolved(c)), precision(precision), sharding(sharding), buffers("parameters", ctx), ctx(ctx), mesh(mesh),
       norm(config.norm == "rmsnorm" ? Norm::rmsnorm : Norm::layernorm) {
     const int64_t V = config.vocab_size, C = config.d_model;
     if (!backend_supports(precision.act))
@@ -59,19 +60,23 @@ Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everyt
     }
     if (config.final_norm) declare_norm(table.units[add_unit("final_norm", "final_norm")], "");
     if (!config.tied_head) table.units[add_unit("head", "head")].weight("weight", {V, C}, C);
-    table.finish(decay_everything);
+    table.finish(decay_everything, sharding);
 }
 
 // ---------------------------------------------------------------------------------------------------- buffers
 
 void Model::allocate(bool training) {
+    const bool copy = precision.compute_copy();
+    auto buffer = [&](const char* name, DType dtype, bool slices) {
+        return buffers.tensor(name, dtype, {slices ? table.slices_size : table.size});
+    };
     auto lay_out = [&] {
-        params = buffers.tensor("parameters", precision.param, {table.size});
-        compute = precision.compute_copy() ? buffers.tensor("compute copy", precision.act, {table.size}) : params;
+        params = buffer("parameters", precision.param, copy ? sharding.moments() : sharding.parameters());
+        compute = copy ? buffer("compute copy", precision.act, sharding.parameters()) : params;
         if (!training) return;
-        grads = buffers.tensor("gradients", precision.grad, {table.size});
-        moment1 = buffers.tensor("adam m", precision.grad, {table.size});
-        moment2 = buffers.tensor("adam v", precision.grad, {table.size});
+        grads = buffer("gradients", precision.grad, sharding.gradients());
+        moment1 = buffer("adam m", precision.grad, sharding.moments());
+        moment2 = buffer("adam v", precision.grad, sharding.moments());
     };
     lay_out();
     int64_t bytes = buffers.peak();
@@ -80,10 +85,23 @@ void Model::allocate(bool training) {
     lay_out();
     for (const Tensor& t : {params, compute, grads, moment1, moment2})
         if (t) fill(t, 0, ctx);  // the padding between tensors must be and stay zero
+    find_places();
+}
+
+void Model::find_places() {
+    places.clear();
+    auto range = [&](const Unit& unit, const Tensor& buffer) {
+        return !buffer || has_slices_only(table, buffer) ? Tensor{} : unit_range(unit, buffer);
+    };
+    for (const Unit& unit : table.units)
+        places.push_back({range(unit, compute), range(unit, grads), range(unit, params)});
 }
 
 void Model::refresh_compute_copy() {
-    if (precision.compute_copy()) copy(compute, params, ctx);
+    if (!precision.compute_copy()) return;
+    if (compute.numel() == params.numel()) return copy(compute, params, ctx);
+    for (const Unit& unit : table.units)
+        copy(slice_range(table, unit, compute), slice_range(table, unit, params), ctx);
 }
 
 std::vector<NamedTensor> Model::parameters() const { return named_tensors(table, params, ""); }
@@ -94,10 +112,19 @@ std::vector<NamedTensor> Model::optimizer() const {
     return list;
 }
 
+std::vector<NamedTensor> Model::parameter_parts(bool owned) const { return named_parts(table, params, "", owned); }
+std::vector<NamedTensor> Model::optimizer_parts(bool owned) const {
+    std::vector<NamedTensor> list = named_parts(table, moment1, "m.", owned);
+    for (NamedTensor& t : named_parts(table, moment2, "v.", owned)) list.push_back(t);
+    return list;
+}
+
 UnitView Model::view(const std::string& unit_name, bool gradients) const {
     const Unit* unit = table.find_unit(unit_name);
     if (!unit) return {};
-    return {unit, unit_range(*unit, compute), gradients ? unit_range(*unit, grads) : Tensor{}};
+    const Place& place = places[size_t(unit - table.units.data())];
+    if (!place.params) run_error("the parameters of ", unit_name, " are not gathered now");
+    return {unit, place.params, gradients ? place.grads : Tensor{}};
 }
 
 bool Model::has(const std::string& kind) const {
@@ -137,7 +164,8 @@ Pass Model::pass_for(size_t i, const Run& run) const {
     Pass pass{ctx, run.arena};
     pass.B = run.B, pass.T = run.T, pass.act = precision.act;
     pass.dense = view(name, run.training), pass.experts = view(name + ".experts", run.training);
-    if (precision.compute_copy()) pass.masters = {pass.dense.unit, unit_range(*pass.dense.unit, params), {}};
+    if (precision.compute_copy())
+        pass.masters = {pass.dense.unit, places[size_t(pass.dense.unit - table.units.data())].masters, {}};
     pass.first_position = run.first_position;
     pass.accumulate = run.accumulate, pass.discrete = run.eval.discrete;
     pass.live_rows = run.eval.live_rows;
@@ -318,7 +346,9 @@ const char* Model::head_weight() const { return config.tied_head ? "token.weight
 void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHooks& hooks) {
     const int64_t B = batch.tokens.shape[0], T = batch.tokens.shape[1], C = config.d_model;
     check_rows(B);
-    Run run{arena, hooks, B, T, true, recompute, batch.accumulate, {}, batch.metrics};
+    hooks.begin(true);
+    // What is added up slice by slice starts anew in every micro-batch.
+    Run run{arena, hooks, B, T, true, recompute, batch.accumulate && !sharding.gradients(), {}, batch.metrics};
     run.aux_scale = batch.dloss * double(B * T);
     int64_t mark = arena.mark();
     run.draw = batch.draw ? batch.draw : zero_draw(arena);
@@ -340,6 +370,7 @@ void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOpt
     const int64_t B = tokens.shape[0], T = tokens.shape[1], C = config.d_model;
     check_rows(B, options.group_size);
     if (options.discrete) check_discrete(config);
+    hooks.begin(false);
     Run run{arena, hooks, B, T, false, false, false, options};
     int64_t mark = arena.mark();
     run.draw = zero_draw(arena);
@@ -354,6 +385,7 @@ void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOpt
 void Model::logits(Tensor logits, Tensor tokens, const EvalOptions& options, Arena& arena, UnitHooks& hooks) {
     check_rows(tokens.shape[0], options.group_size);
     if (options.discrete) check_discrete(config);
+    hooks.begin(false);
     Run run{arena, hooks, tokens.shape[0], tokens.shape[1], false, false, false, options};
     int64_t mark = arena.mark();
     run.draw = zero_draw(arena);
@@ -387,6 +419,7 @@ void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const E
     if (generation.position + n > config.context)
         input_error("cannot extend to position ", generation.position + n, ": the model's context is ", config.context,
                     " tokens");
+    hooks.begin(false);
     Run run{arena, hooks, B, n, false, false, false, options, {}, generation.position, true};
     int64_t mark = arena.mark();
     Tensor x = embed(tokens, run), branch = arena.tensor("branch", precision.act, x.shape);

@@ -23,6 +23,7 @@ enum class Phase { forward, backward };
 // prefetching of sharded units hang here and nowhere else.
 struct UnitHooks {
     virtual ~UnitHooks() = default;
+    virtual void begin(bool /*training*/) {}  // of a pass over all units: forward and backward, or forward only
     virtual void before(const Unit&, Phase) {}
     virtual void after(const Unit&, Phase) {}
 };
@@ -49,14 +50,16 @@ struct Generation {
 class Model {
 public:
     // Declares the tables; allocates nothing. InputError if the configuration is impossible.
-    Model(const ModelConfig& config, const Precision& precision, bool decay_everything, Context& ctx);
+    // mesh: the ranks that share it, if it is divided.
+    Model(const ModelConfig& config, const Precision& precision, bool decay_everything, Context& ctx,
+          const Sharding& sharding = {}, Mesh* mesh = nullptr);
 
-    // Buffers. Training adds gradients and moments. Bytes: see memory().
+    // Buffers, each with all units or with this rank's slices, as `sharding` says. Training adds gradients and moments.
     void allocate(bool training);
     // Initial weights, made on the host in double from (seed, tensor name, element): the same on every backend and
     // world size.
     void initialize(uint64_t seed);
-    void refresh_compute_copy();  // after parameters were loaded
+    void refresh_compute_copy();  // after parameters were loaded. Divided: of this rank's slices
 
     // InputError unless rows can be cut into groups (of the override, if not 0) and every expert gets a token.
     void check_rows(int64_t rows, int64_t group_size = 0) const;
@@ -85,18 +88,32 @@ public:
     void extend(Tensor logits, Tensor tokens, Generation& generation, const EvalOptions& options, Arena& arena,
                 UnitHooks& hooks);
 
-    std::vector<NamedTensor> parameters() const;  // masters, in table order
-    std::vector<NamedTensor> optimizer() const;   // "m.<name>", "v.<name>"
+    // Where nothing is cut into slices: masters, in table order; "m.<name>", "v.<name>"; gradients.
+    std::vector<NamedTensor> parameters() const;
+    std::vector<NamedTensor> optimizer() const;
     std::vector<NamedTensor> gradients() const;
+    // What of masters and moments lies here, or (`owned`) what no other rank owns: see named_parts.
+    std::vector<NamedTensor> parameter_parts(bool owned) const;
+    std::vector<NamedTensor> optimizer_parts(bool owned) const;
     const std::vector<MetricSlot>& metric_slots() const { return metrics; }
     int64_t metric_count() const { return metrics.empty() ? 0 : metrics.back().first + metrics.back().count; }
     DType stat() const { return precision.act == DType::f64 ? DType::f64 : DType::f32; }
 
     const ModelConfig config;
     const Precision precision;
+    const Sharding sharding;
     ParamTable table;
     Arena buffers;                                    // everything shaped like the parameters
     Tensor params, compute, grads, moment1, moment2;  // compute is params itself where there is no copy
+
+    // Where a unit's parameters and gradient lie now: in the buffers above or, what of them has only slices there, where
+    // the hooks have put it for as long as it is used. `masters`: the same in the optimizer's precision.
+    struct Place {
+        Tensor params, grads, masters;
+    };
+    std::vector<Place> places;  // of table.units
+    Place& place(const Unit& unit) { return places[size_t(&unit - table.units.data())]; }
+    void find_places();         // in the buffers; a model that reads another one's buffers calls this when it has them
 
 private:
     struct Run;   // one call: sizes, options, arena, hooks
@@ -119,6 +136,7 @@ private:
     void backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>& kept);
 
     Context& ctx;
+    Mesh* mesh;
     Norm norm;
     std::vector<std::unique_ptr<Block>> blocks;
     std::vector<MetricSlot> metrics;

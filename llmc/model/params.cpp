@@ -6,23 +6,47 @@
 namespace llmc {
 
 namespace {
+
 constexpr int64_t alignment = 128;  // elements
 int64_t aligned(int64_t n) { return (n + alignment - 1) / alignment * alignment; }
+
+// This rank's experts of a tensor.
+void divide_experts(ParamSpec& p, const Sharding& sharding) {
+    const int64_t experts = p.shape[0], ranks = sharding.expert_ranks;
+    if (experts % ranks)
+        input_error("--expert-parallel ", ranks, " does not divide the ", experts, " experts of ", p.name);
+    p.local.dim[0] = experts / ranks;
+    p.first = p.local.numel() * sharding.expert_rank();
+}
+
 }  // namespace
 
-void ParamTable::finish(bool decay_everything) {
-    size = 0;
+void ParamTable::finish(bool decay_everything, const Sharding& sharding) {
+    check_sharding(sharding);
+    size = slices_size = 0;
+    int64_t first_index = 0;
     for (Unit& unit : units) {
         std::stable_partition(unit.params.begin(), unit.params.end(), [](const ParamSpec& p) { return p.matrix(); });
         std::stable_partition(unit.params.begin(), unit.params.end(), [](const ParamSpec& p) { return !p.scalar(); });
         unit.offset = size;
         unit.size = unit.decayed = 0;
         for (ParamSpec& p : unit.params) {
+            p.local = p.shape;
+            if (unit.experts) divide_experts(p, sharding);
             p.offset = unit.size;
-            unit.size += aligned(p.shape.numel());
+            unit.size += aligned(p.local.numel());
             if (p.matrix() || (decay_everything && !p.scalar())) unit.decayed = unit.size;
         }
+        unit.first_index = first_index + (unit.experts ? sharding.expert_rank() * unit.size : 0);
+        first_index += unit.experts ? sharding.expert_ranks * unit.size : unit.size;
+
+        const int slices = sharding.slices(unit.experts);
+        unit.slice = sharding.slice(unit.experts);
+        unit.slice_size = aligned((unit.size + slices - 1) / slices);
+        unit.slice_offset = slices_size;
+        unit.size = slices * unit.slice_size;
         size += unit.size;
+        slices_size += unit.slice_size;
     }
 }
 
@@ -76,15 +100,60 @@ Tensor unit_range(const Unit& unit, const Tensor& buffer) {
 }
 
 Tensor view_of(const ParamSpec& spec, const Tensor& range) {
-    return Tensor(static_cast<char*>(range.data) + spec.offset * size_of(range.dtype), range.dtype, spec.shape,
+    return Tensor(static_cast<char*>(range.data) + spec.offset * size_of(range.dtype), range.dtype, spec.local,
                   spec.name.c_str());
 }
 
+std::vector<Tensor> padding_of(const Unit& unit, const Tensor& range) {
+    std::vector<Tensor> list;
+    for (size_t i = 0; i < unit.params.size(); i++) {
+        const int64_t begin = unit.params[i].offset + unit.params[i].local.numel();
+        const int64_t end = i + 1 < unit.params.size() ? unit.params[i + 1].offset : unit.size;
+        if (begin < end) list.push_back(range.slice(begin, end));
+    }
+    return list;
+}
+
+bool has_slices_only(const ParamTable& table, const Tensor& buffer) { return buffer.numel() != table.size; }
+
+Tensor slice_range(const ParamTable& table, const Unit& unit, const Tensor& buffer) {
+    const int64_t begin = has_slices_only(table, buffer) ? unit.slice_offset : unit.offset + unit.slice_begin();
+    Tensor range = buffer.slice(begin, begin + unit.slice_size);
+    range.name = unit.name.c_str();
+    return range;
+}
+
 std::vector<NamedTensor> named_tensors(const ParamTable& table, const Tensor& buffer, const std::string& prefix) {
+    if (has_slices_only(table, buffer)) run_error(buffer.name, ": there are only slices of the tensors here");
     std::vector<NamedTensor> list;
     for (const Unit& unit : table.units)
         for (const ParamSpec& spec : unit.params)
             list.push_back({prefix + spec.name, view_of(spec, unit_range(unit, buffer))});
+    return list;
+}
+
+std::vector<ParamPart> parts_of(const ParamTable& table, const Tensor& buffer, bool owned) {
+    std::vector<ParamPart> list;
+    const bool slices = owned || has_slices_only(table, buffer);
+    for (const Unit& unit : table.units) {
+        const Tensor range = slices ? slice_range(table, unit, buffer) : unit_range(unit, buffer);
+        const int64_t begin = slices ? unit.slice_begin() : 0, end = begin + range.numel();
+        for (const ParamSpec& spec : unit.params) {
+            const int64_t from = std::clamp(spec.offset, begin, end);
+            const int64_t to = std::clamp(spec.offset + spec.local.numel(), begin, end);
+            Tensor data = range.slice(from - begin, to - begin);
+            data.name = spec.name.c_str();
+            list.push_back({spec, data, spec.first + std::max<int64_t>(from - spec.offset, 0)});
+        }
+    }
+    return list;
+}
+
+std::vector<NamedTensor> named_parts(const ParamTable& table, const Tensor& buffer, const std::string& prefix,
+                                     bool owned) {
+    std::vector<NamedTensor> list;
+    for (const ParamPart& part : parts_of(table, buffer, owned))
+        list.push_back({prefix + part.spec.name, part.data, part.spec.shape, part.first});
     return list;
 }
 

@@ -4,11 +4,15 @@
 // A unit is one flat range of the parameter buffer; gradients, Adam moments and the compute copy have the same layout.
 // Embedding, final norm and head are units; a block has a dense unit and, if it has experts, an expert unit.
 // Tensors start on multiples of 128 elements (256 bytes in bf16); the padding between them stays zero for ever.
+//
+// In a run of several ranks, a unit is cut into equal slices whatever tensors they cut, and a rank has all units or
+// only its slice of each, one behind the other. Of units with experts there is only this rank's share of the experts.
 #pragma once
 #include <string>
 #include <vector>
 
 #include "llmc/base/tensor.h"
+#include "llmc/model/sharding.h"
 
 namespace llmc {
 
@@ -22,6 +26,8 @@ struct ParamSpec {
     std::string name;  // full name, "blocks.3.qkv.weight"
     Shape shape;
     ParamInit init;
+    Shape local{};                                                  // with this rank's experts only, if it has experts
+    int64_t first = 0;                                              // number of its first element in the whole tensor
     int64_t offset = 0;                                             // in elements, from the start of the unit
     int64_t start = 0;                                              // it is trained from this step on
     bool matrix() const { return init.kind == ParamInit::weight; }  // what --decay matrices decays
@@ -54,6 +60,15 @@ struct Unit {
     }
 
     std::string prefix;  // put before local names: "blocks.3"
+
+    // Slices. This rank's are the elements [slice_begin(), slice_begin() + slice_size) of the unit.
+    int slice = 0;             // number of this rank's
+    int64_t slice_size = 0;    // in elements
+    int64_t slice_offset = 0;  // from the start of a buffer that has this rank's slices only
+    int64_t first_index = 0;   // number of the unit's first element in a run of one rank: random numbers depend on it
+    bool masters = false;      // blocks read parameters of this unit in the optimizer's own precision
+    int64_t slice_begin() const { return slice * slice_size; }
+
 private:
     void add(const std::string& local_name, Shape shape, ParamInit init) {
         params.push_back({prefix + "." + local_name, shape, init});
@@ -62,11 +77,12 @@ private:
 
 struct ParamTable {
     std::vector<Unit> units;
-    int64_t size = 0;  // elements of the whole buffer, with padding
+    int64_t size = 0;         // elements of a buffer with all units, with padding
+    int64_t slices_size = 0;  // elements of one with this rank's slices only
 
     // Lays out units and tensors. In each unit weights come first and scalars last, so that one bound says what is
-    // decayed.
-    void finish(bool decay_everything);
+    // decayed. InputError if the experts cannot be divided.
+    void finish(bool decay_everything, const Sharding& sharding = {});
 
     const Unit* find_unit(const std::string& name) const;  // nullptr if there is none
     struct Found {
@@ -91,12 +107,28 @@ private:
     const ParamSpec* find(const char* local_name) const;
 };
 
-// The unit's range of a buffer that has the table's layout (parameters, gradients, moments), and one tensor inside such
-// a range.
+// The unit's range of a buffer that has all units (parameters, gradients, moments), and one tensor inside such a range.
 Tensor unit_range(const Unit& unit, const Tensor& buffer);
 Tensor view_of(const ParamSpec& spec, const Tensor& range);
+// What of such a range is no tensor's: the padding behind each.
+std::vector<Tensor> padding_of(const Unit& unit, const Tensor& range);
 
-// Every tensor of a buffer that has the table's layout, called prefix + its name, in table order.
+// This rank's slice of the unit, in a buffer that has all units or one that has only slices; its size tells.
+bool has_slices_only(const ParamTable& table, const Tensor& buffer);
+Tensor slice_range(const ParamTable& table, const Unit& unit, const Tensor& buffer);
+
+// Every tensor of a buffer that has all units, called prefix + its name, in table order. RunError if it has slices only.
 std::vector<NamedTensor> named_tensors(const ParamTable& table, const Tensor& buffer, const std::string& prefix);
+// What lies here of a tensor, flat and maybe empty: its elements from number `first` on.
+struct ParamPart {
+    const ParamSpec& spec;
+    Tensor data;
+    int64_t first;
+};
+// The part of every tensor that lies in any buffer, or (`owned`) in this rank's slices of it. The owned parts of all
+// ranks together are every element of every tensor once.
+std::vector<ParamPart> parts_of(const ParamTable& table, const Tensor& buffer, bool owned);
+std::vector<NamedTensor> named_parts(const ParamTable& table, const Tensor& buffer, const std::string& prefix,
+                                     bool owned);
 
 }  // namespace llmc

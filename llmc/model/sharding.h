@@ -13,18 +13,18 @@
 
 namespace llmc {
 
-enum class Shard { none, optimizer, gradients, parameters };
-Shard shard_from_name(const std::string& name);
-const char* name_of(Shard shard);
+enum class ShardMode { none, optimizer, gradients, parameters };
+ShardMode shard_from_name(const std::string& name);
+const char* name_of(ShardMode shard);
 
 struct Sharding {
-    Shard shard = Shard::none;
+    ShardMode shard = ShardMode::none;
     int ranks = 1, rank = 0;
     int expert_ranks = 1, group_ranks = 1;
 
-    bool moments() const { return shard >= Shard::optimizer; }
-    bool gradients() const { return shard >= Shard::gradients; }
-    bool parameters() const { return shard >= Shard::parameters; }
+    bool moments() const { return shard >= ShardMode::optimizer; }
+    bool gradients() const { return shard >= ShardMode::gradients; }
+    bool parameters() const { return shard >= ShardMode::parameters; }
     int expert_rank() const { return rank % expert_ranks; }  // which of the experts this rank has
     int batches() const { return ranks / group_ranks; }      // micro-batches that are worked on at a time
     int batch() const { return rank / group_ranks; }         // which of them by this rank

@@ -273,7 +273,7 @@ struct StepState {
 };
 // `step` below is a Tensor of sizeof(StepState) bytes (i32 elements).
 Tensor step_state_tensor(void* data);
-Tensor step_loss_sums(Tensor step);  // [2] f64: loss_sum and loss_count
+Tensor step_sums(Tensor step);  // [3] f64: loss_sum, loss_count, grad_square_sum
 
 void step_begin(Tensor step, double lr, Context& ctx);  // sets lr, clears the sums of the last step
 void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx);  // adds to loss_sum and loss_count

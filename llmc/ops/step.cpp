@@ -10,9 +10,11 @@ Tensor step_state_tensor(void* data) {
     return Tensor(data, DType::i32, {int64_t(sizeof(StepState) / sizeof(int32_t))}, "step state");
 }
 
-Tensor step_loss_sums(Tensor step) {
-    static_assert(offsetof(StepState, loss_count) == offsetof(StepState, loss_sum) + sizeof(double));
-    return Tensor(static_cast<char*>(step.data) + offsetof(StepState, loss_sum), DType::f64, {2}, "loss sums");
+Tensor step_sums(Tensor step) {
+    constexpr size_t first = offsetof(StepState, loss_sum), word = sizeof(double);
+    static_assert(offsetof(StepState, loss_count) == first + word);
+    static_assert(offsetof(StepState, grad_square_sum) == first + 2 * word);
+    return Tensor(static_cast<char*>(step.data) + first, DType::f64, {3}, "sums of a step");
 }
 
 }  // namespace llmc

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <map>
 
@@ -61,22 +62,100 @@ void remove_quietly(const std::string& path) {
 }
 
 // ------------------------------------------------------------------------------------------------------ saving
-// Writes one file and returns what state.json says about it: {"bytes": n, "tensors": {name: crc32}}.
-json write_tensors(const std::string& path, const std::vector<NamedTensor>& tensors, int64_t step, Context& ctx) {
+// Runs f on all ranks. If it fails on any, all of them get a RunError with the reason of the first.
+template <class F>
+void together(World* world, const F& f) {
+    std::string problem;
+    try {
+        f();
+    } catch (const std::exception& error) {
+        problem = error.what();
+    }
+    const std::vector<std::string> problems = world ? world->all_gather(problem) : std::vector{problem};
+    for (size_t rank = 0; rank < problems.size(); rank++)
+        if (!problems[rank].empty())
+            run_error(problems.size() > 1 ? str("rank ", rank, ": ") : "", problems[rank]);
+}
+
+SafetensorsLayout layout_of(const std::vector<NamedTensor>& tensors, int64_t step) {
     std::vector<SafetensorsEntry> entries;
-    for (const auto& [name, tensor] : tensors) entries.push_back({name, tensor.dtype, tensor.shape});
-    std::vector<uint32_t> checksums(tensors.size(), crc32_of(nullptr, 0));
-    write_safetensors(path, entries, {{"step", std::to_string(step)}},
-                      [&](size_t i, int64_t first, char* buffer, int64_t size) {
-                          const Tensor& tensor = tensors[i].tensor;
-                          const int64_t element = size_of(tensor.dtype);
-                          Tensor flat = tensor.view({tensor.numel()});
-                          download(buffer, flat.slice(first / element, (first + size) / element), ctx);
-                          checksums[i] = crc32_of(buffer, size_t(size), checksums[i]);
-                      });
+    for (const NamedTensor& t : tensors) entries.push_back({t.name, t.tensor.dtype, t.shape()});
+    return lay_out_safetensors(entries, {{"step", std::to_string(step)}});
+}
+
+// The part of one tensor that a rank has written: bytes [first, first + count) of it.
+struct WrittenPart {
+    int64_t tensor, first, count;
+    uint32_t crc32;
+};
+
+// This rank's parts of one file, synced.
+std::vector<WrittenPart> write_parts(const std::string& path, const SafetensorsLayout& layout,
+                                     const std::vector<NamedTensor>& tensors, bool with_header, Context& ctx) {
+    constexpr int64_t piece = 4 << 20;  // elements
+    PartFile file(path);
+    if (with_header) file.write_at(0, layout.header.data(), layout.header.size());
+    std::vector<char> buffer;
+    std::vector<WrittenPart> written;
+    for (size_t i = 0; i < tensors.size(); i++) {
+        const Tensor part = tensors[i].tensor.view({tensors[i].tensor.numel()});
+        const int64_t element = size_of(part.dtype), first = tensors[i].first * element;
+        if (part.numel() == 0) continue;
+        uint32_t crc = crc32_of(nullptr, 0);
+        for (int64_t done = 0; done < part.numel(); done += piece) {
+            const Tensor now = part.slice(done, std::min(done + piece, part.numel()));
+            buffer.resize(size_t(now.bytes()));
+            download(buffer.data(), now, ctx);
+            crc = crc32_of(buffer.data(), buffer.size(), crc);
+            file.write_at(layout.tensors[i].offset + first + done * element, buffer.data(), buffer.size());
+        }
+        written.push_back({int64_t(i), first, part.bytes(), crc});
+    }
+    file.commit();
+    return written;
+}
+
+// The checksum of every tensor from those of its parts, and proof that somebody has written all of it.
+json join_parts(const SafetensorsLayout& layout, std::vector<WrittenPart> parts) {
+    std::sort(parts.begin(), parts.end(), [](const WrittenPart& a, const WrittenPart& b) {
+        return a.tensor != b.tensor ? a.tensor < b.tensor : a.first < b.first;
+    });
     json listed = json::object();
-    for (size_t i = 0; i < tensors.size(); i++) listed[tensors[i].name] = hex32(checksums[i]);
-    return {{"bytes", int64_t(fs::file_size(path))}, {"tensors", listed}};
+    auto part = parts.begin();
+    for (size_t i = 0; i < layout.tensors.size(); i++) {
+        int64_t done = 0;
+        uint32_t crc = crc32_of(nullptr, 0);
+        for (; part != parts.end() && part->tensor == int64_t(i) && part->first == done; ++part)
+            crc = crc32_append(crc, part->crc32, part->count), done += part->count;
+        if (done != layout.tensors[i].bytes())
+            run_error("of tensor ", layout.tensors[i].name, ", byte ", done, " was written by no rank, or by several");
+        listed[layout.tensors[i].name] = hex32(crc);
+    }
+    if (part != parts.end()) run_error("a part of tensor number ", part->tensor, " was written twice");
+    return {{"bytes", layout.bytes}, {"tensors", listed}};
+}
+
+// Writes one file by all ranks, and returns what state.json says about it: {"bytes": n, "tensors": {name: crc32}}.
+json write_tensors(const std::string& path, const std::vector<NamedTensor>& tensors, int64_t step, Context& ctx,
+                   World* world) {
+    const bool first = !world || world->rank == 0;
+    const SafetensorsLayout layout = layout_of(tensors, step);
+    together(world, [&] {
+        if (first) PartFile::create(path, layout.bytes);
+    });
+    std::vector<WrittenPart> parts;
+    together(world, [&] { parts = write_parts(path, layout, tensors, first, ctx); });
+    if (world) {
+        const std::string mine(reinterpret_cast<const char*>(parts.data()), parts.size() * sizeof parts[0]);
+        const std::vector<std::string> all = world->all_gather(mine);
+        parts.clear();
+        for (const std::string& bytes : all) {
+            const size_t old = parts.size();
+            parts.resize(old + bytes.size() / sizeof parts[0]);
+            std::memcpy(&parts[old], bytes.data(), bytes.size());
+        }
+    }
+    return join_parts(layout, parts);
 }
 
 // Broken UTF-8 (a path in the configuration) becomes U+FFFD instead of an exception.
@@ -89,17 +168,6 @@ std::string checksum_of(json state) {
     state.erase("checksum");
     const std::string text = text_of(state, -1);
     return hex32(crc32_of(text.data(), text.size()));
-}
-
-void write_directory(const std::string& directory, int64_t step, const std::vector<NamedTensor>& model,
-                     const std::vector<NamedTensor>& optimizer, json state, Context& ctx) {
-    make_directories(directory);
-    state["format_version"] = checkpoint_format;
-    state["step"] = step;
-    state["files"] = {{model_file, write_tensors(directory + "/" + model_file, model, step, ctx)},
-                      {optimizer_file, write_tensors(directory + "/" + optimizer_file, optimizer, step, ctx)}};
-    state["checksum"] = checksum_of(state);
-    write_file_atomic(directory + "/" + state_file, text_of(state, 1) + "\n");
 }
 
 // What earlier saves left when they were killed: hidden directories and halves of `latest`.
@@ -134,32 +202,49 @@ void delete_old(const std::string& run, const std::string& written, int64_t keep
 }  // namespace
 
 std::string save_checkpoint(const std::string& run_directory, int64_t step, const std::vector<NamedTensor>& model,
-                            const std::vector<NamedTensor>& optimizer, const json& state, int64_t keep, Context& ctx) {
-    if (!state.is_object()) run_error("save_checkpoint: state must be a JSON object");
+                            const std::vector<NamedTensor>& optimizer, const json& given, int64_t keep, Context& ctx,
+                            World* world) {
+    if (!given.is_object()) run_error("save_checkpoint: state must be a JSON object");
     for (const char* key : {"format_version", "step", "files", "checksum"})
-        if (state.contains(key)) run_error("save_checkpoint: the key ", key, " of state is taken");
+        if (given.contains(key)) run_error("save_checkpoint: the key ", key, " of state is taken");
     const std::string name = name_of_step(step), final = run_directory + "/" + name;
     if (step < 0 || step_of_name(name) != step) run_error("save_checkpoint: ", step, " is no step");
     const std::string temporary = str(run_directory, "/.", name, ".tmp"), replaced = final + replaced_suffix;
+    const bool first = !world || world->rank == 0;
+    json state = given;
     try {
-        make_directories(run_directory);
-        remove_leftovers(run_directory);
-        write_directory(temporary, step, model, optimizer, state, ctx);
-        // Between these two renames a kill leaves the older version of this step under the name that find_latest also
-        // knows; there is no portable way to exchange two directories.
-        if (path_exists(final)) {
-            remove_quietly(replaced);
-            rename_durably(final, replaced);
-        }
-        rename_durably(temporary, final);
-        write_file_atomic(str(run_directory, "/", latest_file), name + "\n");
+        together(world, [&] {
+            if (!first) return;
+            make_directories(run_directory);
+            remove_leftovers(run_directory);
+            make_directories(temporary);
+        });
+        state["format_version"] = checkpoint_format;
+        state["step"] = step;
+        for (const auto& [file, tensors] : {std::pair(model_file, &model), std::pair(optimizer_file, &optimizer)})
+            state["files"][file] = write_tensors(str(temporary, "/", file), *tensors, step, ctx, world);
+        state["checksum"] = checksum_of(state);
+        together(world, [&] {
+            if (!first) return;
+            write_file_atomic(temporary + "/" + state_file, text_of(state, 1) + "\n");
+            // Between these two renames a kill leaves the older version of this step under the name that find_latest
+            // also knows; there is no portable way to exchange two directories.
+            if (path_exists(final)) {
+                remove_quietly(replaced);
+                rename_durably(final, replaced);
+            }
+            rename_durably(temporary, final);
+            write_file_atomic(str(run_directory, "/", latest_file), name + "\n");
+        });
     } catch (const std::exception& e) {
-        remove_quietly(temporary);  // gives the disk its room back
-        std::error_code ignored;
-        if (!path_exists(final) && path_exists(replaced)) fs::rename(replaced, final, ignored);
+        if (first) {
+            remove_quietly(temporary);  // gives the disk its room back
+            std::error_code ignored;
+            if (!path_exists(final) && path_exists(replaced)) fs::rename(replaced, final, ignored);
+        }
         run_error("could not save the checkpoint of step ", step, ": ", e.what());
     }
-    delete_old(run_directory, name, keep);
+    if (first) delete_old(run_directory, name, keep);
     return final;
 }
 
@@ -255,24 +340,24 @@ Checkpoint open_checkpoint(const std::string& path) {
 namespace {
 
 // The sentence for a tensor that is there but does not fit.
-void check_fits(const std::string& path, const SafetensorsEntry& saved, const Tensor& wanted) {
-    if (saved.dtype != wanted.dtype)
+void check_fits(const std::string& path, const SafetensorsEntry& saved, const NamedTensor& wanted) {
+    if (saved.dtype != wanted.tensor.dtype)
         input_error(path, ": tensor ", saved.name, " is ", name_of(saved.dtype), ", this run needs ",
-                    name_of(wanted.dtype), ": run with the --precision the checkpoint was made with");
-    if (!(saved.shape == wanted.shape))
+                    name_of(wanted.tensor.dtype), ": run with the --precision the checkpoint was made with");
+    if (!(saved.shape == wanted.shape()))
         input_error(path, ": tensor ", saved.name, " has shape ", saved.shape.text(), ", this model needs ",
-                    wanted.shape.text(), ": the checkpoint belongs to a model of another size");
+                    wanted.shape().text(), ": the checkpoint belongs to a model of another size");
 }
 
 }  // namespace
 
-void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors,
-                  Context& ctx) {
+void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors, Context& ctx,
+                  World* world) {
     const std::string path = checkpoint.directory + "/" + file;
     const json& checksums = checkpoint.state.at("files").at(file).at("tensors");
     const SafetensorsFile saved(path);
-    std::map<std::string, const Tensor*> wanted;
-    for (const auto& [name, tensor] : tensors) wanted[name] = &tensor;
+    std::map<std::string, const NamedTensor*> wanted;
+    for (const NamedTensor& tensor : tensors) wanted[tensor.name] = &tensor;
     for (const auto& [name, tensor] : wanted) {
         const SafetensorsEntry* entry = saved.find(name);
         if (!entry)
@@ -283,12 +368,16 @@ void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vec
         if (!wanted.contains(entry.name))
             input_error(path, " has a tensor ", entry.name,
                         " that this model does not have: it was saved from another model");
+    int64_t number = 0;
     for (const SafetensorsEntry& entry : saved.tensors()) {  // in the order on disk
         const char* bytes = saved.bytes(entry);
-        if (!checksums.contains(entry.name) || checksums[entry.name] != hex32(crc32_of(bytes, size_t(entry.bytes()))))
+        const bool to_verify = !world || number++ % world->size == world->rank;
+        if (to_verify && (!checksums.contains(entry.name) ||
+                          checksums[entry.name] != hex32(crc32_of(bytes, size_t(entry.bytes())))))
             input_error(path, ": tensor ", entry.name, " is damaged: its bytes do not match the checksum in ",
                         state_file, ": use another checkpoint");
-        upload(*wanted[entry.name], bytes, ctx);
+        const NamedTensor& here = *wanted[entry.name];
+        if (here.tensor.numel()) upload(here.tensor, bytes + here.first * size_of(entry.dtype), ctx);
     }
 }
 

@@ -6,6 +6,9 @@
 //                                            CRC-32 of every tensor; a CRC-32 of itself
 //   RUN/latest                               the name of the directory to resume from
 //
+// Several processes write their own parts of the two files, all at once; the files do not tell how many there were. The
+// run directory must be one that all of them see.
+//
 // Whatever happens while saving (kill, power cut, full disk), a checkpoint that `latest` named before stays loadable
 // until a newer one is complete: a directory is written beside under a hidden name, synced, and only then renamed; then
 // `latest` is replaced; only then are old checkpoints deleted.
@@ -16,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "llmc/comm/comm.h"
 #include "llmc/ops/ops.h"
 
 namespace llmc {
@@ -28,9 +32,10 @@ inline constexpr const char* optimizer_file = "optimizer.safetensors";
 // that now passes this step has abandoned, then the oldest; never the one just written. `state` is a JSON object; the
 // keys format_version, step, files and checksum are taken. RunError if it cannot be written (disk full, no permission):
 // then the checkpoint to resume from is still the one before, and saving can be tried again.
+// world: its ranks call this together, each with the parts of all tensors that it owns, and fail together.
 std::string save_checkpoint(const std::string& run_directory, int64_t step, const std::vector<NamedTensor>& model,
                             const std::vector<NamedTensor>& optimizer, const nlohmann::json& state, int64_t keep,
-                            Context& ctx);
+                            Context& ctx, World* world = nullptr);
 
 struct Checkpoint {
     std::string directory;
@@ -50,8 +55,8 @@ std::optional<Checkpoint> find_latest(const std::string& run_directory);
 
 // Fills these tensors from one file of the checkpoint (model_file or optimizer_file) and verifies every checksum.
 // InputError naming file and tensor if one is missing, unknown, of other shape or dtype, or damaged; the tensors may
-// then be half filled.
-void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors,
-                  Context& ctx);
+// then be half filled. world: its ranks call this together, each for its own parts, and share the verification.
+void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors, Context& ctx,
+                  World* world = nullptr);
 
 }  // namespace llmc

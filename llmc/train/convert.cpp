@@ -125,7 +125,9 @@ std::unique_ptr<Model> model_as(const ModelConfig& other, const Model& source, C
             spec.offset = same->offset;
         }
     }
+    model->table.size = source.table.size;
     model->params = source.params, model->compute = source.compute;
+    model->find_places();
     return model;
 }
 

@@ -26,14 +26,20 @@ Evaluator::Evaluator(const Dataset& data, const ModelConfig& model, const TrainC
 
 namespace {
 
-// mine[i / size] of rank i % size, in the order of i: what every rank has computed of a list dealt out to all.
-std::vector<double> collect(const std::vector<double>& mine, int64_t count, World& world) {
-    std::vector<double> all(static_cast<size_t>(count));
+using Sums = std::vector<Step::LossSum>;
+
+// The sums of all batches, of which all ranks have computed theirs, or parts of them.
+Sums collect(const Sums& mine, int64_t count, int group_ranks, World& world) {
+    Sums all(static_cast<size_t>(count));
     const std::vector<std::string> parts =
-        world.all_gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(double)));
+        world.all_gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof mine[0]));
+    const int64_t at_a_time = world.size / group_ranks;
     for (int64_t i = 0; i < count; i++)
-        std::memcpy(&all[size_t(i)], parts[size_t(i % world.size)].data() + size_t(i / world.size) * sizeof(double),
-                    sizeof(double));
+        for (int64_t r = i % at_a_time * group_ranks, end = r + group_ranks; r < end; r++) {
+            Step::LossSum part;
+            std::memcpy(&part, parts[size_t(r)].data() + size_t(i / at_a_time) * sizeof part, sizeof part);
+            all[size_t(i)].sum += part.sum, all[size_t(i)].count += part.count;
+        }
     return all;
 }
 
@@ -41,14 +47,17 @@ std::vector<double> collect(const std::vector<double>& mine, int64_t count, Worl
 
 EvalResult Evaluator::run(Step& step, const EvalOptions& options, World* world) const {
     EvalResult result;
-    std::vector<int32_t> tokens(size_t(micro_batch * context)), targets(tokens.size());
-    std::vector<double> losses;
-    for (int64_t i = world ? world->rank : 0; i < count; i += world ? world->size : 1) {
-        loader->fill(tokens.data(), targets.data(), micro_batch, i * micro_batch);
-        losses.push_back(step.evaluate(tokens.data(), targets.data(), options));
+    const int group_ranks = step.sharding().group_ranks, ranks = world ? world->size : 1, rank = world ? world->rank : 0;
+    const int64_t at_a_time = ranks / group_ranks, first_row = rank % group_ranks * step.rows();
+    std::vector<int32_t> tokens(size_t(step.rows() * context)), targets(tokens.size());
+    Sums sums;
+    for (int64_t first = 0; first < count; first += at_a_time) {
+        const int64_t i = std::min(first + rank / group_ranks, count - 1);
+        loader->fill(tokens.data(), targets.data(), step.rows(), i * micro_batch + first_row);
+        sums.push_back(step.evaluate(tokens.data(), targets.data(), options));
     }
-    if (world) losses = collect(losses, count, *world);
-    for (double loss : losses) result.loss += loss / double(count);
+    if (world) sums = collect(sums, count, group_ranks, *world);
+    for (const Step::LossSum& sum : sums) result.loss += sum.mean() / double(count);
     result.perplexity = std::exp(result.loss);
     result.bits_per_byte = bytes_per_token > 0 ? result.loss / (std::log(2.0) * bytes_per_token) : 0;
     result.tokens = count * micro_batch * context;

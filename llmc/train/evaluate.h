@@ -34,6 +34,7 @@ public:
     Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* split = nullptr);
     int64_t batches() const { return count; }  // 0 if there is nothing to validate on
     // world: the processes that share the batches, all of which call this; their number does not change the result.
+    // All of them evaluate equally often, if need be a batch that does not count: a divided model needs them all.
     EvalResult run(Step& step, const EvalOptions& options, World* world = nullptr) const;
     // Of a model that is not the one in training: its step's buffers lie on `arena` only during the call.
     EvalResult run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,

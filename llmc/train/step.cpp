@@ -1,21 +1,16 @@
 #include "llmc/train/step.h"
 
+#include <algorithm>
+
 #include "llmc/base/rng.h"
 
 namespace llmc {
 
-void SumGradients::after(const Unit& unit, Phase phase) {
-    if (phase != Phase::backward || !last) return;
-    comm.after_compute();
-    comm.all_reduce(unit_range(unit, model.grads));
-}
-
 Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx, bool graphs,
-           Comm* ranks)
-    : model(model), config(config), arena(arena), hooks(hooks), ctx(ctx), graphs(graphs),
-      comm(ranks && ranks->size > 1 ? ranks : nullptr) {
-    if (comm) sum_gradients.emplace(model, *comm);
-    const int64_t B = config.micro_batch, T = model.config.context;
+           SharedUnits* shared)
+    : model(model), config(config), arena(arena), hooks(shared ? *shared : hooks), ctx(ctx), graphs(graphs),
+      shared(shared) {
+    const int64_t B = config.micro_batch / model.sharding.group_ranks, T = model.config.context;
     tokens = arena.tensor("tokens", DType::i32, {B, T});
     targets = arena.tensor("targets", DType::i32, {B, T});
     losses = arena.tensor("losses", model.stat(), {B * T});
@@ -42,18 +37,18 @@ void Step::micro_batch(const int32_t* host_tokens, const int32_t* host_targets, 
         const auto number = int32_t(draws.bits(uint64_t(first_of_step + k)) >> 33);  // new in every micro-batch and run
         upload(draw, &number, ctx);
     }
-    const int64_t ranks = comm ? comm->size : 1;
-    const bool accumulate = k >= ranks;
-    if (comm) sum_gradients->last = k + ranks >= config.grad_accumulation;
+    const int64_t at_a_time = model.sharding.batches();
+    const bool accumulate = k >= at_a_time;
+    if (shared) shared->micro_batch(!accumulate, k + at_a_time >= config.grad_accumulation);
     if (!graphs) return enqueue_micro_batch(accumulate, statistics);
     micro_batch_graphs[accumulate][statistics].run(ctx, [&] { enqueue_micro_batch(accumulate, statistics); });
 }
 
 void Step::enqueue_micro_batch(bool accumulate, bool statistics) {
-    const double dloss =
-        1.0 / double(config.grad_accumulation * losses.numel());  // the step's loss is the mean over all tokens
+    const int64_t tokens_a_step = config.grad_accumulation * config.micro_batch * model.config.context;
+    const double dloss = 1.0 / double(tokens_a_step);  // the step's loss is the mean over all tokens
     model.train({tokens, targets, losses, dloss, accumulate, statistics ? metric_values : Tensor{}, draw},
-                config.recompute == "blocks", arena, comm ? *sum_gradients : hooks);
+                config.recompute == "blocks", arena, hooks);
     loss_accumulate(step, losses, targets.view({targets.numel()}), ctx);
 }
 
@@ -64,26 +59,37 @@ void Step::update() {
 
 void Step::enqueue_update() {
     const Range range("update");
-    if (comm) {
-        comm->after_compute();
-        comm->all_reduce(step_loss_sums(step));
-        comm->before_compute();
-    }
-    for (const Unit& unit : model.table.units)
-        for (const ParamSpec& spec : unit.params) {
-            Tensor grad = view_of(spec, unit_range(unit, model.grads));
-            if (spec.start > 0) freeze_until(grad.view({grad.numel()}), step, spec.start, ctx);
-        }
-    grad_norm_accumulate(step, model.grads, ctx);
+    if (shared) shared->finish_gradients();
+    const bool slices = model.sharding.moments();  // what this rank updates of every unit
+    for (const ParamPart& part : parts_of(model.table, model.grads, slices))
+        if (part.spec.start > 0) freeze_until(part.data, step, part.spec.start, ctx);
+    sum_squares();
     step_decide(step, config.clip, config.beta1, config.beta2, ctx);
     AdamW options{config.beta1, config.beta2, config.adam_eps, config.weight_decay, config.stochastic_rounding,
                   uint64_t(config.seed) ^ hash_of("stochastic rounding")};
     for (const Unit& unit : model.table.units) {
-        options.first_index = unit.offset;
-        Tensor copy = model.precision.compute_copy() ? unit_range(unit, model.compute) : Tensor{};
-        adamw_update(unit_range(unit, model.params), copy, unit_range(unit, model.moment1),
-                     unit_range(unit, model.moment2), unit_range(unit, model.grads), step, unit.decayed, options, ctx);
+        auto mine = [&](const Tensor& buffer) {
+            return slices ? slice_range(model.table, unit, buffer) : unit_range(unit, buffer);
+        };
+        const int64_t begin = slices ? unit.slice_begin() : 0;
+        const int64_t decayed = std::clamp<int64_t>(unit.decayed - begin, 0, mine(model.params).numel());
+        options.first_index = unit.first_index + begin;
+        adamw_update(mine(model.params), model.precision.compute_copy() ? mine(model.compute) : Tensor{},
+                     mine(model.moment1), mine(model.moment2), mine(model.grads), step, decayed, options, ctx);
     }
+    if (shared) shared->spread_parameters();
+}
+
+// Of all gradients. Each rank does its slices.
+void Step::sum_squares() {
+    if (!shared || has_slices_only(model.table, model.grads)) grad_norm_accumulate(step, model.grads, ctx);
+    else
+        for (const Unit& unit : model.table.units)
+            grad_norm_accumulate(step, slice_range(model.table, unit, model.grads), ctx);
+    if (!shared) return;
+    shared->mesh.all.after_compute();
+    shared->mesh.all.all_reduce(step_sums(step));
+    shared->mesh.all.before_compute();
 }
 
 StepState Step::state() {
@@ -95,17 +101,18 @@ StepState Step::state() {
 void Step::set_state(const StepState& state) { upload(step, &state, ctx); }
 
 std::vector<double> Step::metrics() {
-    if (comm) {  // the last micro-batch is the last rank's
-        comm->after_compute();
-        comm->broadcast(metric_values, comm->size - 1);
-        comm->before_compute();
-    }
     std::vector<double> values(size_t(metric_values.numel()));
+    if (shared) {  // the last micro-batch is the last rank's
+        Comm& all = shared->mesh.all;
+        all.after_compute();
+        all.broadcast(metric_values, all.size - 1);
+        all.before_compute();
+    }
     download(values.data(), metric_values, ctx);
     return values;
 }
 
-double Step::evaluate(const int32_t* host_tokens, const int32_t* host_targets, const EvalOptions& options) {
+Step::LossSum Step::evaluate(const int32_t* host_tokens, const int32_t* host_targets, const EvalOptions& options) {
     upload(tokens, host_tokens, ctx);
     upload(targets, host_targets, ctx);
     step_begin(eval_step, 0, ctx);
@@ -113,7 +120,7 @@ double Step::evaluate(const int32_t* host_tokens, const int32_t* host_targets, c
     loss_accumulate(eval_step, losses, targets.view({targets.numel()}), ctx);
     StepState sums;
     download(&sums, eval_step, ctx);
-    return sums.loss_sum / sums.loss_count;
+    return {sums.loss_sum, sums.loss_count};
 }
 
 }  // namespace llmc

@@ -18,6 +18,7 @@
 #include "llmc/train/signals.h"
 #include "llmc/train/step.h"
 #include "llmc/train/transition.h"
+#include "llmc/train/units.h"
 
 namespace llmc {
 namespace {
@@ -50,9 +51,10 @@ struct Run {
     const Plan plan;
     World* world;  // nullptr: one process
     Context ctx;
-    std::optional<Comm> comm;
+    std::optional<Mesh> mesh;  // several processes
     UnitHooks hooks;
     Model model;
+    std::optional<SharedUnits> shared;  // several processes
     Arena arena;
     Loader loader;
     Evaluator evaluator;
@@ -75,28 +77,38 @@ struct Run {
         const json& identity, const std::optional<ModelConfig>& twin)
         : model_config(m), config(c), options(o), data(d), plan(p), world(o.world),
           ctx({.threads = o.threads, .profile = o.profile, .device = o.device}),
-          model(m, Precision::from_name(c.precision), c.decay == "all", ctx), arena("activations", ctx),
+          mesh(make_mesh()), model(m, Precision::from_name(c.precision), c.decay == "all", ctx, sharding(), mesh ? &*mesh : nullptr),
+          arena("activations", ctx),
           loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
           identity(identity), extras(extra_evaluations(m, c)), twin(twin),
-          transition(identity.value("transition", json())), tokens(size_t(c.micro_batch * m.context)),
-          targets(tokens.size()) {
+          transition(identity.value("transition", json())) {
         if (rank() == 0) log.emplace(o.run_dir + "/log.jsonl", identity);
-        if (world) comm.emplace(*world, ctx);
         reserve_workspace(plan.workspace_bytes, ctx);
         arena.allocate(plan.activation_bytes);
         model.allocate(true);
-        step = std::make_unique<Step>(model, config, arena, hooks, ctx, options.cuda_graph, comm ? &*comm : nullptr);
+        if (mesh) shared.emplace(model, *mesh, ctx), shared->allocate(true);
+        step = std::make_unique<Step>(model, config, arena, hooks, ctx, options.cuda_graph, shared ? &*shared : nullptr);
+        tokens.resize(size_t(step->rows() * m.context)), targets.resize(tokens.size());
     }
 
     int rank() const { return world ? world->rank : 0; }
     int ranks() const { return world ? world->size : 1; }
+    Sharding sharding() const { return sharding_of(model_config, config, ranks(), rank()); }
+    std::optional<Mesh> make_mesh() {
+        if (ranks() == 1) return {};
+        return std::make_optional<Mesh>(*world, ctx, sharding());
+    }
 
     // ---- start
-    void start_fresh() { model.initialize(uint64_t(config.seed)); }
+    void start_fresh() {
+        model.initialize(uint64_t(config.seed));
+        if (shared) shared->spread_parameters();
+    }
     void start_from(const Checkpoint& checkpoint) {
-        load_tensors(checkpoint, model_file, model.parameters(), ctx);
-        load_tensors(checkpoint, optimizer_file, model.optimizer(), ctx);
+        load_tensors(checkpoint, model_file, model.parameter_parts(false), ctx, world);
+        load_tensors(checkpoint, optimizer_file, model.optimizer_parts(false), ctx, world);
         model.refresh_compute_copy();
+        if (shared) shared->spread_parameters();
         first_step = steps_done = checkpoint.step;
         all_busy_seconds = checkpoint.state.at("seconds");
         const StepState state = step_state_from(checkpoint.state);
@@ -115,7 +127,7 @@ struct Run {
         const double loss = (state.total_loss_sum - last_state.total_loss_sum) /
                             double(state.total_loss_count - last_state.total_loss_count);  // nan if all were skipped
         const double step_seconds = busy_seconds / double(busy_steps);
-        const double tokens_per_second = double(tokens.size()) * double(config.grad_accumulation) / step_seconds;
+        const double tokens_per_second = double(tokens_per_step()) / step_seconds;
         const double gflops = double(plan.step_flops) / step_seconds * 1e-9;
         const int64_t skipped = state.skipped - last_state.skipped;
         std::string note = skipped ? str("  ", skipped, " skipped: loss or gradient not finite") : "";
@@ -130,7 +142,7 @@ struct Run {
                 {"grad_norm", state.grad_norm},
                 {"lr", lr},
                 {"seconds", all_busy_seconds},
-                {"tokens", steps_done * config.grad_accumulation * int64_t(tokens.size())},
+                {"tokens", steps_done * tokens_per_step()},
                 {"tokens_per_second", tokens_per_second},
                 {"gflops", gflops},
                 {"peak_gflops", peak_flops * 1e-9},
@@ -189,18 +201,18 @@ struct Run {
                 {"recovered_at", transition.at("recovered_at")}});
     }
 
-    // False if it failed: reported, and the last good checkpoint is still there. All ranks have the same parameters.
+    // False if it failed: reported, and the last good checkpoint is still there. All ranks write what they own.
     bool save() {
-        if (rank() > 0) return true;
         const StepState state = step->state();
         const LoaderState position = loader.state_at(steps_done * samples_per_step());
         json j = checkpoint_state(identity, state, position, all_busy_seconds, evaluator.fillers());
         if (!transition.is_null()) j["transition"] = transition;
         try {
-            save_checkpoint(options.run_dir, steps_done, model.parameters(), model.optimizer(), j, config.keep, ctx);
+            save_checkpoint(options.run_dir, steps_done, model.parameter_parts(true), model.optimizer_parts(true), j,
+                            config.keep, ctx, world);
             return true;
         } catch (const RunError& error) {
-            std::fprintf(stderr, "warning: %s\n", error.what());
+            if (rank() == 0) std::fprintf(stderr, "warning: %s\n", error.what());
             record({{"event", "save failed"}, {"step", steps_done}, {"reason", error.what()}});
             return false;
         }
@@ -208,13 +220,15 @@ struct Run {
 
     // ---- the loop
     int64_t samples_per_step() const { return config.micro_batch * config.grad_accumulation; }
+    int64_t tokens_per_step() const { return samples_per_step() * model_config.context; }
 
     void one_step(double lr, bool statistics) {
         const double start = seconds_now();
         step->begin(lr, steps_done);
-        for (int64_t k = rank(); k < config.grad_accumulation; k += ranks()) {
-            loader.fill(tokens.data(), targets.data(), config.micro_batch,
-                        steps_done * samples_per_step() + k * config.micro_batch);
+        const Sharding& s = model.sharding;
+        for (int64_t k = s.batch(); k < config.grad_accumulation; k += s.batches()) {
+            loader.fill(tokens.data(), targets.data(), step->rows(),
+                        steps_done * samples_per_step() + k * config.micro_batch + s.batch_part() * step->rows());
             step->micro_batch(tokens.data(), targets.data(), k, statistics);
         }
         step->update();
@@ -261,8 +275,9 @@ struct Run {
                 if (save())
                     saved_at = steps_done, retry_at = -1;
                 else {
-                    std::fprintf(stderr, "training goes on; the next try is after step %lld\n",
-                                 static_cast<long long>(steps_done + retry_after));
+                    if (rank() == 0)
+                        std::fprintf(stderr, "training goes on; the next try is after step %lld\n",
+                                     static_cast<long long>(steps_done + retry_after));
                     retry_at = steps_done + retry_after;
                 }
             }
@@ -287,7 +302,7 @@ struct Run {
 };
 
 // The configuration as a table, and what the run will need.
-void announce(const ModelConfig& model, const TrainConfig& config, const Dataset& data, const Plan& plan, int threads) {
+void announce(const ModelConfig& model, const TrainConfig& config, const Dataset& data, const Plan& plan, int threads, int ranks) {
     auto row = [](const auto& info, const auto& value) {
         std::printf("  %-20s %s\n", info.name, json(value).dump().c_str());
     };
@@ -298,7 +313,7 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
                 static_cast<long long>(data.train.tokens), static_cast<long long>(data.val.tokens));
     Context counting({.threads = threads, .counting = true});
     Model shapes(model, Precision::from_name(config.precision), true, counting);
-    std::printf("%s", describe_plan(plan, shapes, config).c_str());
+    std::printf("%s", describe_plan(plan, shapes, config, ranks).c_str());
     if (has_mot(model) && model.group_axis == "sequence")
         std::printf("warning: --group-axis sequence mixes positions of one sequence: the model sees its own future\n");
     if (has_block(model, "moe_expert_choice") && model.expert_choice_over == "all")
@@ -354,9 +369,6 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
     const int ranks = options.world ? options.world->size : 1;
     if (options.cuda_graph && ranks > 1)
         input_error("--cuda-graph is for one process: this run has ", ranks);
-    if (config.grad_accumulation % ranks)
-        input_error("a step's ", config.grad_accumulation, " micro-batches (--grad-accumulation) cannot be dealt to ",
-                    ranks, " processes: make them a multiple");
     if (options.cuda_graph && options.profile)
         input_error("--profile times single ops and --cuda-graph launches them all at once: choose one");
     model = resolved(model);
@@ -390,9 +402,10 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     }
     const json transition = found ? found->state.value("transition", json()) : json();
     std::optional<ModelConfig> twin;
-    if (!transition.is_null()) twin = twin_of(model, config, found->directory);
+    const bool whole = config.shard != "parameters" && config.expert_parallel == 1;  // else the twin cannot be had here
+    if (!transition.is_null() && whole) twin = twin_of(model, config, found->directory);
     const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin);
-    announce(model, config, data, plan, options.threads);
+    announce(model, config, data, plan, options.threads, options.world ? options.world->size : 1);
 
     Context device({.threads = options.threads, .device = options.device});
     check_memory(plan, device);

@@ -31,6 +31,7 @@ public:
 
     void declare_params(Unit& dense, Unit& experts) const override {
         dense.weight("router.weight", {config.experts, config.d_model}, config.d_model);
+        dense.masters = true;
         if (has_shared()) shared.declare_params(dense);
         expert.declare_params(experts);
     }
