@@ -49,5 +49,25 @@ TEST(Memory, FillAndCopyConvert) {
     synchronize(device.ctx);
 }
 
+TEST(Memory, SwapAxes) {
+    Device device;
+    for (DType type : {DType::f32, DType::bf16, DType::f64, DType::i32})
+        for (Shape s : {Shape{2, 3, 5}, Shape{4, 1, 8}, Shape{3, 7, 1000}, Shape{1, 5, 3}, Shape{300, 300, 1},
+                        Shape{0, 3, 4}, Shape{2, 2, 70001}}) {
+            const Vector values = random_integers(s.numel(), -100, 100, 1);
+            Tensor in = device.tensor(type, s, values, "in"), out = device.tensor(type, {s[1], s[0], s[2]}, "out");
+            swap_axes(out, in, device.ctx);
+            Vector want(values.size());
+            for (int64_t a = 0; a < s[0]; a++)
+                for (int64_t b = 0; b < s[1]; b++)
+                    for (int64_t i = 0; i < s[2]; i++)
+                        want[size_t((b * s[0] + a) * s[2] + i)] = values[size_t((a * s[1] + b) * s[2] + i)];
+            EXPECT_EQ(device.read(out), want) << name_of(type) << " " << s.text();
+        }
+    Tensor in = device.tensor(DType::f32, {2, 3, 4}, "in"), out = device.tensor(DType::f32, {2, 3, 4}, "out");
+    EXPECT_TRUE(refuses([&] { swap_axes(out, in, device.ctx); }, "out has shape [2, 3, 4], expected [3, 2, 4]"));
+    EXPECT_TRUE(refuses([&] { swap_axes(out, in.view({6, 4}), device.ctx); }, "three axes"));
+}
+
 }  // namespace
 }  // namespace llmc::test

@@ -30,9 +30,9 @@ struct Trainee {
         step = std::make_unique<Step>(model, train, arena, hooks, ctx);
     }
     // One step on grad_accumulation x micro_batch rows; its mean loss.
-    double operator()(const Tokens& tokens, const Tokens& targets, bool statistics = false) {
+    double operator()(const Tokens& tokens, const Tokens& targets, bool statistics = false, int64_t number = 0) {
         const size_t size = size_t(train.micro_batch * model.config.context);
-        step->begin(train.lr);
+        step->begin(train.lr, number);
         for (int64_t k = 0; k < train.grad_accumulation; k++)
             step->micro_batch(tokens.data() + size_t(k) * size, targets.data() + size_t(k) * size, k, statistics);
         step->update();

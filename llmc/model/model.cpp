@@ -171,6 +171,8 @@ Pass Model::pass_for(size_t i, const Run& run) const {
     pass.live_rows = run.eval.live_rows;
     pass.generating = run.generating, pass.aux_scale = run.aux_scale;
     pass.draw = run.draw;
+    if (mesh && mesh->experts.size > 1) pass.expert_ranks = &mesh->experts;
+    if (mesh && mesh->group.size > 1) pass.group_ranks = &mesh->group;
     pass.group_size = run.eval.group_size ? run.eval.group_size : config.group_size;
     if (run.metrics) {
         int64_t first = -1, count = 0;
@@ -345,7 +347,7 @@ const char* Model::head_weight() const { return config.tied_head ? "token.weight
 
 void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHooks& hooks) {
     const int64_t B = batch.tokens.shape[0], T = batch.tokens.shape[1], C = config.d_model;
-    check_rows(B);
+    check_rows(B * sharding.group_ranks);
     hooks.begin(true);
     // What is added up slice by slice starts anew in every micro-batch.
     Run run{arena, hooks, B, T, true, recompute, batch.accumulate && !sharding.gradients(), {}, batch.metrics};
@@ -359,7 +361,7 @@ void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHoo
 
     with_head(run, [&](const UnitView& head) {
         head_loss(batch.losses, dh.view({B * T, C}), head.grad(head_weight()), h.view({B * T, C}),
-                  head.param(head_weight()), batch.targets.view({B * T}), batch.dloss, batch.accumulate, ctx);
+                  head.param(head_weight()), batch.targets.view({B * T}), batch.dloss, run.accumulate, ctx);
     });
     backward(dh, batch.tokens, run, kept);
     arena.release(mark);
@@ -368,7 +370,7 @@ void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHoo
 void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOptions& options, Arena& arena,
                      UnitHooks& hooks) {
     const int64_t B = tokens.shape[0], T = tokens.shape[1], C = config.d_model;
-    check_rows(B, options.group_size);
+    check_rows(B * sharding.group_ranks, options.group_size);
     if (options.discrete) check_discrete(config);
     hooks.begin(false);
     Run run{arena, hooks, B, T, false, false, false, options};

@@ -20,5 +20,6 @@ void backend_upload(Tensor dst, const void* host, Context& ctx);
 void backend_download(void* host, Tensor src, Context& ctx);
 void backend_fill(Tensor t, double value, Context& ctx);
 void backend_copy(Tensor dst, Tensor src, Context& ctx);
+void backend_swap_axes(Tensor out, Tensor in, Context& ctx);
 
 }  // namespace llmc

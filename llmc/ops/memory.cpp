@@ -68,4 +68,12 @@ void copy(Tensor dst, Tensor src, Context& ctx) {
     if (op.run && dst.numel() > 0) backend_copy(dst, src, ctx);
 }
 
+void swap_axes(Tensor out, Tensor in, Context& ctx) {
+    if (in.shape.rank != 3) run_error("swap_axes: ", in.name, " has shape ", in.shape.text(), ", expected three axes");
+    check_contiguous(in, "swap_axes");
+    check(out, in.dtype, {in.shape[1], in.shape[0], in.shape[2]}, "swap_axes");
+    Op op(ctx, "swap_axes", 0, 0, total_bytes({out, in}));
+    if (op.run && in.numel() > 0) backend_swap_axes(out, in, ctx);
+}
+
 }  // namespace llmc

@@ -29,6 +29,7 @@ void upload(Tensor dst, const void* host, Context& ctx);  // dst.bytes() bytes f
 void download(void* host, Tensor src, Context& ctx);      // waits until src is final, then copies src.bytes() bytes
 void fill(Tensor t, double value, Context& ctx);          // any dtype, contiguous
 void copy(Tensor dst, Tensor src, Context& ctx);          // equal numel, contiguous; converts between float types
+void swap_axes(Tensor out, Tensor in, Context& ctx);      // out [b,a,n] = in [a,b,n], any dtype
 void synchronize(Context& ctx);
 
 bool backend_supports(DType act);                    // as the type of activations: f64 is for the CPU only

@@ -125,6 +125,7 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
         const int64_t step_flops = plan.step_flops;
         count(1, [&] { step.update(); });
         plan.step_flops = step_flops;
+        step.metrics();
     }
     plan.parameter_bytes = model.params.bytes();
     plan.copy_bytes = model.precision.compute_copy() ? model.compute.bytes() : 0;

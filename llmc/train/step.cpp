@@ -1,6 +1,7 @@
 #include "llmc/train/step.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "llmc/base/rng.h"
 
@@ -100,16 +101,49 @@ StepState Step::state() {
 
 void Step::set_state(const StepState& state) { upload(step, &state, ctx); }
 
+namespace {
+
+// What would have been measured of all parts at once, which are equally large: means, and for every standard deviation,
+// which is listed after its mean, that of the whole. (Of n elements in p parts, up to a factor 1 + (p-1) / 2n: one
+// deviation divides by n - 1, parts do by n/p - 1.)
+std::vector<double> pooled(const std::vector<std::vector<double>>& parts, const std::vector<MetricSlot>& slots) {
+    if (parts.size() == 1) return parts[0];
+    std::vector<double> values(parts[0].size());
+    for (const auto& part : parts)
+        for (size_t i = 0; i < values.size(); i++) values[i] += part[i] / double(parts.size());
+    for (const MetricSlot& slot : slots) {
+        if (!slot.name.ends_with("_std")) continue;
+        const auto i = size_t(slot.first);
+        double square = -values[i - 1] * values[i - 1];
+        for (const auto& part : parts)
+            square += (part[i] * part[i] + part[i - 1] * part[i - 1]) / double(parts.size());
+        values[i] = std::sqrt(std::max(square, 0.0));
+    }
+    return values;
+}
+
+}  // namespace
+
 std::vector<double> Step::metrics() {
     std::vector<double> values(size_t(metric_values.numel()));
-    if (shared) {  // the last micro-batch is the last rank's
-        Comm& all = shared->mesh.all;
-        all.after_compute();
-        all.broadcast(metric_values, all.size - 1);
-        all.before_compute();
+    if (!shared) {
+        download(values.data(), metric_values, ctx);
+        return values;
     }
-    download(values.data(), metric_values, ctx);
-    return values;
+    const int64_t mark = arena.mark();
+    Comm& all = shared->mesh.all;
+    Tensor of_ranks = arena.tensor("metrics of all ranks", DType::f64, {all.size, metric_values.numel()});
+    all.after_compute();
+    all.all_gather(of_ranks, metric_values);
+    all.before_compute();
+    const int parts = model.sharding.group_ranks;  // the last micro-batch is that of the last ranks
+    std::vector<std::vector<double>> of_parts;
+    for (int64_t rank = all.size - parts; rank < all.size; rank++) {
+        download(values.data(), of_ranks.slice(rank, rank + 1), ctx);
+        of_parts.push_back(values);
+    }
+    arena.release(mark);
+    return pooled(of_parts, model.metric_slots());
 }
 
 Step::LossSum Step::evaluate(const int32_t* host_tokens, const int32_t* host_targets, const EvalOptions& options) {

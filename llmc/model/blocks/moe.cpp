@@ -13,6 +13,7 @@
 //   sum_n        = sum over the rows (n,e) of token n of gates[n,e] output[r]
 //   out          = sum (token choice), layernorm(sum) (expert choice)     [B,T,C]
 // shared experts work on every token: out += their outputs.
+#include "llmc/model/blocks/exchange.h"
 #include "llmc/model/blocks/feed_forward.h"
 
 namespace llmc {
@@ -46,7 +47,8 @@ public:
                                         {"output", p.act, rows}};
         if (ragged(p)) saved.push_back({"offsets", DType::i32, {E + 1}, true});
         if (z_loss()) saved.push_back({"lse", p.stat(), {B, T}});
-        expert.declare_saved(saved, rows, p.act);
+        if (p.expert_ranks) saved.push_back({"arrived", p.act, rows_of_all_ranks(p, rows)});
+        expert.declare_saved(saved, rows_of_all_ranks(p, rows), p.act);
         if (has_shared()) shared.declare_saved(saved, {B, T, C}, p.act);
         return saved;
     }
@@ -87,7 +89,14 @@ protected:
     void experts_forward(const Pass& p, Tensor sum, Tensor x, Tensor gates, bool accumulate) const {
         Tensor output = p.saved("output"), gathered = p.temp("gathered", output.shape);  // [R,C]
         moe_gather(gathered, x, p.saved("slots"), config.experts, {}, p.ctx);
-        expert.forward(p, output, gathered, offsets(p));
+        if (p.expert_ranks) {
+            Tensor arrived = p.saved("arrived"), answers = p.temp("answers", arrived.shape);  // [E/N, N*S, C]
+            to_experts(p, arrived, gathered);
+            expert.forward(p, answers, arrived);
+            from_experts(p, output, answers);
+        } else {
+            expert.forward(p, output, gathered, offsets(p));
+        }
         moe_scatter(sum, output, p.saved("where"), gates, accumulate, p.ctx);
     }
 
@@ -95,12 +104,19 @@ protected:
     void experts_backward(const Pass& p, Tensor dx, Tensor dgates, Tensor dsum, Tensor x, Tensor gates,
                           bool accumulate) const {
         Tensor output = p.saved("output"), slots = p.saved("slots");
-        Tensor drows = p.temp("drows", output.shape);        // [R,C]: doutput, then dgathered
-        Tensor gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
+        Tensor drows = p.temp("drows", output.shape);  // [R,C]: doutput, then dgathered
         moe_weights_backward(dgates, dsum, output, p.saved("where"), false, p.ctx);
         moe_gather(drows, dsum, slots, config.experts, gates, p.ctx);
-        moe_gather(gathered, x, slots, config.experts, {}, p.ctx);
-        expert.backward(p, drows, drows, gathered, offsets(p));
+        if (p.expert_ranks) {
+            Tensor arrived = p.saved("arrived"), dthere = p.temp("dthere", arrived.shape);
+            to_experts(p, dthere, drows);
+            expert.backward(p, dthere, dthere, arrived);
+            from_experts(p, drows, dthere);
+        } else {
+            Tensor gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
+            moe_gather(gathered, x, slots, config.experts, {}, p.ctx);
+            expert.backward(p, drows, drows, gathered, offsets(p));
+        }
         moe_scatter(dx, drows, p.saved("where"), {}, accumulate, p.ctx);
     }
 

@@ -8,6 +8,7 @@
 // With --mixture-norm, mixed and output go through a layernorm each. With --group-order random, all this happens to
 // tokens in a random order, and out is put back into theirs.
 #include "llmc/base/rng.h"
+#include "llmc/model/blocks/exchange.h"
 #include "llmc/model/blocks/feed_forward.h"
 #include "llmc/model/blocks/mot_weights.h"
 
@@ -47,8 +48,11 @@ public:
         const int64_t E = config.experts, R = B * T / p.group_size;
         const Shape rows{E, R, config.d_model};
         std::vector<SavedSpec> saved = {{"mixed", p.act, rows}, {"output", p.act, rows}};
+        if (p.group_ranks) B *= p.group_ranks->size, T /= p.group_ranks->size;
+        if (p.group_ranks) saved.push_back({"positions", p.act, {B, T, config.d_model}});
+        if (p.expert_ranks) saved.push_back({"arrived", p.act, rows_of_all_ranks(p, rows)});
         weights.declare_saved(saved, B, T, p);
-        expert.declare_saved(saved, rows, p.act);
+        expert.declare_saved(saved, rows_of_all_ranks(p, rows), p.act);
         if (config.mixture_norm)
             for (const SlotNorm& norm : {mixture_norm, expert_norm}) {
                 saved.push_back({norm.mean, p.stat(), {E, R}});
@@ -66,6 +70,25 @@ public:
 
     void forward(const Pass& p, Tensor out, Tensor x) const override {
         if (p.live_rows && p.live_rows < p.B) fill(x.slice(p.live_rows, p.B), 0, p.ctx);
+        if (!p.group_ranks) return forward_here(p, out, x);
+        Tensor positions = p.saved("positions"), answers = p.temp("answers", positions.shape);
+        to_positions(p, positions, x);
+        forward_here(with_all_sequences(p), answers, positions);
+        from_positions(p, out, answers);
+    }
+
+    void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
+        if (!p.group_ranks) return backward_here(p, dx, dout, x);
+        Tensor positions = p.saved("positions");
+        Tensor dpositions = p.temp("dpositions", positions.shape), danswers = p.temp("danswers", positions.shape);
+        to_positions(p, danswers, dout);
+        backward_here(with_all_sequences(p), dpositions, danswers, positions);
+        from_positions(p, dx, dpositions);
+    }
+
+private:
+    // ---- on this rank: all sequences of the groups, at p.T positions
+    void forward_here(const Pass& p, Tensor out, Tensor x) const {
         if (!shuffled(p)) return mix(p, out, x);
         if (!p.recomputing)  // the block's name keeps the orders of layers apart
             random_order(p.saved("slots"), p.saved("where"), p.draw, hash_of(p.dense.unit->prefix),
@@ -75,14 +98,13 @@ public:
         put_back(p, out, mixed_out);
     }
 
-    void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x) const override {
+    void backward_here(const Pass& p, Tensor dx, Tensor dout, Tensor x) const {
         if (!shuffled(p)) return mix_backward(p, dx, dout, x);
         Tensor mixed_dx = p.temp("mixed_dx", dx.shape);
         mix_backward(p, mixed_dx, put_in_order(p, dout), put_in_order(p, x));
         put_back(p, dx, mixed_dx);
     }
 
-private:
     Group group(const Pass& p) const { return {p.group_size, config.group_axis == "sequence"}; }
 
     // ---- random order. Generation keeps the order of its rows: its groups are what --group-fill makes them.
@@ -121,7 +143,15 @@ private:
         weights.forward(p, x);
         mot_merge(mixed, weights.merge(p), x, group(p), p.ctx);
         normalize(p, mixture_norm, mixed);
-        expert.forward(p, output, normed(p, mixture_norm, mixed));
+        Tensor inputs = normed(p, mixture_norm, mixed);
+        if (p.expert_ranks) {
+            Tensor arrived = p.saved("arrived"), answers = p.temp("answers", arrived.shape);  // [E/N, N*R, C]
+            to_experts(p, arrived, inputs);
+            expert.forward(p, answers, arrived);
+            from_experts(p, output, answers);
+        } else {
+            expert.forward(p, output, inputs);
+        }
         normalize(p, expert_norm, output);
         mot_emit(out, weights.emit(p), normed(p, expert_norm, output), group(p), false, p.ctx);
     }
@@ -131,7 +161,14 @@ private:
         Tensor dslots = p.temp("dslots", mixed.shape);                // [E,R,C]
         mot_merge(dslots, weights.emit(p), dout, group(p), p.ctx);    // the transpose of emit is merge
         dslots = normalize_backward(p, expert_norm, dslots, output);  // doutput
-        expert.backward(p, dslots, dslots, normed(p, mixture_norm, mixed));
+        if (p.expert_ranks) {
+            Tensor arrived = p.saved("arrived"), dthere = p.temp("dthere", arrived.shape);
+            to_experts(p, dthere, dslots);
+            expert.backward(p, dthere, dthere, arrived);
+            from_experts(p, dslots, dthere);
+        } else {
+            expert.backward(p, dslots, dslots, normed(p, mixture_norm, mixed));  // dinputs
+        }
         dslots = normalize_backward(p, mixture_norm, dslots, mixed);     // dmixed
         mot_emit(dx, weights.merge(p), dslots, group(p), false, p.ctx);  // the transpose of merge is emit
         weights.backward(p, dx, dout, x, normed(p, expert_norm, output), dslots);

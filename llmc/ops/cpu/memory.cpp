@@ -136,6 +136,13 @@ void backend_copy(Tensor dst, Tensor src, Context& ctx) {
     });
 }
 
+void backend_swap_axes(Tensor out, Tensor in, Context& ctx) {
+    const int64_t A = in.shape[0], B = in.shape[1], bytes = in.shape[2] * size_of(in.dtype);
+#pragma omp parallel for schedule(static) num_threads(ctx.threads)
+    for (int64_t row = 0; row < A * B; row++)  // of out: b * A + a
+        std::memcpy(ptr<char>(out) + row * bytes, ptr<const char>(in) + (row % A * B + row / A) * bytes, size_t(bytes));
+}
+
 bool backend_supports(DType act) { return act != DType::i32; }
 
 void synchronize(Context&) {}  // CPU ops are done when they return

@@ -130,7 +130,30 @@ void dispatch_storage(DType dtype, F&& f) {
 template <class To, class From>
 constexpr bool convertible = !std::is_same_v<To, From> && !std::is_integral_v<To> && !std::is_integral_v<From>;
 
+// out [B,A,n] = in [A,B,n], n words of W. The blocks of a row of out (y) follow one another along x.
+template <class W>
+__global__ void swap_axes_kernel(W* out, const W* in, int64_t A, int64_t B, int64_t n) {
+    for (int64_t row = blockIdx.y; row < A * B; row += gridDim.y) {
+        const W* from = in + (row % A * B + row / A) * n;
+        for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x)
+            out[row * n + i] = from[i];
+    }
+}
+
 }  // namespace
+
+void backend_swap_axes(Tensor out, Tensor in, Context& ctx) {
+    const int64_t A = in.shape[0], B = in.shape[1], bytes = in.shape[2] * size_of(in.dtype);
+    auto swap = [&](auto word) {
+        using W = decltype(word);
+        const int64_t n = bytes / int64_t(sizeof(W)), blocks = std::min<int64_t>(ceil_div(n, block_size), 64);
+        const dim3 grid(unsigned(blocks), unsigned(std::min<int64_t>(A * B, 65535)));
+        launch(ctx, swap_axes_kernel<W>, grid, block_size, 0, ptr<W>(out), ptr<const W>(in), A, B, n);
+    };
+    if (bytes % 16 == 0 && aligned(out, in)) swap(int4{});
+    else if (bytes % 4 == 0) swap(int32_t{});
+    else swap(int16_t{});
+}
 
 void backend_fill(Tensor t, double value, Context& ctx) {
     const int64_t n = t.numel();
