@@ -25,6 +25,7 @@ struct CommandLine {
     EvalCommand eval;
     GenerateCommand generate;
     TransitionCommand transition;
+    int ranks = 1;
     bool dry_run = false, resume = false, auto_resume = false;
     double comm_timeout = 600;
     CLI::App *train_app, *transition_app, *eval_app, *generate_app, *info_app;
@@ -51,6 +52,10 @@ struct CommandLine {
             ->capture_default_str()
             ->group("Run");
         app.add_flag("--dry-run", dry_run, "print what the run would need, and stop")->group("Run");
+        app.add_option("--ranks", ranks, "info, --dry-run: for one of so many processes")
+            ->check(CLI::Range(1, 1 << 20))
+            ->capture_default_str()
+            ->group("Run");
         app.add_flag("--profile", run.profile, "time every op; print the table at the end")->group("Run");
         app.add_flag("--cuda-graph", run.cuda_graph, "launch a micro-batch, and the update, as one CUDA graph each")
             ->group("Run");
@@ -143,13 +148,15 @@ struct CommandLine {
         if (world.size > 1) run.world = &world;
         world.set_timeout(comm_timeout);
         run.device = choose_device(world);
+        if (trains && ranks > 1)
+            input_error("--ranks is for info and --dry-run: start ", ranks, " processes with mpirun -np ", ranks);
         if (*eval_app) return run_eval(eval);
         if (*generate_app) return run_generate(generate);
         if ((dry_run && !*transition_app) || *info_app) {
             if (!run.data.empty() && !given_fields(app, model, train).count("vocab_size")) model.vocab_size = 0;
             if (!run.data.empty() && model.vocab_size == 0) model.vocab_size = open_dataset(run.data).vocab_size;
             if (train.decay_steps == 0) train.decay_steps = train.steps;
-            return show_info(model, train, run.threads);
+            return show_info(model, train, run.threads, ranks);
         }
         if (run.data.empty()) input_error("--data is missing: make it with data/prepare, see data/README.md");
         if (run.run_dir.empty()) input_error("--run-dir is missing: where checkpoints and the log of this run go");

@@ -61,6 +61,16 @@ protected:
             }
         EXPECT_GT(compared, 20);
     }
+
+    // Losses of training, or of validation (key "val_loss"), alone.
+    void expect_equal_losses(const std::string& got_dir, const std::string& want_dir, double tolerance,
+                             const char* key = "loss") {
+        const std::vector<json> want = log(want_dir, key), got = log(got_dir, key);
+        ASSERT_EQ(got.size(), want.size());
+        EXPECT_GT(want.size(), 1u);
+        for (size_t i = 0; i < want.size(); i++)
+            EXPECT_NEAR(got[i].at(key).get<double>(), want[i].at(key).get<double>(), tolerance) << key << " " << i;
+    }
 };
 
 const std::vector<std::string> every_kind = {
@@ -103,10 +113,49 @@ TEST_F(TrainRanks, ARunGoesOnWithAnotherNumberOfProcesses) {
     ASSERT_EQ(start(1, "whole", with(flags, {"--steps", "10"})), 0) << said();
     ASSERT_EQ(start(3, "moved", with(flags, {"--steps", "5", "--decay-steps", "10"})), 0) << said();
     ASSERT_EQ(start(2, "moved", {"--resume", "--steps", "10"}), 0) << said();
-    const std::vector<json> want = log("whole", "loss"), got = log("moved", "loss");
-    ASSERT_EQ(got.size(), want.size());
-    for (size_t i = 0; i < want.size(); i++)
-        EXPECT_NEAR(got[i].at("loss").get<double>(), want[i].at("loss").get<double>(), 1e-9) << i;
+    expect_equal_losses("moved", "whole", 1e-9);
+}
+
+// Checkpoints do not know how many processes wrote them, nor how the model was divided.
+TEST_F(TrainRanks, ARunGoesOnDividedInAnotherWay) {
+    const auto flags = with(every_kind, {"--precision", "fp64", "--tied-head", "--final-norm", "--save-interval", "2"});
+    ASSERT_EQ(start(1, "whole", with(flags, {"--steps", "12"})), 0) << said();
+    struct Part {
+        int ranks;
+        const char *steps, *shard, *expert_parallel;
+    };
+    for (const Part& p : {Part{3, "3", "parameters", "3"}, {4, "6", "optimizer", "2"}, {1, "7", "none", "1"},
+                          {2, "10", "gradients", "2"}, {4, "12", "parameters", "2"}}) {
+        std::vector<std::string> more{"--steps", p.steps, "--shard", p.shard, "--expert-parallel", p.expert_parallel};
+        more = std::string(p.steps) == "3" ? with(flags, with(more, {"--decay-steps", "12"})) : with({"--resume"}, more);
+        ASSERT_EQ(start(p.ranks, "moved", more), 0) << said();
+    }
+    expect_equal_losses("moved", "whole", 1e-9);
+    const SafetensorsFile want(dir / "whole/step-00000012/model.safetensors");
+    const SafetensorsFile got(dir / "moved/step-00000012/model.safetensors");
+    ASSERT_EQ(got.tensors().size(), want.tensors().size());
+    for (const SafetensorsEntry& t : want.tensors()) {
+        const std::vector<double> a = got.read<double>(t.name), b = want.read<double>(t.name);
+        for (size_t i = 0; i < b.size(); i++) ASSERT_NEAR(a[i], b[i], 1e-8) << t.name << " " << i;
+    }
+}
+
+TEST_F(TrainRanks, ADividedRunThatWasInterruptedHasTheSameBits) {
+    const auto flags = with(every_kind, {"--shard", "parameters", "--expert-parallel", "2"});
+    ASSERT_EQ(start(2, "whole", with(flags, {"--steps", "8"})), 0) << said();
+    ASSERT_EQ(start(2, "parts", with(flags, {"--steps", "4", "--decay-steps", "8"})), 0) << said();
+    ASSERT_EQ(start(2, "parts", {"--resume", "--steps", "8"}), 0) << said();
+    expect_equal_losses("parts", "whole", 0);
+}
+
+// A group larger than what one process has of a micro-batch.
+TEST_F(TrainRanks, GroupsMaySpanProcesses) {
+    const std::vector<std::string> flags{"--pattern", "attention ffn attention mot", "--precision", "fp64", "--steps",
+                                         "12"};
+    ASSERT_EQ(start(1, "one", flags), 0) << said();
+    ASSERT_EQ(start(4, "four", with(flags, {"--group-ranks", "2", "--shard", "gradients"})), 0) << said();
+    expect_equal_losses("four", "one", 1e-9);
+    expect_equal_losses("four", "one", 1e-9, "val_loss");
 }
 
 TEST_F(TrainRanks, AllRanksGiveUpAtTheSameStep) {
@@ -124,6 +173,22 @@ TEST_F(TrainRanks, BadInputIsOneSentence) {
     const std::string text = said();
     EXPECT_EQ(text.find("cannot be dealt", text.find("cannot be dealt") + 1), std::string::npos) << text;
     EXPECT_FALSE(path_exists(dir / "five")) << "nothing is made";
+
+    struct Refusal {
+        std::vector<std::string> flags;
+        const char* says;
+    };
+    for (const Refusal& r :
+         {Refusal{{"--expert-parallel", "3"}, "--expert-parallel 3 does not divide the number of processes, 2"},
+          {{"--expert-parallel", "2", "--experts", "5"}, "--expert-parallel 2 does not divide the 5 experts of"},
+          {{"--expert-parallel", "2", "--pattern", "attention ffn"}, "this model has no experts"},
+          {{"--group-ranks", "2"}, "--group-ranks 2 is for models whose only mixtures are Mixtures of Tokens"},
+          {{"--group-ranks", "2", "--pattern", "mot", "--micro-batch", "8", "--context", "7"}, "--context 7"},
+          {{"--shard", "everything"}, "--shard"}}) {
+        EXPECT_EQ(start(2, "two", with(every_kind, with(r.flags, {"--steps", "2"}))), 2) << said();
+        EXPECT_NE(said().find(r.says), std::string::npos) << r.says << " is not in: " << said();
+        EXPECT_FALSE(path_exists(dir / "two")) << "nothing is made";
+    }
 }
 
 // A rank that is killed takes the others with it, and the run goes on from its last checkpoint.

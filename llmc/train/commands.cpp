@@ -13,11 +13,11 @@
 
 namespace llmc {
 
-int show_info(const ModelConfig& model_config, const TrainConfig& config, int threads) {
+int show_info(const ModelConfig& model_config, const TrainConfig& config, int threads, int ranks) {
     Context ctx({.threads = threads, .counting = true});
     Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
-    const Plan plan = make_plan(model_config, config, true, threads);
-    std::printf("%s%s", describe_units(model).c_str(), describe_plan(plan, model, config).c_str());
+    const Plan plan = make_plan(model_config, config, true, threads, {}, {}, ranks);
+    std::printf("%s%s", describe_units(model).c_str(), describe_plan(plan, model, config, ranks).c_str());
     const int64_t available = device_memory_available(ctx);
     if (available < 0)
         std::printf("  %-28s %14s  %s\n", "available here", "no GPU", backend_description(ctx).c_str());

@@ -9,7 +9,8 @@
 namespace llmc {
 
 // Tables: units, parameters, FLOPs a token, memory. Allocates nothing, so models larger than this machine are fine.
-int show_info(const ModelConfig& model, const TrainConfig& train, int threads);
+// ranks: of a run of so many processes, for one of them.
+int show_info(const ModelConfig& model, const TrainConfig& train, int threads, int ranks = 1);
 
 struct EvalCommand {
     std::string checkpoint, data, split = "val";
