@@ -28,6 +28,12 @@ struct RankedRun {
     RankedRun(int ranks, const std::string& filter) : process(words(ranks, filter), output) {}
     int wait() const { return process.wait(); }  // mpirun's exit code
     std::string said() const { return read_file(output); }
+    int passed() const {  // ranks whose tests all passed
+        int count = 0;
+        const std::string text = said();
+        for (size_t at = 0; (at = text.find("[  PASSED  ]", at)) != std::string::npos; at++) count++;
+        return count;
+    }
 
 private:
     static std::vector<std::string> words(int ranks, const std::string& filter) {

@@ -17,10 +17,10 @@ struct SharedTrainee {
     UnitHooks no_hooks;
     std::unique_ptr<Step> step;
 
-    SharedTrainee(const ModelConfig& config, const TrainConfig& train_config, ContextOptions options = {.threads = 1})
+    SharedTrainee(const ModelConfig& config, const TrainConfig& train_config)
         : train(train_config),
-          plan(make_plan(config, train, true, options.threads, {}, {}, world().size)),
-          ctx(options),
+          plan(make_plan(config, train, true, 1, {}, {}, world().size)),
+          ctx({.threads = 1, .device = choose_device(world())}),
           mesh(world(), ctx, sharding(config)),
           model(config, Precision::from_name(train.precision), train.decay == "all", ctx, sharding(config), &mesh),
           units(model, mesh, ctx),
