@@ -1,7 +1,10 @@
 // Speed and memory of whole training steps: tokens/s, GFLOP/s, share of the measured peak, planned and actual memory.
 //
 //   bench_train [--models tiny_dense,tiny_mot,medium_dense,medium_mot] [--samples N] [--batch B] [--threads N]
-//               [--profile] [--pytorch PYTHON] [--json FILE]
+//               [--profile] [--pytorch PYTHON] [--json FILE] [--ranks N --shards none,parameters]
+//
+// With --ranks, each model is also trained by N processes under mpirun, bound to a core each, which share batch and
+// threads: once for each way of dividing it.
 //
 // Sparse experts: medium_switch, medium_dropless, medium_expert_choice, and tiny ones. Name models of one size that fit
 // into memory together.
@@ -14,6 +17,7 @@
 // multiply-adds is timed before and after every sample, and a sample counts only if both reach 90 % of the best such
 // probe of the whole run. Sampling goes on until enough count, or four times as many have been taken.
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -41,7 +45,9 @@ struct Options {
     int64_t samples = 9, batch = 32;
     int threads = 0;
     bool profile = false;
-    std::string worker, pytorch, json_file;
+    std::string worker, pytorch, json_file, shard = "none";
+    int ranks = 1;
+    std::vector<std::string> shards = {"none", "parameters"};
 };
 
 const std::vector<std::string> kinds = {"dense", "mot", "switch", "dropless", "expert_choice"};
@@ -92,43 +98,80 @@ json op_times(const Context& ctx) {
     return list;
 }
 
+// Rank 0 hears what the coordinator wants next and tells the others. These sleep until then: who waits in MPI keeps a
+// core busy, and it is another worker's turn.
+class Turn {
+public:
+    explicit Turn(World& w) : world(w) {
+        sigemptyset(&wake);
+        sigaddset(&wake, SIGUSR1);
+        pthread_sigmask(SIG_BLOCK, &wake, nullptr);
+        for (const std::string& text : world.all_gather(std::to_string(::getpid()))) ids.push_back(std::stoi(text));
+    }
+    bool asked_for_a_sample() {
+        std::string line;
+        char sample = world.rank == 0 && std::getline(std::cin, line) && line == "sample";
+        int signal;
+        if (world.rank > 0) sigwait(&wake, &signal);
+        else
+            for (pid_t id : ids)
+                if (id != ::getpid()) ::kill(id, SIGUSR1);
+        world.broadcast(&sample, 1);
+        return sample;
+    }
+
+private:
+    World& world;
+    sigset_t wake;
+    std::vector<pid_t> ids;
+};
+
 // Answers on standard output, one JSON object per line read: "sample" -> seconds of one training step; "end" -> memory,
 // op times.
-int work(const Options& o) {
+int work(const Options& o, World& world) {
+    if (world.rank > 0 && !std::freopen("/dev/null", "w", stdout)) run_error("/dev/null cannot be opened");
     const ModelConfig config = model_config(o.worker);
     TrainConfig train;
-    train.micro_batch = o.batch;
-    const Plan plan = make_plan(config, train, true, o.threads);
+    if (o.batch % world.size) input_error("--batch ", o.batch, " cannot be dealt to ", world.size, " processes");
+    train.micro_batch = o.batch / world.size, train.grad_accumulation = world.size;
+    train.shard = o.shard;
+    const Plan plan = make_plan(config, train, true, o.threads, {}, {}, world.size);
+    const Sharding sharding = sharding_of(config, train, world.size, world.rank);
     Context ctx({.threads = o.threads, .profile = o.profile});
+    Mesh mesh(world, ctx, sharding);
     check_memory(plan, ctx);
     reserve_workspace(plan.workspace_bytes, ctx);
     Arena arena("activations", ctx);
     arena.allocate(plan.activation_bytes);
-    Model model(config, Precision::from_name("fp32"), true, ctx);
+    Model model(config, Precision::from_name("fp32"), true, ctx, sharding, &mesh);
     model.allocate(true);
     model.initialize(1);
+    SharedUnits units(model, mesh, ctx);
+    units.allocate(true);
     UnitHooks hooks;
-    Step step(model, train, arena, hooks, ctx);
+    Step step(model, train, arena, hooks, ctx, false, world.size > 1 ? &units : nullptr);
 
-    const int64_t N = o.batch * config.context;
+    const int64_t N = train.micro_batch * config.context;
     std::vector<int32_t> tokens(static_cast<size_t>(N));
     RandomStream random(1, "bench tokens");
     for (int64_t i = 0; i < N; i++) tokens[size_t(i)] = int32_t(random.bits(uint64_t(i)) % uint64_t(config.vocab_size));
     auto one_step = [&] {
         step.begin(1e-4);
-        step.micro_batch(tokens.data(), tokens.data(), 0, false);
+        step.micro_batch(tokens.data(), tokens.data(), world.rank, false);
         step.update();
         synchronize(ctx);
+        world.barrier();
     };
+    Turn turn(world);
     one_step();  // pages are touched and primitives made
     ctx.costs.clear();
-    std::cout << json{{"tokens", N},
+    std::cout << json{{"tokens", N * world.size},
                       {"parameters", model.table.count()},
                       {"flops", plan.step_flops},
                       {"planned_bytes", plan.total()},
-                      {"arena_bytes", arena.bytes() + model.buffers.bytes() + plan.workspace_bytes}}
+                      {"arena_bytes", arena.bytes() + model.buffers.bytes() + units.bytes() + plan.workspace_bytes}}
               << std::endl;
-    for (std::string line; std::getline(std::cin, line) && line == "sample";) {
+    while (turn.asked_for_a_sample()) {
         const double start = seconds_now();
         one_step();
         std::cout << json{{"seconds", seconds_now() - start}} << std::endl;
@@ -277,8 +320,9 @@ int coordinate(const Options& o) {
     Context ctx({.threads = o.threads});
     const std::string self = std::filesystem::read_symlink("/proc/self/exe");
     std::printf("%s, batch %lld\n", backend_description(ctx).c_str(), static_cast<long long>(o.batch));
-    const std::vector<std::string> common = {"--batch", std::to_string(o.batch), "--threads",
-                                             std::to_string(ctx.threads)};
+    if (o.ranks > 1)
+        std::printf("one process of %d threads, against %d bound to a core each with %d\n", ctx.threads, o.ranks,
+                    std::max(1, ctx.threads / o.ranks));
     double best_probe = 0;
     std::vector<std::unique_ptr<Worker>> all;
     auto probe = [&] {
@@ -289,13 +333,18 @@ int coordinate(const Options& o) {
     for (const auto& group : groups_of(o)) {
         const size_t first = all.size();
         for (const std::string& model : group) {
-            auto start = [&](const std::string& name, std::vector<std::string> words) {
-                words.insert(words.end(), {"--worker", model});
-                words.insert(words.end(), common.begin(), common.end());
+            auto start = [&](const std::string& name, std::vector<std::string> words, int ranks = 1) {
+                words.insert(words.end(), {"--worker", model, "--batch", std::to_string(o.batch), "--threads",
+                                           std::to_string(std::max(1, ctx.threads / ranks))});
                 if (name == model && o.profile) words.push_back("--profile");
                 all.push_back(std::make_unique<Worker>(name, words));
             };
             start(model, {self});
+            for (const std::string& shard : o.ranks > 1 ? o.shards : std::vector<std::string>{})
+                start(str(model, ", ", shard),
+                      {"mpirun", "--allow-run-as-root", "--bind-to", "core", "--map-by", "core", "-np",
+                       std::to_string(o.ranks), self, "--shard", shard},
+                      o.ranks);
             if (!o.pytorch.empty()) start(model + " PyTorch", {o.pytorch, "dev/bench/pytorch_eager.py"});
         }
         auto enough = [&] {
@@ -346,10 +395,15 @@ int main(int argc, char** argv) {
     app.add_option("--pytorch", o.pytorch,
                    "a Python interpreter with torch: measures dev/bench/pytorch_eager.py in turn");
     app.add_option("--json", o.json_file, "also write the results here");
+    app.add_option("--ranks", o.ranks, "also measure each model shared by so many processes")->check(CLI::Range(1, 1024));
+    app.add_option("--shards", o.shards, "divided like this: none, optimizer, gradients, parameters")->delimiter(',');
     app.add_option("--worker", o.worker, "run as the process of one model")->group("");
+    app.add_option("--shard", o.shard, "of that process")->group("");
     try {
         app.parse(argc, argv);
-        return o.worker.empty() ? coordinate(o) : work(o);
+        if (o.worker.empty()) return coordinate(o);
+        World world;
+        return work(o, world);
     } catch (const CLI::ParseError& e) {
         return app.exit(e) == 0 ? 0 : 2;
     } catch (const std::exception& e) {

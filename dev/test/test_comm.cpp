@@ -262,6 +262,32 @@ TEST_P(OnRanks, AllToAll) {
         }
 }
 
+// Rank r sends (r + 2 * to) % 4 rows to rank `to`, each full of the number 100 r + to; some send nothing.
+TEST_P(OnRanks, AllToAllRows) {
+    for (DType dtype : all_dtypes)
+        for (int64_t n : {1, 5, 300}) {
+            auto rows = [](int from, int to) { return int64_t(from + 2 * to) % 4; };
+            std::vector<int64_t> send, receive;
+            Vector values, want;
+            int64_t sent = 0;
+            for (int r = 0; r < size; r++) {
+                send.push_back(rows(me, r)), receive.push_back(rows(r, me));
+                values.insert(values.end(), size_t(send.back() * n), 100 * me + r);
+                want.insert(want.end(), size_t(receive.back() * n), 100 * r + me);
+                sent += r == me ? 0 : send.back() * n * size_of(dtype);
+            }
+            values.insert(values.end(), size_t(2 * n), -1), want.insert(want.end(), size_t(n), 7);  // nobody's rows
+            Tensor in = device.tensor(dtype, {int64_t(values.size()) / n, n}, values, "in");
+            Tensor out = device.tensor(dtype, {int64_t(want.size()) / n, n}, Vector(want.size(), 7), "out");
+            call([&] { comm.all_to_all_rows(out, in, receive, send); });
+            EXPECT_EQ(device.read(out), want) << name_of(dtype) << " " << n;
+            EXPECT_EQ(comm.costs["all_to_all_rows"].wire, sent);
+            comm.costs.clear();
+            receive.back() += 2;
+            EXPECT_TRUE(refuses([&] { comm.all_to_all_rows(out, in, receive, send); }, "out has"));
+        }
+}
+
 // A plan counts exactly what the run then does: bytes, and the workspace.
 TEST_P(OnRanks, CountingSendsNothing) {
     Device counted({.counting = true});

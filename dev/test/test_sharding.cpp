@@ -1,7 +1,7 @@
 // A model that several ranks share, in every way of dividing it, takes the steps of one rank.
 //
-// The tests called OnRanks, disabled where they have no launcher, run on two to four ranks under mpirun, each world size in one launch; every rank also trains
-// the whole model by itself, and compares.
+// The tests called OnRanks are disabled but where Launch starts them: on two to four ranks under mpirun, each world size
+// in one launch. Every rank also trains the whole model by itself, and compares.
 #include "dev/test/shared_trainee.h"
 #include "llmc/train/golden_case.h"
 #include "llmc/train/schedule.h"
@@ -161,6 +161,7 @@ TEST(DISABLED_OnRanks, EveryWayOfDividingTakesTheStepsOfOneRank) {
             ModelConfig config = every_kind();
             config.tied_head = tied, config.final_norm = tied, config.positions = tied ? "rope" : "learned";
             config.load_balancing_weight = 0.5, config.router_z_loss_weight = 0.1, config.top_k = 2;
+            config.dropless = tied;
             TrainConfig train = recipe();
             auto& [whole, want] = references[tied];
             if (!whole) {

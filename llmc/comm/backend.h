@@ -25,6 +25,9 @@ public:
     virtual void reduce_scatter(Tensor out, Tensor in, void* workspace) = 0;
     virtual void all_gather(Tensor out, Tensor in) = 0;
     virtual void all_to_all(Tensor out, Tensor in) = 0;
+    // Elements from and to each rank, one after another.
+    virtual void all_to_all_uneven(Tensor out, Tensor in, const std::vector<int64_t>& receive,
+                                   const std::vector<int64_t>& send) = 0;
     virtual void after_compute() {}
     virtual void before_compute() {}
     virtual void mark(int) {}

@@ -1,4 +1,6 @@
 // Comm: what is the same on every transport. Checks, counting, one rank.
+#include <numeric>
+
 #include "llmc/comm/backend.h"
 #include "llmc/ops/checks/common.h"
 
@@ -93,6 +95,39 @@ void Comm::all_to_all(Tensor out, Tensor in) {
         run_error("all_to_all: ", in.name, " has ", in.numel(), " elements, which ", size,
                   " ranks cannot share equally");
     run("all_to_all", in, 1, 0, out, in, [&](void*) { transport->all_to_all(out, in); });
+}
+
+void Comm::all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& receive,
+                           const std::vector<int64_t>& send) {
+    check_contiguous(out, "all_to_all_rows");
+    check_contiguous(in, "all_to_all_rows");
+    if (out.dtype != in.dtype || out.columns() != in.columns())
+        run_error("all_to_all_rows: rows of ", out.name, " ", out.shape.text(), " are not like those of ", in.name, " ",
+                  in.shape.text());
+    const std::pair<const Tensor*, const std::vector<int64_t>*> sides[] = {{&out, &receive}, {&in, &send}};
+    for (const auto& [t, rows] : sides) {
+        const int64_t total = std::accumulate(rows->begin(), rows->end(), int64_t(0));
+        if (int64_t(rows->size()) != size || total > t->rows())
+            run_error("all_to_all_rows: ", total, " rows for ", rows->size(), " ranks, but ", t->name, " has ", t->rows(),
+                      ", and there are ", size, " ranks");
+    }
+    const int64_t row = in.columns() * size_of(in.dtype);
+    int64_t sent = 0;
+    for (int r = 0; r < size; r++) sent += (ctx.counting ? in.rows() / size : send[size_t(r)]) * (r != rank) * row;
+    CommCost& cost = costs["all_to_all_rows"];
+    cost.calls++, cost.bytes += sent, cost.wire += sent;
+    Op op(ctx, "all_to_all_rows", 0, 0, total_bytes({out, in}));
+    if (!op.run) return;
+    const int64_t n = in.columns();
+    if (size == 1) return copy(out.slice(0, receive[0]), in.slice(0, send[0]), ctx);
+    if (!transport) run_error("all_to_all_rows: ", size, " ranks that are only pretended can count, not send");
+    const Waiting waiting(world.watchdog(), "all_to_all_rows", sent);
+    auto elements = [n](std::vector<int64_t> rows) {
+        for (int64_t& count : rows) count *= n;
+        return rows;
+    };
+    transport->all_to_all_uneven(out, in, elements(receive), elements(send));
+    if (ctx.profile) transport->before_compute();
 }
 
 void Comm::after_compute() {

@@ -112,6 +112,11 @@ public:
     void all_gather(Tensor out, Tensor in);      // out [size*n] = all in [n], by rank; in may lie in its place
     void all_to_all(Tensor out, Tensor in);      // part r of out [size*n] = rank r's part `rank` of in [size*n]
 
+    // Rows of matrices [.., n], as many to each rank as the host says: the first rows of out are the receive[0] from rank
+    // 0, then those from rank 1, and so on; those of in are the send[0] to rank 0, ... Rows behind them are left alone.
+    // `wire` counts what this rank sends. While counting, every rank gets an equal share of the rows of in.
+    void all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& receive, const std::vector<int64_t>& send);
+
     // A GPU communicates beside its computation; these order the two. On the CPU, a collective that returns is over.
     // A Graph with collectives in it begins with the first and ends with the second.
     void after_compute();   // collectives from here on wait for what has been computed so far

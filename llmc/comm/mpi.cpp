@@ -4,6 +4,7 @@
 // belong, in the order of the ranks. So a sum has the same bits however the tensor is cut into parts and pieces, and on
 // every rank, and what crosses the wire is what rings need: (W-1)/W of the tensor, twice for all_reduce.
 #include <cstring>
+#include <numeric>
 
 #include "llmc/comm/mpi.h"
 #include "llmc/ops/checks/common.h"
@@ -66,6 +67,18 @@ public:
         std::memcpy(part(out, me).data, part(in, me).data, size_t(bytes));
         exchange(owner.largest_message, in.dtype, "all_to_all", [&](int r) { return part(in, r); },
                  [&](int r) { return part(out, r); });
+    }
+
+    void all_to_all_uneven(Tensor out, Tensor in, const std::vector<int64_t>& receive,
+                           const std::vector<int64_t>& send) override {
+        const int64_t element = size_of(in.dtype);
+        auto part = [&](const Tensor& t, const std::vector<int64_t>& counts, int r) {
+            const int64_t begin = std::accumulate(counts.begin(), counts.begin() + r, int64_t(0));
+            return Elements{bytes_of(t) + begin * element, counts[size_t(r)]};
+        };
+        std::memcpy(part(out, receive, me).data, part(in, send, me).data, size_t(send[size_t(me)] * element));
+        exchange(owner.largest_message, in.dtype, "all_to_all_rows", [&](int r) { return part(in, send, r); },
+                 [&](int r) { return part(out, receive, r); });
     }
 
 private:

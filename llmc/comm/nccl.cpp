@@ -140,14 +140,22 @@ public:
         unfinished.add("all_gather", out.bytes(), stream);
     }
     void all_to_all(Tensor out, Tensor in) override {
-        const int64_t bytes = in.bytes() / size;
-        const size_t count = size_t(in.numel() / size);
+        const std::vector<int64_t> counts(size_t(size), in.numel() / size);
+        all_to_all_uneven(out, in, counts, counts);
+    }
+    void all_to_all_uneven(Tensor out, Tensor in, const std::vector<int64_t>& receive,
+                           const std::vector<int64_t>& send) override {
+        const int64_t element = size_of(in.dtype);
+        const char* from = static_cast<const char*>(in.data);
+        char* to = static_cast<char*>(out.data);
         check_nccl(ncclGroupStart(), "all_to_all", world);
         for (int r = 0; r < size; r++) {
-            const char* from = static_cast<const char*>(in.data) + r * bytes;
-            char* to = static_cast<char*>(out.data) + r * bytes;
-            check_nccl(ncclSend(from, count, nccl_type(in.dtype), r, group, stream), "all_to_all", world);
-            check_nccl(ncclRecv(to, count, nccl_type(in.dtype), r, group, stream), "all_to_all", world);
+            const int64_t out_count = send[size_t(r)], in_count = receive[size_t(r)];
+            if (out_count)
+                check_nccl(ncclSend(from, size_t(out_count), nccl_type(in.dtype), r, group, stream), "send", world);
+            if (in_count)
+                check_nccl(ncclRecv(to, size_t(in_count), nccl_type(in.dtype), r, group, stream), "receive", world);
+            from += out_count * element, to += in_count * element;
         }
         check_nccl(ncclGroupEnd(), "all_to_all", world);
         unfinished.add("all_to_all", in.bytes(), stream);

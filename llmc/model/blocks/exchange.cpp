@@ -1,5 +1,7 @@
 #include "llmc/model/blocks/exchange.h"
 
+#include <numeric>
+
 namespace llmc {
 
 namespace {
@@ -13,12 +15,15 @@ void all_to_all(Comm& comm, Tensor out, Tensor in) {
 // A temporary of these sizes like x.
 Tensor temp(const Pass& p, const char* name, const Tensor& x, Shape shape) { return p.temp(name, x.dtype, shape); }
 
+std::vector<int32_t> on_host(const Pass& p, Tensor t) {
+    std::vector<int32_t> values(size_t(t.numel()));
+    download(values.data(), t, p.ctx);
+    return values;
+}
+
 }  // namespace
 
-Shape rows_of_all_ranks(const Pass& p, const Shape& rows) {
-    if (!p.expert_ranks) return rows;
-    return {rows[0] / p.expert_ranks->size, rows[1] * p.expert_ranks->size, rows[2]};
-}
+// ----------------------------------------------------------------------------- rows of equal number, to experts and back
 
 void to_experts(const Pass& p, Tensor arrived, Tensor rows) {
     const int64_t N = p.expert_ranks->size, experts = arrived.shape[0], n = rows.numel() / (N * experts);
@@ -33,6 +38,75 @@ void from_experts(const Pass& p, Tensor rows, Tensor answers) {
     swap_axes(sent, answers.view({experts, N, n}), p.ctx);
     all_to_all(*p.expert_ranks, rows.view(sent.shape), sent);
 }
+
+// ------------------------------------------------------------------------------------------- ragged rows, there and back
+
+void declare_ragged_exchange(std::vector<SavedSpec>& saved, int64_t ranks, int64_t experts, int64_t rows) {
+    saved.push_back({"arrived_offsets", DType::i32, {experts / ranks + 1}, true});
+    saved.push_back({"arrived_order", DType::i32, {1, rows}, true});
+    saved.push_back({"arrived_place", DType::i32, {1, rows}, true});
+    saved.push_back({"exchanged", DType::i32, {2, ranks}, true});
+}
+
+void plan_ragged_exchange(const Pass& p, Tensor offsets) {
+    Comm& comm = *p.expert_ranks;
+    const int64_t N = comm.size, E = offsets.numel() - 1, here = E / N;
+    const std::vector<int32_t> begins = on_host(p, offsets);
+    std::vector<int32_t> counts(static_cast<size_t>(E)), exchanged(size_t(2 * N));
+    for (int64_t e = 0; e < E; e++) {
+        counts[size_t(e)] = begins[size_t(e + 1)] - begins[size_t(e)];
+        exchanged[size_t(e / here)] += counts[size_t(e)];
+    }
+    // Everyone learns how many rows come for its experts from whom: theirs[s * here + e].
+    Tensor mine = p.temp("counts", DType::i32, {E}), of_all = p.temp("counts of all ranks", DType::i32, {E});
+    upload(mine, counts.data(), p.ctx);
+    all_to_all(comm, of_all, mine);
+    const std::vector<int32_t> theirs = on_host(p, of_all);
+    std::vector<int32_t> from(theirs.size());  // first received row of (s, e): they lie by rank, then by expert
+    std::exclusive_scan(theirs.begin(), theirs.end(), from.begin(), 0);
+    for (int64_t i = 0; i < E; i++) exchanged[size_t(N + i / here)] += theirs[size_t(i)];
+
+    const size_t rows = size_t(p.saved("arrived_order").numel());
+    std::vector<int32_t> order(rows, -1), place(rows, -1), arrived_offsets;
+    int32_t row = 0;
+    for (int64_t e = 0; e < here; e++) {
+        arrived_offsets.push_back(row);
+        for (int64_t s = 0; s < N; s++)
+            for (int32_t i = 0; i < theirs[size_t(s * here + e)]; i++, row++) {
+                const int32_t source = from[size_t(s * here + e)] + i;
+                order[size_t(row)] = source, place[size_t(source)] = row;
+            }
+    }
+    arrived_offsets.push_back(row);
+    upload(p.saved("arrived_offsets"), arrived_offsets.data(), p.ctx);
+    upload(p.saved("arrived_order"), order.data(), p.ctx);
+    upload(p.saved("arrived_place"), place.data(), p.ctx);
+    upload(p.saved("exchanged"), exchanged.data(), p.ctx);
+}
+
+RaggedExchange::RaggedExchange(const Pass& p) {
+    const std::vector<int32_t> both = on_host(p, p.saved("exchanged"));
+    const auto middle = both.begin() + p.expert_ranks->size;
+    sent.assign(both.begin(), middle), received.assign(middle, both.end());
+}
+
+void RaggedExchange::to_experts(const Pass& p, Tensor arrived, Tensor rows) const {
+    Tensor unordered = temp(p, "received", rows, arrived.shape);
+    p.expert_ranks->after_compute();
+    p.expert_ranks->all_to_all_rows(unordered, rows, received, sent);
+    p.expert_ranks->before_compute();
+    moe_gather(arrived, unordered.view({1, arrived.shape[0], arrived.shape[1]}), p.saved("arrived_order"), 1, {}, p.ctx);
+}
+
+void RaggedExchange::from_experts(const Pass& p, Tensor rows, Tensor answers) const {
+    Tensor unordered = temp(p, "sent", rows, answers.shape);
+    moe_gather(unordered, answers.view({1, answers.shape[0], answers.shape[1]}), p.saved("arrived_place"), 1, {}, p.ctx);
+    p.expert_ranks->after_compute();
+    p.expert_ranks->all_to_all_rows(rows, unordered, sent, received);
+    p.expert_ranks->before_compute();
+}
+
+// -------------------------------------------------------------------------------------- positions for sequences, and back
 
 Pass with_all_sequences(const Pass& p) {
     Pass all = p;

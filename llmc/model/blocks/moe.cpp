@@ -13,8 +13,7 @@
 //   sum_n        = sum over the rows (n,e) of token n of gates[n,e] output[r]
 //   out          = sum (token choice), layernorm(sum) (expert choice)     [B,T,C]
 // shared experts work on every token: out += their outputs.
-#include "llmc/model/blocks/exchange.h"
-#include "llmc/model/blocks/feed_forward.h"
+#include "llmc/model/blocks/experts.h"
 
 namespace llmc {
 namespace {
@@ -25,9 +24,8 @@ constexpr double output_norm_eps = 1e-5;
 class Moe : public Block {
 public:
     Moe(const ModelConfig& c, const std::string& kind)
-        : Block(c), expert("experts.", c.expert_activation,
-                           {.d_model = c.d_model, .hidden = c.expert_size, .experts = c.experts,
-                            .summed = outputs_that_add_up(c, kind)}),
+        : Block(c), expert(c.expert_activation, {.d_model = c.d_model, .hidden = c.expert_size, .experts = c.experts,
+                                              .summed = outputs_that_add_up(c, kind)}),
           shared("shared.", c.expert_activation, {.d_model = c.d_model, .hidden = c.shared_experts * c.expert_size}) {}
 
     void declare_params(Unit& dense, Unit& experts) const override {
@@ -47,8 +45,7 @@ public:
                                         {"output", p.act, rows}};
         if (ragged(p)) saved.push_back({"offsets", DType::i32, {E + 1}, true});
         if (z_loss()) saved.push_back({"lse", p.stat(), {B, T}});
-        if (p.expert_ranks) saved.push_back({"arrived", p.act, rows_of_all_ranks(p, rows)});
-        expert.declare_saved(saved, rows_of_all_ranks(p, rows), p.act);
+        expert.declare_saved(saved, p, rows, ragged(p) ? B * T * config.top_k : 0);
         if (has_shared()) shared.declare_saved(saved, {B, T, C}, p.act);
         return saved;
     }
@@ -89,14 +86,7 @@ protected:
     void experts_forward(const Pass& p, Tensor sum, Tensor x, Tensor gates, bool accumulate) const {
         Tensor output = p.saved("output"), gathered = p.temp("gathered", output.shape);  // [R,C]
         moe_gather(gathered, x, p.saved("slots"), config.experts, {}, p.ctx);
-        if (p.expert_ranks) {
-            Tensor arrived = p.saved("arrived"), answers = p.temp("answers", arrived.shape);  // [E/N, N*S, C]
-            to_experts(p, arrived, gathered);
-            expert.forward(p, answers, arrived);
-            from_experts(p, output, answers);
-        } else {
-            expert.forward(p, output, gathered, offsets(p));
-        }
+        expert.forward(p, output, gathered, offsets(p));
         moe_scatter(sum, output, p.saved("where"), gates, accumulate, p.ctx);
     }
 
@@ -107,16 +97,12 @@ protected:
         Tensor drows = p.temp("drows", output.shape);  // [R,C]: doutput, then dgathered
         moe_weights_backward(dgates, dsum, output, p.saved("where"), false, p.ctx);
         moe_gather(drows, dsum, slots, config.experts, gates, p.ctx);
-        if (p.expert_ranks) {
-            Tensor arrived = p.saved("arrived"), dthere = p.temp("dthere", arrived.shape);
-            to_experts(p, dthere, drows);
-            expert.backward(p, dthere, dthere, arrived);
-            from_experts(p, drows, dthere);
-        } else {
-            Tensor gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
+        Tensor gathered{};
+        if (!p.expert_ranks) {
+            gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
             moe_gather(gathered, x, slots, config.experts, {}, p.ctx);
-            expert.backward(p, drows, drows, gathered, offsets(p));
         }
+        expert.backward(p, drows, gathered, offsets(p));
         moe_scatter(dx, drows, p.saved("where"), {}, accumulate, p.ctx);
     }
 
@@ -154,7 +140,7 @@ private:
         add(dx, dx, through, p.ctx);
     }
 
-    const FeedForward expert;
+    const Experts expert;
 
 protected:
     const FeedForward shared;  // the shared experts side by side: one feed-forward of all their hidden units

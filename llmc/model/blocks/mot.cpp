@@ -9,7 +9,7 @@
 // tokens in a random order, and out is put back into theirs.
 #include "llmc/base/rng.h"
 #include "llmc/model/blocks/exchange.h"
-#include "llmc/model/blocks/feed_forward.h"
+#include "llmc/model/blocks/experts.h"
 #include "llmc/model/blocks/mot_weights.h"
 
 namespace llmc {
@@ -27,11 +27,10 @@ constexpr SlotNorm expert_norm{"expert_norm.weight", "expert_norm.bias", "expert
 class Mot final : public Block {
 public:
     explicit Mot(const ModelConfig& c)
-        : Block(c), weights(c), expert("experts.", c.expert_activation,
-                                       {.d_model = c.d_model,
-                                        .hidden = c.expert_size,
-                                        .experts = c.experts,
-                                        .summed = outputs_that_add_up(c, "mot")}) {}
+        : Block(c), weights(c), expert(c.expert_activation, {.d_model = c.d_model,
+                                                             .hidden = c.expert_size,
+                                                             .experts = c.experts,
+                                                             .summed = outputs_that_add_up(c, "mot")}) {}
     const char* kind() const override { return "mot"; }
 
     void declare_params(Unit& dense, Unit& experts) const override {
@@ -50,9 +49,8 @@ public:
         std::vector<SavedSpec> saved = {{"mixed", p.act, rows}, {"output", p.act, rows}};
         if (p.group_ranks) B *= p.group_ranks->size, T /= p.group_ranks->size;
         if (p.group_ranks) saved.push_back({"positions", p.act, {B, T, config.d_model}});
-        if (p.expert_ranks) saved.push_back({"arrived", p.act, rows_of_all_ranks(p, rows)});
         weights.declare_saved(saved, B, T, p);
-        expert.declare_saved(saved, rows_of_all_ranks(p, rows), p.act);
+        expert.declare_saved(saved, p, rows);
         if (config.mixture_norm)
             for (const SlotNorm& norm : {mixture_norm, expert_norm}) {
                 saved.push_back({norm.mean, p.stat(), {E, R}});
@@ -143,15 +141,7 @@ private:
         weights.forward(p, x);
         mot_merge(mixed, weights.merge(p), x, group(p), p.ctx);
         normalize(p, mixture_norm, mixed);
-        Tensor inputs = normed(p, mixture_norm, mixed);
-        if (p.expert_ranks) {
-            Tensor arrived = p.saved("arrived"), answers = p.temp("answers", arrived.shape);  // [E/N, N*R, C]
-            to_experts(p, arrived, inputs);
-            expert.forward(p, answers, arrived);
-            from_experts(p, output, answers);
-        } else {
-            expert.forward(p, output, inputs);
-        }
+        expert.forward(p, output, normed(p, mixture_norm, mixed));
         normalize(p, expert_norm, output);
         mot_emit(out, weights.emit(p), normed(p, expert_norm, output), group(p), false, p.ctx);
     }
@@ -161,21 +151,14 @@ private:
         Tensor dslots = p.temp("dslots", mixed.shape);                // [E,R,C]
         mot_merge(dslots, weights.emit(p), dout, group(p), p.ctx);    // the transpose of emit is merge
         dslots = normalize_backward(p, expert_norm, dslots, output);  // doutput
-        if (p.expert_ranks) {
-            Tensor arrived = p.saved("arrived"), dthere = p.temp("dthere", arrived.shape);
-            to_experts(p, dthere, dslots);
-            expert.backward(p, dthere, dthere, arrived);
-            from_experts(p, dslots, dthere);
-        } else {
-            expert.backward(p, dslots, dslots, normed(p, mixture_norm, mixed));  // dinputs
-        }
+        expert.backward(p, dslots, normed(p, mixture_norm, mixed));
         dslots = normalize_backward(p, mixture_norm, dslots, mixed);     // dmixed
         mot_emit(dx, weights.merge(p), dslots, group(p), false, p.ctx);  // the transpose of merge is emit
         weights.backward(p, dx, dout, x, normed(p, expert_norm, output), dslots);
     }
 
     const MotWeights weights;
-    const FeedForward expert;
+    const Experts expert;
 };
 
 }  // namespace
