@@ -262,7 +262,7 @@ TEST_P(OnRanks, AllToAll) {
         }
 }
 
-// Rank r sends (r + 2 * to) % 4 rows to rank `to`, each full of the number 100 r + to; some send nothing.
+// Rank r sends (r + 2 * to) % 4 rows to rank `to`, each full of the number 10 r + to; some send nothing.
 TEST_P(OnRanks, AllToAllRows) {
     for (DType dtype : all_dtypes)
         for (int64_t n : {1, 5, 300}) {
@@ -272,8 +272,8 @@ TEST_P(OnRanks, AllToAllRows) {
             int64_t sent = 0;
             for (int r = 0; r < size; r++) {
                 send.push_back(rows(me, r)), receive.push_back(rows(r, me));
-                values.insert(values.end(), size_t(send.back() * n), 100 * me + r);
-                want.insert(want.end(), size_t(receive.back() * n), 100 * r + me);
+                values.insert(values.end(), size_t(send.back() * n), 10 * me + r);
+                want.insert(want.end(), size_t(receive.back() * n), 10 * r + me);
                 sent += r == me ? 0 : send.back() * n * size_of(dtype);
             }
             values.insert(values.end(), size_t(2 * n), -1), want.insert(want.end(), size_t(n), 7);  // nobody's rows
