@@ -80,6 +80,14 @@ TEST(DISABLED_Scene, AllThrow) {
     in_world([](World&) { run_error("no such flag"); });
 }
 
+TEST(DISABLED_Scene, LeaveOneAfterTheOther) {
+    World world = World::pretend(1, 0);
+    auto processes = tcp_processes_start(*rendezvous_from_environment(), world);
+    processes->barrier();
+    if (world.rank == 1) std::this_thread::sleep_for(1s);  // rank 0 has left
+    std::printf("problem: \"%s\"\n", processes->problem().c_str());
+}
+
 TEST(DISABLED_Scene, CarriesNoTensorOfTheCpu) {
     in_world([](World& w) {
         Context ctx({.threads = 1});
@@ -256,6 +264,11 @@ TEST_F(TcpProcesses, APortInUseIsNamed) {
     const Socket taken = listen_on(port);
     start("Talks", slurm(0, 2));
     expect_end(0, 1, str("port ", port, " cannot be listened on: Address already in use; set MASTER_PORT"));
+}
+
+TEST_F(TcpProcesses, AGoodEndIsNoProblem) {
+    start_all("LeaveOneAfterTheOther", 2);
+    for (size_t rank : {0, 1}) expect_end(rank, 0, "problem: \"\"");
 }
 
 TEST_F(TcpProcesses, MpiIsNeededForTensorsOfTheCpu) {
