@@ -34,7 +34,7 @@ protected:
     }
 };
 
-// ------------------------------------------------------------------------------------------------ scripts/run_until_done
+// ----------------------------------------------------------------------------------------------- scripts/run_until_done
 class RunUntilDone : public Launch {
 protected:
     std::vector<std::string> loop(const std::vector<std::string>& more = {}) const {

@@ -61,6 +61,18 @@ TEST_F(TrainRanks, BadInputIsOneSentence) {
     EXPECT_FALSE(path_exists(dir / "five")) << "nothing is made";
 }
 
+TEST_F(TrainRanks, DataThatOnlyOneRankReadsThroughIsRefusedByAll) {
+    std::string shard = read_file(data + "/train_000000.bin");
+    shard.back() = char(0xff);
+    write_file_atomic(dir / "bare.bin", shard);
+    EXPECT_EQ(start(2, "run", {"--data", dir / "bare.bin", "--steps", "2", "--decay-steps", "9"}), 2);
+    const std::string text = said();
+    const size_t at = text.find("bare.bin: token 2999 is ");
+    ASSERT_NE(at, std::string::npos) << text;
+    EXPECT_EQ(text.find("bare.bin: token", at + 1), std::string::npos) << text;
+    EXPECT_FALSE(path_exists(dir / "run")) << "nothing is made";
+}
+
 // A rank that is killed takes the others with it, and the run goes on from its last checkpoint.
 TEST_F(TrainRanks, AKilledRankEndsTheRunWhichGoesOn) {
     const auto flags = with(every_kind, {"--steps", "100000", "--save-interval", "5"});
