@@ -115,6 +115,84 @@ TEST_F(RunUntilDone, SignalsArePassedOn) {
     }
 }
 
+// ------------------------------------------------------------------------------------------------ scripts/slurm
+class Slurm : public Launch {
+protected:
+    static constexpr int tasks = 2;
+
+    // A directory of programs that stand in for Slurm's, first in the PATH.
+    void SetUp() override {
+        Launch::SetUp();
+        make_directories(dir / "bin");
+        std::filesystem::create_symlink(source_directory() + "/dev/test/fake_srun.sh", dir / "bin/srun");
+        write_program("bin/scontrol", "echo \"scontrol $*\"\n");
+    }
+    void write_program(const std::string& name, const std::string& script) const {
+        write_file_atomic(dir / name, "#!/bin/sh\n" + script);
+        std::filesystem::permissions(dir / name, std::filesystem::perms::owner_all);
+    }
+    // sbatch runs the script in the directory where it was submitted.
+    std::vector<std::string> batch(const std::string& script, const std::string& train_mot,
+                                   const std::vector<std::string>& train_flags) const {
+        std::string joined = " ";  // empty would mean the script's own
+        for (const std::string& word : train_flags) joined += word + " ";
+        return {"/usr/bin/env", "-C", source_directory(), "PATH=" + (dir / "bin:") + std::getenv("PATH"),
+                str("FAKE_TASKS=", tasks), "SLURM_JOB_ID=4711", "TRAIN_MOT=" + train_mot, "DATA=" + data,
+                "RUN_DIR=" + (dir / "run"), "FLAGS=" + joined, "/bin/bash", "scripts/slurm/" + script};
+    }
+    std::vector<std::string> train_flags(const std::vector<std::string>& more) const {
+        const std::vector<std::string> words = recipe(tasks, "run", with({"--pattern", "2x(attention)"}, more));
+        return {std::find(words.begin(), words.end(), "--threads"), words.end()};
+    }
+};
+
+TEST_F(Slurm, MpiScriptTrainsInAllTasks) {
+    EXPECT_EQ(run_words(batch("mpi.sbatch", program("train_mot"), train_flags({"--steps", "10"})), {}), 0) << said();
+    EXPECT_EQ(count("2 processes, each: "), 1u) << said();
+    EXPECT_EQ(count("done: 10 steps"), 1u) << said();
+    EXPECT_EQ(count("scontrol"), 0u) << said();
+}
+
+// As Slurm does before the time limit: SIGTERM to the tasks, not to the script.
+TEST_F(Slurm, TheTimeLimitSavesAndRequeues) {
+    const auto endless = train_flags({"--steps", "1000000", "--save-interval", "5"});
+    Process run(batch("mpi.sbatch", program("train_mot"), endless), output);
+    ASSERT_TRUE(wait_for(dir / "run/latest")) << said();
+    for (pid_t rank : ranks_of("run")) ::kill(rank, SIGTERM);
+    EXPECT_EQ(run.wait(), 0) << said();
+    EXPECT_EQ(count("interrupted after step"), 1u) << said();
+    EXPECT_EQ(count("scontrol requeue 4711"), 1u) << said();
+    expect_nobody_left("run");
+}
+
+TEST_F(Slurm, RequeuesEnd) {
+    write_program("limit", "exit 143\n");
+    const std::vector<std::string> env = {"/usr/bin/env", "MOST_REQUEUES=3"};
+    EXPECT_EQ(run_words(with(env, {"SLURM_RESTART_COUNT=2"}), batch("srun.sbatch", dir / "limit", {})), 0) << said();
+    EXPECT_EQ(count("scontrol requeue"), 1u) << said();
+    EXPECT_EQ(run_words(with(env, {"SLURM_RESTART_COUNT=3"}), batch("srun.sbatch", dir / "limit", {})), 143) << said();
+    EXPECT_EQ(count("scontrol requeue"), 0u) << said();
+}
+
+TEST_F(Slurm, BadInputIsNotRequeued) {
+    EXPECT_EQ(run_words(batch("mpi.sbatch", program("train_mot"), train_flags({"--heads", "3"})), {}), 2) << said();
+    EXPECT_EQ(count("scontrol"), 0u) << said();
+}
+
+// Tasks that plain srun starts meet by TCP, here in a scene of test_rendezvous, and every one has the script's flags.
+TEST_F(Slurm, PlainSrunsTasksMeet) {
+    const std::string other = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "test_rendezvous";
+    if (!path_exists(other)) GTEST_SKIP() << "the program " << other << " is not built";
+    write_program("meets", "echo \"flags: $*\"\nexec " + other +
+                               " --gtest_filter=DISABLED_Scene.Talks --gtest_also_run_disabled_tests\n");
+    EXPECT_EQ(run_words(batch("srun.sbatch", dir / "meets", {"--steps", "7"}), {}), 0) << said();
+    for (const char* line : {"rank 0 of 2, 0 of 2 here", "rank 1 of 2, 1 of 2 here"}) EXPECT_EQ(count(line), 1u) << said();
+    EXPECT_EQ(count("--auto-resume --threads 1 --steps 7"), 2u) << said();
+    // On CPUs, plain srun is refused.
+    EXPECT_EQ(run_words(batch("srun.sbatch", program("train_mot"), train_flags({"--steps", "10"})), {}), 2) << said();
+    EXPECT_EQ(count("use srun --mpi=pmix"), 2u) << said();
+}
+
 // ------------------------------------------------------------------------------------------------ two hosts
 class TwoHosts : public Launch {
 protected:
