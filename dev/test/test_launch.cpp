@@ -34,7 +34,7 @@ protected:
     }
 };
 
-// ----------------------------------------------------------------------------------------------- scripts/run_until_done
+// ---------------------------------------------------------------------------------------------- scripts/run_until_done
 class RunUntilDone : public Launch {
 protected:
     std::vector<std::string> loop(const std::vector<std::string>& more = {}) const {
@@ -186,7 +186,7 @@ TEST_F(Slurm, PlainSrunsTasksMeet) {
     write_program("meets", "echo \"flags: $*\"\nexec " + other +
                                " --gtest_filter=DISABLED_Scene.Talks --gtest_also_run_disabled_tests\n");
     EXPECT_EQ(run_words(batch("srun.sbatch", dir / "meets", {"--steps", "7"}), {}), 0) << said();
-    for (const char* line : {"rank 0 of 2, 0 of 2 here", "rank 1 of 2, 1 of 2 here"}) EXPECT_EQ(count(line), 1u) << said();
+    for (int rank : {0, 1}) EXPECT_EQ(count(str("rank ", rank, " of 2, ", rank, " of 2 here")), 1u) << said();
     EXPECT_EQ(count("--auto-resume --threads 1 --steps 7"), 2u) << said();
     // On CPUs, plain srun is refused.
     EXPECT_EQ(run_words(batch("srun.sbatch", program("train_mot"), train_flags({"--steps", "10"})), {}), 2) << said();
