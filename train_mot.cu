@@ -182,7 +182,7 @@ int main(int argc, char** argv) {
         world.emplace();
     } catch (const std::exception& error) {
         std::fprintf(stderr, "error: %s\n", error.what());
-        return 2;
+        return dynamic_cast<const InputError*>(&error) ? 2 : 1;
     }
     if (world->rank > 0 && !std::freopen("/dev/null", "w", stdout)) world->abort("/dev/null cannot be opened");
     return run_program(line.app, argc, argv, [&] { return line.execute(*world); },

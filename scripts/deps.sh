@@ -3,8 +3,8 @@
 #
 #   scripts/deps.sh build|test|demo|all     what to make possible
 #
-# DEPS=no: installs nothing, says what is missing and exits with 2. gnuplot (for the demo's plots) and Open MPI (for
-# more than one process) are never required.
+# DEPS=no: installs nothing, says what is missing and exits with 2. gnuplot (for the demo's plots), Open MPI (for more
+# than one process) and iproute2 (for the test with two hosts) are never required.
 set -eu
 cd "$(dirname "$0")/.."
 purpose=${1:-all}
@@ -29,7 +29,9 @@ required=$(what_is_missing)
 wanted=
 case $purpose in demo | all) command -v gnuplot > /dev/null || wanted=gnuplot-nox ;; esac
 case $purpose in
-    test | all) { command -v mpirun && command -v mpicc; } > /dev/null || wanted="$wanted libopenmpi-dev openmpi-bin" ;;
+    test | all)
+        { command -v mpirun && command -v mpicc; } > /dev/null || wanted="$wanted libopenmpi-dev openmpi-bin"
+        command -v ip > /dev/null || wanted="$wanted iproute2" ;;
 esac
 if [ -z "$required$wanted" ]; then
     [ "$purpose" != all ] || echo "nothing is missing"

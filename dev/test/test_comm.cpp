@@ -3,6 +3,7 @@
 
 #include "dev/test/ranks.h"
 #include "dev/test/reference.h"
+#include "llmc/comm/backend.h"
 #include "llmc/ops/graph.h"
 
 namespace llmc::test {
@@ -68,7 +69,9 @@ TEST(World, Pretended) {
 
 TEST(World, SrunWithoutPmiIsRefused) {
     if (under_mpirun()) GTEST_SKIP() << "this has a launcher";
-    ::setenv("SLURM_STEP_NUM_TASKS", "4", 1);
+    if (!transport_needs_mpi()) GTEST_SKIP() << "GPUs do without: see test_rendezvous";
+    for (const auto& [name, value] : {std::pair("PROCID", "0"), {"STEP_NODELIST", "a"}, {"STEP_NUM_TASKS", "4"}})
+        ::setenv(str("SLURM_", name).c_str(), value, 1);
     try {
         World world;
         ADD_FAILURE() << "four processes that do not know each other";

@@ -137,20 +137,22 @@ TEST(Loader, EpochsAreCompleteAndDifferent) {
     EXPECT_NE(first_tokens(other, 0, n, 7), first);
 }
 
-// Ranks take disjoint slices of each step; together they read what one process reads, across the end of an epoch.
+// Rank r of W takes the micro-batches k with k mod W = r of each step, as the trainer deals them. Together the ranks
+// read what one process reads, each sample once, across the end of an epoch.
 TEST(Loader, RanksAreDisjointAndCompleteAndAgreeWithOne) {
     MemorySplit data({3000, 2000});
     Loader loader(data.split, 16, 9, true);
     constexpr int64_t micro_batch = 3;
     for (int64_t ranks = 1; ranks <= 7; ranks++) {
-        int64_t micro_batches = ranks * 2;  // K: two accumulation steps a rank
+        int64_t micro_batches = ranks <= 4 ? 12 : ranks * 2;  // K, a multiple of the ranks
         int64_t steps = loader.windows() / (micro_batches * micro_batch) + 2;
-        std::vector<int32_t> together(size_t(steps * micro_batches * micro_batch));
+        std::vector<int32_t> together(size_t(steps * micro_batches * micro_batch), -1);
         for (int64_t rank = 0; rank < ranks; rank++) {
             Loader own(data.split, 16, 9, true);
             for (int64_t step = 0; step < steps; step++)
-                for (int64_t m = rank * 2; m < rank * 2 + 2; m++) {
-                    int64_t sample = (step * micro_batches + m) * micro_batch;
+                for (int64_t k = rank; k < micro_batches; k += ranks) {
+                    int64_t sample = (step * micro_batches + k) * micro_batch;
+                    ASSERT_EQ(together[size_t(sample)], -1) << "sample " << sample << " is read twice";
                     auto got = first_tokens(own, sample, micro_batch, micro_batch);
                     std::copy(got.begin(), got.end(), together.begin() + sample);
                 }

@@ -4,11 +4,13 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "dev/test/temp_dir.h"
 #include "llmc/base/errors.h"
 #include "llmc/base/files.h"
 #include "llmc/data/bpe_train.h"
+#include "llmc/data/loader.h"
 #include "llmc/data/shards.h"
 
 using namespace llmc;
@@ -122,6 +124,36 @@ TEST(Shards, BareShardsAndPatternsAreGpt2) {
     EXPECT_EQ(both.train.shards[0].count, 3);  // sorted by name
     EXPECT_EQ(both.train.tokens, 5);
     EXPECT_TRUE(both.val.shards.empty());
+}
+
+// Resident kilobytes of the file's mapping in this process.
+int64_t resident_kilobytes(const std::string& file) {
+    std::istringstream lines(read_file("/proc/self/smaps"));
+    bool mine = false;
+    int64_t sum = 0;
+    for (std::string line; std::getline(lines, line);) {
+        const bool begins = line.find(' ') < line.find(':');  // "7f00-7f10 r--s ... file", not "Rss:  4 kB"
+        if (begins) mine = line.ends_with(file);
+        if (mine && line.starts_with("Rss:")) sum += std::stoll(line.substr(4));
+    }
+    return sum;
+}
+
+TEST(Shards, WhatNobodyReadsIsNotLoaded) {
+    TempDir dir;
+    const std::string file = dir / "big.bin";
+    constexpr int tokens = 32 << 20;
+    std::string bytes = shard_bytes(20240520, 1, tokens, {});
+    bytes.resize(bytes.size() + size_t(2 * tokens));
+    bytes.back() = char(0xff);  // no token of GPT-2
+    write_file_atomic(file, bytes);
+    const Dataset data = open_dataset(file, false);
+    const Loader loader(data.train, 64, 1, true);
+    std::vector<int32_t> read(64), targets(64);
+    for (int64_t sample = 0; sample < 4; sample++) loader.fill(read.data(), targets.data(), 1, sample);
+    EXPECT_GT(resident_kilobytes(file), 0);
+    EXPECT_LT(resident_kilobytes(file), 32 * 1024) << "of 64 MB; a kernel may map 2 MB around each byte";
+    expect_input_error([&] { open_dataset(file); }, str("token ", tokens - 1, " is 65280"));
 }
 
 TEST(Shards, DamagedDatasetsAreNamed) {

@@ -1,84 +1,9 @@
 // train_mot in several processes: a step is the same however its micro-batches are dealt, a run goes on with another
 // number of processes, and a process that fails ends all of them.
-#include <cmath>
-
-#include "dev/test/program_test.h"
+#include "dev/test/train_ranks.h"
 
 namespace llmc::test {
 namespace {
-
-class TrainRanks : public ProgramTest {
-protected:
-    const std::string mpirun = path_of("mpirun");
-
-    void SetUp() override {
-        if (mpirun.empty()) GTEST_SKIP() << "no mpirun: install openmpi-bin";
-        ProgramTest::SetUp();
-    }
-
-    static bool alive(pid_t id) {  // a zombie is not
-        try {
-            const std::string state = read_file(str("/proc/", id, "/stat"));
-            return state.substr(state.rfind(')') + 2, 1) != "Z";
-        } catch (const std::exception&) {
-            return false;
-        }
-    }
-
-    // Twelve micro-batches a step: they can be dealt to 1, 2, 3 and 4 processes.
-    std::vector<std::string> recipe(int ranks, const std::string& run_dir, const std::vector<std::string>& more) const {
-        std::vector<std::string> words = {mpirun, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
-                                          "--timeout", "120", "-np", std::to_string(ranks), program("train_mot"),
-                                          "--data", data, "--run-dir", dir / run_dir};
-        std::istringstream flags("--threads 1 --d-model 16 --heads 2 --context 8 --experts 6 --expert-size 10 "
-                                 "--group-size 4 --expert-choice-fraction 0.25 --micro-batch 4 --grad-accumulation 12 "
-                                 "--init-scale 1 --lr 1e-2 --warmup-steps 2 --log-interval 1 --statistics-interval 3 "
-                                 "--eval-interval 5 --eval-batches 7");
-        for (std::string word; flags >> word;) words.push_back(word);
-        words.insert(words.end(), more.begin(), more.end());
-        return words;
-    }
-    int start(int ranks, const std::string& run_dir, const std::vector<std::string>& more) const {
-        ::setenv("OMP_WAIT_POLICY", "passive", 0);  // there are more processes than CPUs
-        return Process(recipe(ranks, run_dir, more), output).wait();
-    }
-
-    // Every number of the logs that belongs to the model. tolerance 0: the same bits.
-    void expect_equal_logs(const std::string& got_dir, const std::string& want_dir, double tolerance) {
-        const std::vector<json> want = log(want_dir, "step"), got = log(got_dir, "step");
-        ASSERT_EQ(got.size(), want.size());
-        int compared = 0;
-        for (size_t i = 0; i < want.size(); i++)
-            for (const auto& [key, value] : want[i].items()) {
-                const bool speed = key.find("seconds") != key.npos || key.find("per_second") != key.npos ||
-                                   key.find("gflops") != key.npos;
-                if (speed || !value.is_number_float()) continue;
-                ASSERT_TRUE(got[i].contains(key)) << key;
-                const double a = got[i].at(key), b = value;
-                EXPECT_LE(std::abs(a - b), tolerance * std::max(1.0, std::abs(b)))
-                    << got_dir << ", record " << i << ", " << key << ": " << a << " instead of " << b;
-                compared++;
-            }
-        EXPECT_GT(compared, 20);
-    }
-
-    // Losses of training, or of validation (key "val_loss"), alone.
-    void expect_equal_losses(const std::string& got_dir, const std::string& want_dir, double tolerance,
-                             const char* key = "loss") {
-        const std::vector<json> want = log(want_dir, key), got = log(got_dir, key);
-        ASSERT_EQ(got.size(), want.size());
-        EXPECT_GT(want.size(), 1u);
-        for (size_t i = 0; i < want.size(); i++)
-            EXPECT_NEAR(got[i].at(key).get<double>(), want[i].at(key).get<double>(), tolerance) << key << " " << i;
-    }
-};
-
-const std::vector<std::string> every_kind = {
-    "--pattern", "attention ffn attention mot attention moe_token_choice attention moe_expert_choice"};
-std::vector<std::string> with(std::vector<std::string> flags, const std::vector<std::string>& more) {
-    flags.insert(flags.end(), more.begin(), more.end());
-    return flags;
-}
 
 TEST_F(TrainRanks, EveryNumberOfProcessesTakesTheSameSteps) {
     const auto flags = with(every_kind, {"--precision", "fp64", "--steps", "20", "--top-k", "2"});
@@ -191,28 +116,25 @@ TEST_F(TrainRanks, BadInputIsOneSentence) {
     }
 }
 
+TEST_F(TrainRanks, DataThatOnlyOneRankReadsThroughIsRefusedByAll) {
+    std::string shard = read_file(data + "/train_000000.bin");
+    shard.back() = char(0xff);
+    write_file_atomic(dir / "bare.bin", shard);
+    EXPECT_EQ(start(2, "run", {"--data", dir / "bare.bin", "--steps", "2", "--decay-steps", "9"}), 2);
+    const std::string text = said();
+    const size_t at = text.find("bare.bin: token 2999 is ");
+    ASSERT_NE(at, std::string::npos) << text;
+    EXPECT_EQ(text.find("bare.bin: token", at + 1), std::string::npos) << text;
+    EXPECT_FALSE(path_exists(dir / "run")) << "nothing is made";
+}
+
 // A rank that is killed takes the others with it, and the run goes on from its last checkpoint.
 TEST_F(TrainRanks, AKilledRankEndsTheRunWhichGoesOn) {
     const auto flags = with(every_kind, {"--steps", "100000", "--save-interval", "5"});
     Process run(recipe(2, "run", flags), output);
     const std::string latest = dir / "run/latest";
-    for (int i = 0; i < 600 && !path_exists(latest); i++) std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    ASSERT_TRUE(path_exists(latest)) << said();
-    // The last process that has the run's directory on its command line is one of the ranks.
-    std::vector<pid_t> ranks;
-    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-        const std::string name = entry.path().filename();
-        if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-        std::error_code gone;
-        const std::string program_file = std::filesystem::read_symlink(entry.path() / "exe", gone);
-        if (gone || program_file != std::filesystem::canonical(program("train_mot"))) continue;
-        std::string line;
-        try {
-            line = read_file(entry.path() / "cmdline");
-        } catch (const std::exception&) {
-        }
-        if (line.find(dir / "run") != std::string::npos) ranks.push_back(std::stoi(name));
-    }
+    ASSERT_TRUE(wait_for(latest)) << said();
+    const std::vector<pid_t> ranks = ranks_of("run");
     ASSERT_EQ(ranks.size(), 2u);
     ::kill(ranks[0], SIGKILL);
     EXPECT_NE(run.wait(), 0);

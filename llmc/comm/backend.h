@@ -1,4 +1,5 @@
-// What is chosen when linking: none.cpp; mpi_processes.cpp and mpi.cpp; mpi_processes.cpp and nccl.cpp.
+// How processes find each other, and how their tensors travel. Chosen when linking: none.cpp; mpi_processes.cpp and
+// mpi.cpp; mpi_processes.cpp and nccl.cpp. tcp_processes.cpp is always there.
 #pragma once
 #include "llmc/comm/comm.h"
 #include "llmc/comm/watchdog.h"
@@ -7,13 +8,21 @@
 namespace llmc {
 
 // ------------------------------------------------------------------------------------------------------ the processes
-// Sets rank, size, local_rank, local_size of the world. InputError where this build cannot start any.
-Processes* processes_start(World& world);
-void processes_barrier(Processes& processes);
-void processes_broadcast(void* bytes, int64_t count, int root, Processes& processes);
-std::vector<std::string> processes_all_gather(const std::string& mine, Processes& processes);
-std::span<Activity> processes_activities(Processes& processes);  // of the ranks on this host, in memory that they share
-[[noreturn]] void processes_abort(int exit_code, Processes* processes);
+// What World asks of those who found each other, by MPI or by TCP (rendezvous.h).
+class Processes {
+public:
+    virtual ~Processes() = default;
+    virtual void barrier() = 0;
+    virtual void broadcast(void* bytes, int64_t count, int root) = 0;
+    virtual std::vector<std::string> all_gather(const std::string& mine) = 0;
+    virtual std::span<Activity> activities() = 0;  // of this rank, and of others on its host if memory is shared
+    virtual std::string problem() { return ""; }   // for the watchdog: which rank is gone, nothing if none is
+    [[noreturn]] virtual void abort(int exit_code) = 0;
+};
+
+// Under a launcher that MPI understands. Sets rank, size, local_rank, local_size of the world; may return nothing for a
+// single process. InputError where this build cannot start any.
+std::unique_ptr<Processes> mpi_processes_start(World& world);
 
 // ------------------------------------------------------------------------------------------------------- on tensors
 // Carries out what Comm has checked: contiguous tensors that are not empty, between at least two ranks, inside an Op.
@@ -33,6 +42,7 @@ public:
     virtual void mark(int) {}
     virtual void before_compute(int) {}
 };
+bool transport_needs_mpi();  // or works with any Processes
 std::unique_ptr<Transport> transport_create(World& world, Context& ctx, Ranks ranks, Comm& comm);
 
 // Scratch that a sum of `bytes` over `size` ranks needs, all parts together.

@@ -1,7 +1,8 @@
 // Many processes: World, the processes of a run, and Comm, collectives on their tensors.
 //
-// One process per device (or per share of a CPU), all started by one launcher: mpirun, or srun with PMI. Without a
-// launcher there is one rank and nothing is started. How bytes travel is chosen when linking (COMM=none, mpi or nccl).
+// One process per device (or per share of a CPU), all started by one launcher: mpirun or srun --mpi=pmix, where MPI
+// introduces them, or plain srun or torchrun, where they meet by TCP (rendezvous.h). Without a launcher there is one
+// rank and nothing is started. How the bytes of tensors travel is chosen when linking (COMM=none, mpi or nccl).
 //
 // All ranks of a Comm call the same collectives with the same shapes in the same order; nobody checks that, but whoever
 // waits too long ends the job (World::set_timeout). Results are the same bits on all ranks and in every run with the
@@ -18,10 +19,8 @@ namespace llmc {
 
 struct Context;
 class Watchdog;
-struct Processes;  // defined by what is linked in
-struct ProcessesDeleter {
-    void operator()(Processes*) const;
-};
+class Processes;
+struct Rendezvous;
 
 // ------------------------------------------------------------------------------------------------------ the processes
 // Made once, first thing in main. While it lives, other ranks depend on this one: who cannot go on calls abort.
@@ -31,9 +30,10 @@ struct ProcessesDeleter {
 // as it does when a rank dies. If the launcher dies, the ranks end themselves.
 class World {
 public:
-    // Starts MPI if a launcher did start this process. InputError if it did and that is impossible: no MPI in this
-    // build, or srun without PMI.
+    // Starts MPI, or meets the others by TCP, if a launcher did start this process. InputError if it did and that is
+    // impossible: no MPI in this build, or no MPI under this launcher while tensors of the CPU need it.
     World();
+    explicit World(const Rendezvous& meeting);  // by TCP
     ~World();
     World(const World&) = delete;
     World& operator=(const World&) = delete;
@@ -65,7 +65,8 @@ public:
 
 private:
     World(int pretended_size, int pretended_rank);
-    std::unique_ptr<Processes, ProcessesDeleter> started;
+    void watch();
+    std::unique_ptr<Processes> started;
     std::unique_ptr<Watchdog> guard;  // reads memory that the processes share: after them, so that it goes first
 };
 

@@ -39,7 +39,7 @@ class MpiTransport final : public Transport {
 public:
     MpiTransport(World& w, Context& c, Ranks ranks, Comm& o) : world(w), ctx(c), owner(o), me(o.rank), size(o.size) {
         const int same_group = ranks.first, order = world.rank;
-        check_mpi(MPI_Comm_split(world.processes()->all, same_group, order, &group), "MPI_Comm_split", world);
+        check_mpi(MPI_Comm_split(mpi_comm(world), same_group, order, &group), "MPI_Comm_split", world);
         requests.reserve(size_t(2 * size));
     }
     ~MpiTransport() override { MPI_Comm_free(&group); }
@@ -182,6 +182,7 @@ std::unique_ptr<Transport> transport_create(World& world, Context& ctx, Ranks ra
     return std::make_unique<MpiTransport>(world, ctx, ranks, comm);
 }
 
+bool transport_needs_mpi() { return true; }
 int choose_device(World&) { return -1; }
 
 // A slot for what comes from each other rank.

@@ -7,12 +7,8 @@
 
 namespace llmc {
 
-struct Processes {
-    World& world;
-    MPI_Comm all = MPI_COMM_NULL;  // all ranks; apart from MPI_COMM_WORLD, where libraries may send
-    MPI_Win shared = MPI_WIN_NULL;  // memory of the ranks on this host: `activities`, one for each
-    std::span<Activity> activities{};
-};
+// All ranks of a world that MPI started; apart from MPI_COMM_WORLD, where libraries may send. RunError if it did not.
+MPI_Comm mpi_comm(const World& world);
 
 // RunError with the rank, what it did, and MPI's own words, if `status` is an error.
 void check_mpi(int status, const char* what, const World& world);

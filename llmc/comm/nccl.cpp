@@ -1,5 +1,5 @@
-// COMM=nccl: collectives between GPUs. They run on a stream of their own, beside the computation; MPI only starts the
-// processes and carries NCCL's id. NCCL takes 64-bit counts and cuts long messages itself.
+// COMM=nccl: collectives between GPUs. They run on a stream of their own, beside the computation; the World carries
+// NCCL's id. NCCL takes 64-bit counts and cuts long messages itself.
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
@@ -198,6 +198,7 @@ std::unique_ptr<Transport> transport_create(World& world, Context& ctx, Ranks ra
     return std::make_unique<NcclTransport>(world, ctx, ranks, comm);
 }
 
+bool transport_needs_mpi() { return false; }
 int64_t reduction_workspace(int64_t, int) { return 0; }  // NCCL has its own
 
 int choose_device(World& world) {

@@ -6,7 +6,7 @@
 namespace llmc {
 
 // A launcher that starts a single process may do so.
-Processes* processes_start(World&) {
+std::unique_ptr<Processes> mpi_processes_start(World&) {
     for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}) {
         const char* size = std::getenv(variable);
         if (size && std::atoi(size) > 1)
@@ -16,14 +16,7 @@ Processes* processes_start(World&) {
     return nullptr;
 }
 
-void ProcessesDeleter::operator()(Processes*) const {}
-void processes_abort(int exit_code, Processes*) { std::_Exit(exit_code); }
-
-// Never called: there are no Processes.
-void processes_barrier(Processes&) {}
-void processes_broadcast(void*, int64_t, int, Processes&) {}
-std::vector<std::string> processes_all_gather(const std::string& mine, Processes&) { return {mine}; }
-std::span<Activity> processes_activities(Processes&) { return {}; }
+bool transport_needs_mpi() { return true; }
 std::unique_ptr<Transport> transport_create(World&, Context&, Ranks, Comm&) { return nullptr; }
 int64_t reduction_workspace(int64_t, int) { return 0; }
 int choose_device(World&) { return -1; }

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "llmc/comm/backend.h"
+#include "llmc/comm/rendezvous.h"
 
 namespace llmc {
 
@@ -24,25 +25,35 @@ std::string host_name() {
 }
 
 // Whether a launcher that MPI understands started this process: Open MPI's mpirun, or anything with PMIx or PMI.
-bool under_launcher() {
+bool under_mpi_launcher() {
     for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"})
         if (std::getenv(variable)) return true;
     return false;
 }
 
-// srun starts as many processes as it is told to, and without PMI they know nothing of each other.
-void refuse_srun_without_pmi() {
-    const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
-    if (!tasks || std::atoi(tasks) <= 1) return;
-    input_error("srun started ", tasks, " processes that cannot find each other: use srun --mpi=pmix, or mpirun");
-}
-
 }  // namespace
 
 World::World() : host(host_name()) {
-    if (under_launcher()) started.reset(processes_start(*this));
-    else refuse_srun_without_pmi();
-    if (started && size > 1) guard = std::make_unique<Watchdog>(*this, processes_activities(*started));
+    if (under_mpi_launcher()) {
+        started = mpi_processes_start(*this);
+    } else if (const std::optional<Rendezvous> meeting = rendezvous_from_environment()) {
+        if (transport_needs_mpi())
+            input_error(std::getenv("RANK") ? "torchrun" : "srun", " started ", meeting->size,
+                        " processes that cannot find each other: use srun --mpi=pmix, or mpirun");
+        started = tcp_processes_start(*meeting, *this);
+    }
+    watch();
+}
+
+World::World(const Rendezvous& meeting) : host(host_name()) {
+    started = tcp_processes_start(meeting, *this);
+    watch();
+}
+
+void World::watch() {
+    if (!started || size == 1) return;
+    guard = std::make_unique<Watchdog>(*this, started->activities());
+    guard->add([this](double) { return started->problem(); });
 }
 
 World::World(int pretended_size, int pretended_rank)
@@ -68,19 +79,19 @@ void World::set_timeout(double seconds) {
 
 void World::barrier() {
     const Waiting waiting(watchdog(), "barrier");
-    if (started) processes_barrier(*started);
+    if (started) started->barrier();
 }
 
 void World::broadcast(void* bytes, int64_t count, int root) {
     if (root < 0 || root >= size) run_error("broadcast: there is no rank ", root, " among ", size);
     const Waiting waiting(watchdog(), "broadcast", count);
-    if (started && count > 0) processes_broadcast(bytes, count, root, *started);
+    if (started && count > 0) started->broadcast(bytes, count, root);
 }
 
 std::vector<std::string> World::all_gather(const std::string& mine) {
     if (!started) return std::vector<std::string>(size_t(size), mine);
     const Waiting waiting(watchdog(), "all_gather of text");
-    return processes_all_gather(mine, *started);
+    return started->all_gather(mine);
 }
 
 bool World::all_equal(const std::string& mine) {
@@ -97,7 +108,8 @@ void World::abort(const std::string& reason, int exit_code) {
     if (size > 1) std::fprintf(stderr, "rank %d (%s): %s\n", rank, host.c_str(), reason.c_str());
     else std::fprintf(stderr, "error: %s\n", reason.c_str());
     std::fflush(stderr);
-    processes_abort(exit_code, started.get());
+    if (started) started->abort(exit_code);
+    std::_Exit(exit_code);
 }
 
 std::string thread_warning(World& world, int threads) {

@@ -66,7 +66,7 @@ std::vector<std::string> matching_files(const std::string& pattern) {
     return paths;
 }
 
-Dataset open_bare_shards(const std::string& path) {
+Dataset open_bare_shards(const std::string& path, bool reads_tokens) {
     Dataset data;
     data.path = path;
     data.bare = true;
@@ -81,7 +81,7 @@ Dataset open_bare_shards(const std::string& path) {
         input_error("there is no data at ", path, ": give a directory made by prepare, or token shards (*.bin)");
     for (const std::string& file : files) {
         data.train.shards.push_back(open_shard(file));
-        check_range(data.train.shards.back(), gpt2_vocab);
+        if (reads_tokens) check_range(data.train.shards.back(), gpt2_vocab);
         data.train.tokens += data.train.shards.back().count;
     }
     return data;
@@ -151,9 +151,9 @@ Dataset open_directory(const std::string& directory) {
 
 }  // namespace
 
-Dataset open_dataset(const std::string& path) {
+Dataset open_dataset(const std::string& path, bool reads_tokens) {
     std::error_code error;
-    return fs::is_directory(path, error) ? open_directory(path) : open_bare_shards(path);
+    return fs::is_directory(path, error) ? open_directory(path) : open_bare_shards(path, reads_tokens);
 }
 
 void check_vocabulary(const Dataset& dataset, int64_t model_vocab_size) {

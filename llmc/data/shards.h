@@ -55,8 +55,9 @@ struct Dataset {
 
 // Opens a data directory (with dataset.json), a single .bin file, or a quoted pattern like "dir/train_*.bin".
 // Checks all there is to check without reading the tokens: presence, sizes, headers, counts. Bare shards are also read
-// once to check that every token is a GPT-2 id. InputError naming the file otherwise.
-Dataset open_dataset(const std::string& path);
+// once to check that every token is a GPT-2 id, unless `reads_tokens` is false because another process does. InputError
+// naming the file otherwise. Shards are mapped: of what is not read, nothing is loaded.
+Dataset open_dataset(const std::string& path, bool reads_tokens = true);
 
 // InputError unless the data's tokens are the model's: the vocabularies must have the same size.
 void check_vocabulary(const Dataset& dataset, int64_t model_vocab_size);

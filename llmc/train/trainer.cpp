@@ -12,6 +12,7 @@
 #include "llmc/train/convert.h"
 #include "llmc/train/evaluate.h"
 #include "llmc/train/log.h"
+#include "llmc/train/open_data.h"
 #include "llmc/train/plan.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/schedule.h"
@@ -384,7 +385,7 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
 
 int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     catch_stop_signals();
-    const Dataset data = open_dataset(options.data);
+    const Dataset data = open_dataset_on_all(options.data, options.world);
     if (model.vocab_size == 0) model.vocab_size = data.vocab_size;
     if (config.decay_steps == 0) config.decay_steps = config.steps;
 

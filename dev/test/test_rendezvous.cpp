@@ -1,0 +1,340 @@
+// Processes that meet by TCP: everyone comes, says the same, and ends together, with a sentence that names the rank.
+#include <arpa/inet.h>
+#include <signal.h>
+#include <sys/socket.h>
+
+#include <thread>
+
+#include "dev/test/program_test.h"
+#include "llmc/base/socket.h"
+#include "llmc/comm/backend.h"
+#include "llmc/comm/rendezvous.h"
+
+namespace llmc::test {
+namespace {
+
+using namespace std::chrono_literals;
+using Environment = std::vector<std::pair<std::string, std::string>>;
+
+// -------------------------------------------------------------------------- what the ranks do, each in its own process
+const char* const ready_variable = "RENDEZVOUS_TEST_READY";
+
+// As train_mot's main does: what goes wrong is said on stderr, by all who are in the world.
+template <class Body>
+void in_world(Body&& body) {
+    std::optional<World> world;
+    try {
+        world.emplace(*rendezvous_from_environment());
+        world->set_timeout(20);
+        body(*world);
+    } catch (const std::exception& error) {
+        if (world) world->abort(error.what(), 2);
+        std::fprintf(stderr, "error: %s\n", error.what());
+        ::_exit(1);
+    }
+}
+
+void ready() { write_file_atomic(std::string(std::getenv(ready_variable)), ""); }
+
+TEST(DISABLED_Scene, Talks) {
+    in_world([](World& w) {
+        for (int round = 0; round < 3; round++) {
+            w.barrier();
+            std::vector<std::string> want;
+            for (int r = 0; r < w.size; r++) want.push_back(std::string(size_t(r * 100000), char('a' + r)));
+            if (w.all_gather(want[size_t(w.rank)]) != want) run_error("all_gather is wrong");
+            for (int root = 0; root < w.size; root++) {
+                std::string bytes(1 << 20, char('a' + w.rank));
+                w.broadcast(bytes.data(), int64_t(bytes.size()), root);
+                if (bytes != std::string(1 << 20, char('a' + root))) run_error("broadcast from ", root, " is wrong");
+            }
+            if (w.all_equal(str(w.rank)) || !w.all_equal("same")) run_error("all_equal is wrong");
+        }
+        std::printf("rank %d of %d, %d of %d here\n", w.rank, w.size, w.local_rank, w.local_size);
+    });
+}
+
+TEST(DISABLED_Scene, WaitsInABarrier) {
+    in_world([](World& w) {
+        ready();
+        if (w.rank == 1) std::this_thread::sleep_for(1h);
+        w.barrier();
+    });
+}
+
+TEST(DISABLED_Scene, WaitsElsewhere) {  // as in a collective of GPUs
+    in_world([](World&) {
+        ready();
+        std::this_thread::sleep_for(1h);
+    });
+}
+
+TEST(DISABLED_Scene, OneThrows) {
+    in_world([](World& w) {
+        if (w.rank == 1) run_error("the shard is gone");
+        std::this_thread::sleep_for(1h);
+    });
+}
+
+TEST(DISABLED_Scene, AllThrow) {
+    in_world([](World&) { run_error("no such flag"); });
+}
+
+TEST(DISABLED_Scene, LeaveOneAfterTheOther) {
+    World world = World::pretend(1, 0);
+    auto processes = tcp_processes_start(*rendezvous_from_environment(), world);
+    processes->barrier();
+    if (world.rank == 1) std::this_thread::sleep_for(1s);  // rank 0 has left
+    std::printf("problem: \"%s\"\n", processes->problem().c_str());
+}
+
+TEST(DISABLED_Scene, CarriesNoTensorOfTheCpu) {
+    in_world([](World& w) {
+        Context ctx({.threads = 1});
+        if (transport_needs_mpi()) Comm comm(w, ctx);
+        else run_error("MPI did not start these processes");  // NCCL does without
+    });
+}
+
+// ------------------------------------------------------------------------------------------------ what must come of it
+Socket connect_here(int port) {
+    std::string why;
+    for (int i = 0; i < 300; i++) {
+        if (Socket socket = connect_to("127.0.0.1", port, 1, why)) return socket;
+        std::this_thread::sleep_for(100ms);
+    }
+    return {};
+}
+
+class TcpProcesses : public testing::Test {
+protected:
+    TempDir dir;
+    std::vector<Process> ranks;
+    int port = 0;
+
+    void SetUp() override {  // a port that is free now
+        const Socket any(::socket(AF_INET, SOCK_STREAM, 0));
+        sockaddr_in address{};
+        socklen_t size = sizeof address;
+        address.sin_family = AF_INET;
+        ASSERT_EQ(::bind(any.descriptor(), reinterpret_cast<sockaddr*>(&address), size), 0);
+        ::getsockname(any.descriptor(), reinterpret_cast<sockaddr*>(&address), &size);
+        port = ntohs(address.sin_port);
+    }
+    void TearDown() override {
+        for (const Process& rank : ranks)
+            if (::kill(rank.id, 0) == 0) ::kill(rank.id, SIGKILL), rank.wait();
+    }
+
+    Environment slurm(int rank, int size) const {
+        return {{"SLURM_PROCID", str(rank)}, {"SLURM_STEP_NUM_TASKS", str(size)}, {"SLURM_JOB_ID", "77"},
+                {"SLURM_STEP_ID", "0"}, {"SLURM_STEP_NODELIST", "127.0.0.[1-2]"}, {"MASTER_PORT", str(port)}};
+    }
+    Environment torchrun(int rank, int size) const {
+        return {{"RANK", str(rank)}, {"WORLD_SIZE", str(size)}, {"MASTER_ADDR", "127.0.0.1"},
+                {"MASTER_PORT", str(port)}};
+    }
+    // One more process of this program, which plays the scene.
+    void start(const std::string& scene, Environment environment) {
+        const std::string number = str(ranks.size());
+        std::vector<std::string> words = {"/usr/bin/env", ready_variable + str("=", dir / "ready", number),
+                                          "MOT_START_TIMEOUT=60", "EMU_DEVICES=4", "ASAN_OPTIONS=detect_leaks=0"};
+        for (const auto& [name, value] : environment) words.push_back(name + "=" + value);
+        words.insert(words.end(), {std::filesystem::read_symlink("/proc/self/exe"),
+                                   "--gtest_filter=DISABLED_Scene." + scene, "--gtest_also_run_disabled_tests"});
+        ranks.emplace_back(words, dir / number);
+    }
+    void start_all(const std::string& scene, int size = 3) {
+        for (int rank = 0; rank < size; rank++) start(scene, slurm(rank, size));
+    }
+    std::string said(size_t rank) const { return read_file(dir / str(rank)); }
+    bool says(size_t rank, const std::string& part) const { return said(rank).find(part) != std::string::npos; }
+    void wait_until_ready() {
+        for (size_t rank = 0; rank < ranks.size(); rank++)
+            for (int i = 0; i < 300 && !path_exists(dir / str("ready", rank)); i++) std::this_thread::sleep_for(100ms);
+    }
+    // Waits for a rank that must end by itself: a hang is a failure, not a hang of the test.
+    void expect_end(size_t rank, int code, const std::string& part) {
+        siginfo_t ended{};
+        for (int i = 0; i < 600 && !ended.si_pid; i++) {
+            if (i) std::this_thread::sleep_for(100ms);
+            ::waitid(P_PID, id_t(ranks[rank].id), &ended, WEXITED | WNOHANG | WNOWAIT);
+        }
+        ASSERT_NE(ended.si_pid, 0) << "rank " << rank << " does not end: " << said(rank);
+        EXPECT_EQ(ranks[rank].wait(), code) << said(rank);
+        EXPECT_TRUE(says(rank, part)) << "rank " << rank << " says: " << said(rank);
+    }
+};
+
+TEST_F(TcpProcesses, TellEachOtherEverything) {
+    start_all("Talks");
+    for (size_t rank = 0; rank < 3; rank++) expect_end(rank, 0, str("rank ", rank, " of 3, ", rank, " of 3 here"));
+}
+
+TEST_F(TcpProcesses, MeetAsTorchrunStartsThem) {
+    for (int rank : {1, 0}) start("Talks", torchrun(rank, 2));
+    for (size_t rank = 0; rank < 2; rank++) expect_end(rank, 0, " of 2 here");
+}
+
+TEST_F(TcpProcesses, WhoDoesNotComeIsNamed) {
+    for (int rank : {0, 2}) {
+        Environment environment = slurm(rank, 5);
+        environment.push_back({"MOT_START_TIMEOUT", "3"});
+        start("Talks", environment);
+    }
+    expect_end(0, 1, "ranks 1, 3, 4 of 5 did not come to rank 0");
+    expect_end(1, 1, "rank 0 (127.0.0.1) is gone");
+}
+
+TEST_F(TcpProcesses, ARank0ThatDoesNotComeIsNamed) {
+    Environment environment = slurm(1, 2);
+    environment.push_back({"MOT_START_TIMEOUT", "2"});
+    start("Talks", environment);
+    expect_end(0, 1, "found no rank 0 at 127.0.0.1, port " + str(port));
+    EXPECT_TRUE(says(0, "Connection refused"));
+}
+
+TEST_F(TcpProcesses, AKilledRankEndsAll) {
+    for (const char* scene : {"WaitsElsewhere", "WaitsInABarrier"})
+        for (size_t killed : {1, 0}) {
+            SCOPED_TRACE(str(scene, ", kill ", killed));
+            start_all(scene);
+            wait_until_ready();
+            ::kill(ranks[killed].id, SIGKILL);
+            for (size_t rank = 0; rank < 3; rank++) {
+                if (rank == killed) {
+                    EXPECT_EQ(ranks[rank].wait(), 128 + SIGKILL);
+                    continue;
+                }
+                expect_end(rank, 1, str("): rank ", killed, " ("));
+                EXPECT_TRUE(says(rank, ") is gone: ")) << said(rank);
+            }
+            ranks.clear();
+            for (int rank = 0; rank < 3; rank++) std::filesystem::remove(dir / str("ready", rank));
+        }
+}
+
+TEST_F(TcpProcesses, WhoFailsSpeaksForAll) {
+    start_all("OneThrows");
+    expect_end(1, 2, "): the shard is gone");
+    for (size_t rank : {0, 2}) {
+        expect_end(rank, 2, "");
+        EXPECT_FALSE(says(rank, "gone")) << said(rank);
+    }
+}
+
+TEST_F(TcpProcesses, WhatHitsAllIsSaidOnce) {
+    start_all("AllThrow");
+    expect_end(0, 2, "): no such flag");
+    for (size_t rank : {1, 2}) {
+        expect_end(rank, 2, "");
+        EXPECT_FALSE(says(rank, "no such flag")) << said(rank);
+    }
+}
+
+TEST_F(TcpProcesses, StrangersAreTurnedAway) {
+    start("Talks", slurm(0, 2));
+    const Socket garbage = connect_here(port), silent = connect_here(port);
+    ASSERT_TRUE(garbage && silent);
+    const std::string text(4096, 'x');
+    garbage.send(text.data(), text.size());
+    Environment other = slurm(1, 2);
+    other[2].second = "78";  // a process of another job
+    other.push_back({"MOT_START_TIMEOUT", "3"});
+    start("Talks", other);
+    expect_end(1, 1, "another program answers there");
+    start("Talks", slurm(1, 2));
+    expect_end(0, 0, "rank 0 of 2");
+    expect_end(2, 0, "rank 1 of 2");
+}
+
+TEST_F(TcpProcesses, TheSameRankTwiceOrAnotherNumberIsRefused) {
+    start("Talks", slurm(0, 3));
+    start("Talks", slurm(1, 3));
+    start("Talks", slurm(1, 3));
+    expect_end(0, 1, "two processes say that they are rank 1");
+    TearDown();
+    ranks.clear();
+    start("Talks", slurm(0, 3));
+    start("Talks", slurm(1, 4));
+    expect_end(0, 1, "was started as one of 4 processes, rank 0");
+}
+
+TEST_F(TcpProcesses, APortInUseIsNamed) {
+    const Socket taken = listen_on(port);
+    start("Talks", slurm(0, 2));
+    expect_end(0, 1, str("port ", port, " cannot be listened on: Address already in use; set MASTER_PORT"));
+}
+
+TEST_F(TcpProcesses, AGoodEndIsNoProblem) {
+    start_all("LeaveOneAfterTheOther", 2);
+    for (size_t rank : {0, 1}) expect_end(rank, 0, "problem: \"\"");
+}
+
+TEST_F(TcpProcesses, MpiIsNeededForTensorsOfTheCpu) {
+    start_all("CarriesNoTensorOfTheCpu", 2);
+    expect_end(0, 2, "MPI did not start these processes");
+}
+
+// ------------------------------------------------------------------------------------------------- the environment
+TEST(Rendezvous, FirstHost) {
+    for (const auto& [hosts, first] : {std::pair("node3", "node3"), {"a,b", "a"}, {"node[03-05,07]", "node03"},
+                                       {"node[7]", "node7"}, {"gpu[1,3-4]-ib,login", "gpu1-ib"},
+                                       {"rack[0-1]node[08-15]", "rack0node08"}, {"", ""}})
+        EXPECT_EQ(first_host(hosts), first);
+}
+
+struct Variables {
+    Environment all;
+    explicit Variables(Environment e) : all(std::move(e)) {
+        for (const auto& [name, value] : all) ::setenv(name.c_str(), value.c_str(), 1);
+    }
+    ~Variables() {
+        for (const auto& [name, value] : all) ::unsetenv(name.c_str());
+    }
+};
+
+TEST(Rendezvous, ReadsSlurmsVariables) {
+    const Variables batch_script({{"SLURM_JOB_ID", "4"}, {"SLURM_NTASKS", "8"}, {"SLURM_PROCID", "0"}});
+    EXPECT_FALSE(rendezvous_from_environment()) << "what a batch script runs without srun is one process";
+    const Variables step(
+        {{"SLURM_STEP_NUM_TASKS", "8"}, {"SLURM_STEP_ID", "1"}, {"SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7"}});
+    {
+        const Variables nodes(Environment{{"SLURM_STEP_NODELIST", "node[3-4]"}});
+        EXPECT_EQ(rendezvous_from_environment()->host, "node3");
+        const Variables master({{"MASTER_ADDR", "other"}, {"MASTER_PORT", "29500"}});
+        EXPECT_EQ(rendezvous_from_environment()->host, "other");
+        EXPECT_EQ(rendezvous_from_environment()->port, 29500);
+    }
+    const std::optional<llmc::Rendezvous> first = rendezvous_from_environment();
+    EXPECT_EQ(first->host, "10.0.0.7");
+    EXPECT_EQ(first->rank, 0);
+    EXPECT_EQ(first->size, 8);
+    EXPECT_GE(first->port, 20000);
+    EXPECT_LT(first->port, 30000);
+    const Variables next_step(Environment{{"SLURM_STEP_ID", "2"}});
+    EXPECT_NE(rendezvous_from_environment()->port, first->port);
+    EXPECT_NE(rendezvous_from_environment()->job, first->job);
+}
+
+TEST(Rendezvous, WhatIsMissingOrImpossibleIsNamed) {
+    auto refused = [](Environment environment, const std::string& part) {
+        const Variables variables(std::move(environment));
+        try {
+            rendezvous_from_environment();
+            ADD_FAILURE() << "expected: " << part;
+        } catch (const InputError& error) {
+            EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+        }
+    };
+    refused({{"SLURM_STEP_NUM_TASKS", "2"}}, "SLURM_PROCID");
+    refused({{"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_PROCID", "2"}}, "SLURM_PROCID=2 is no number from 0 to 1");
+    refused({{"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_PROCID", "1"}}, "MASTER_ADDR");
+    refused({{"RANK", "0"}, {"WORLD_SIZE", "2"}}, "MASTER_ADDR");
+    refused({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}}, "MASTER_PORT");
+    refused({{"RANK", "0"}, {"WORLD_SIZE", "2x"}}, "WORLD_SIZE=2x");
+    refused({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}, {"MASTER_PORT", "99999"}}, "MASTER_PORT=99999");
+}
+
+}  // namespace
+}  // namespace llmc::test
