@@ -195,12 +195,12 @@ test_cpu() {
 test_emu() {
     local seed
     phase "build of the emulated GPU"
-    make -k BACKEND=emu all kernel-tests build/emu/test/test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous} ||
+    make -k BACKEND=emu all kernel-tests build/emu/test/test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding} ||
         fail "build: BACKEND=emu does not build, see above"
     phase "kernels on the emulated GPU"
     for seed in "$@"; do run_kernels "emu:" build/emu "$seed"; done
     run_emulator_tests "emu:" build/emu
-    for name in test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous}; do
+    for name in test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding}; do
         if wanted $name; then run_gtest "emu:$name" build/emu/test/$name; fi
     done
     if wanted golden; then run_golden "emu:golden" build/emu/test_mot; fi
