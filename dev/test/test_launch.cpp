@@ -12,6 +12,10 @@ class Launch : public TrainRanks {
 protected:
     const std::vector<std::string> flags = with(every_kind, {"--precision", "fp64", "--steps", "30"});
 
+    // What must end by itself, ended after two minutes.
+    static std::vector<std::string> bounded(const std::vector<std::string>& words) {
+        return with({"/usr/bin/timeout", "--foreground", "--kill-after", "5", "120"}, words);
+    }
     int run_words(std::vector<std::string> words, const std::vector<std::string>& more) const {
         return Process(with(std::move(words), more), output).wait();
     }
@@ -38,7 +42,8 @@ protected:
 class RunUntilDone : public Launch {
 protected:
     std::vector<std::string> loop(const std::vector<std::string>& more = {}) const {
-        return with({source_directory() + "/scripts/run_until_done.sh", "--pause", "0", "--restarts", "2"}, more);
+        const std::string script = source_directory() + "/scripts/run_until_done.sh";
+        return with(bounded({script, "--pause", "0", "--restarts", "2"}), more);
     }
 };
 
@@ -225,7 +230,7 @@ TEST_F(TwoHosts, ACutCableEndsTheRunWhichGoesOn) {
                                       "--auto-resume"});
     const std::vector<std::string> loop = {source_directory() + "/scripts/run_until_done.sh", "--restarts", "0",
                                            "--patience", "6"};
-    Process run(with(with(two_hosts(), loop), on_both("run", endless)), output);
+    Process run(bounded(with(with(two_hosts(), loop), on_both("run", endless))), output);
     ASSERT_TRUE(wait_for(dir / "run/latest")) << said();
     write_file_atomic(dir / "cut", "");
     EXPECT_EQ(run.wait(), 128 + SIGKILL) << said();

@@ -21,6 +21,7 @@ if [ -z "${TWO_HOSTS_INSIDE:-}" ]; then
     TWO_HOSTS_INSIDE=yes exec $inside "$0" "$directory" "$@"
 fi
 unset TWO_HOSTS_INSIDE
+export TMPDIR=$directory  # for what a killed launcher leaves behind
 
 unshare --net --uts sleep infinity &
 west=$!

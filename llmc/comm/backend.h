@@ -16,7 +16,9 @@ public:
     virtual void broadcast(void* bytes, int64_t count, int root) = 0;
     virtual std::vector<std::string> all_gather(const std::string& mine) = 0;
     virtual std::span<Activity> activities() = 0;  // of this rank, and of others on its host if memory is shared
-    virtual std::string problem() { return ""; }   // for the watchdog: which rank is gone, nothing if none is
+    // For the watchdog: which rank is gone, nothing if none is. Does not return if another rank, which has said why,
+    // ends all of them.
+    virtual std::string problem() { return ""; }
     [[noreturn]] virtual void abort(int exit_code) = 0;
 };
 

@@ -115,15 +115,12 @@ public:
 
     std::span<Activity> activities() override { return {&mine, 1}; }
 
-    // Called by the watchdog.
+    // The lock is kept to the end, so that no other thread says anything more.
     std::string problem() override {
-        LastWords words;
-        {
-            std::lock_guard lock(mutex);
-            words = hear_last();
-        }
+        std::lock_guard lock(mutex);
+        const LastWords words = hear_last();
         if (words.exit_code == LastWords::goodbye) return "";
-        say_last(words);
+        tell(words);
         if (!*words.text) ::_exit(words.exit_code);
         return words.text;
     }
@@ -257,6 +254,9 @@ private:
     // ---- life lines
     void say_last(const LastWords& words) {
         std::lock_guard lock(mutex);
+        tell(words);
+    }
+    void tell(const LastWords& words) {
         for (const Peer& peer : peers)
             if (peer.line[life_line]) peer.line[life_line].send(&words, sizeof words);
     }

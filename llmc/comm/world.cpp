@@ -101,9 +101,12 @@ bool World::all_equal(const std::string& mine) {
 
 void World::abort(const std::string& reason, int exit_code) {
     // What hits all ranks at once is said once: the others leave rank 0 the time to end them, which the launcher does
-    // by SIGTERM; a training that saves before it stops must not, now.
+    // by SIGTERM (a training that saves before it stops must not, now) or problem() on its word.
     std::signal(SIGTERM, SIG_DFL);
-    if (started && rank > 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+    if (started && rank > 0) {
+        std::this_thread::sleep_for(std::chrono::seconds(1));
+        started->problem();
+    }
     std::fflush(stdout);
     if (size > 1) std::fprintf(stderr, "rank %d (%s): %s\n", rank, host.c_str(), reason.c_str());
     else std::fprintf(stderr, "error: %s\n", reason.c_str());
