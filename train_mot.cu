@@ -6,7 +6,7 @@
 #include "llmc/base/version.h"
 #include "llmc/data/shards.h"
 #include "llmc/train/commands.h"
-#include "llmc/train/flags.h"
+#include "llmc/train/scaling_flags.h"
 #include "llmc/train/trainer.h"
 #include "llmc/train/transition.h"
 
@@ -17,7 +17,7 @@ namespace {
 struct CommandLine {
     CLI::App app{
         "Trains language models of attention, dense and Mixture-of-Tokens blocks.\n"
-        "Sub-commands: train (the default), transition, eval, generate, info. Example:\n"
+        "Sub-commands: train (the default), transition, eval, generate, info, plan. Example:\n"
         "  train_mot --data data/prose --run-dir runs/mot --config configs/tiny_mot.toml"};
     ModelConfig model;
     TrainConfig train;
@@ -25,10 +25,11 @@ struct CommandLine {
     EvalCommand eval;
     GenerateCommand generate;
     TransitionCommand transition;
+    ScalingCommand plan;
     int ranks = 1;
     bool dry_run = false, resume = false, auto_resume = false;
     double comm_timeout = 600;
-    CLI::App *train_app, *transition_app, *eval_app, *generate_app, *info_app;
+    CLI::App *train_app, *transition_app, *eval_app, *generate_app, *info_app, *plan_app;
 
     CommandLine() {
         app.option_defaults()
@@ -64,6 +65,8 @@ struct CommandLine {
         train_app = app.add_subcommand("train", "train a model (the default)")->fallthrough();
         info_app =
             app.add_subcommand("info", "parameters, FLOPs and memory of a model; the same as --dry-run")->fallthrough();
+
+        plan_app = add_plan_command(app, plan);
 
         transition_app = app.add_subcommand("transition",
                                             "make a trained Mixture of Tokens sparse and train it on as a new run; "
@@ -141,7 +144,7 @@ struct CommandLine {
 
     int execute(World& world) {
         if (model.granularity && model.expansion) check_overruled(model, given_fields(app, model, train));
-        const bool trains = !*eval_app && !*generate_app && !*info_app && !*transition_app && !dry_run;
+        const bool trains = !*eval_app && !*generate_app && !*info_app && !*plan_app && !*transition_app && !dry_run;
         if (world.size > 1 && !trains)
             input_error("only training runs in several processes, and there are ", world.size, ": start this without "
                         "the launcher");
@@ -150,12 +153,15 @@ struct CommandLine {
         run.device = choose_device(world);
         if (trains && ranks > 1)
             input_error("--ranks is for info and --dry-run: start ", ranks, " processes with mpirun -np ", ranks);
+        if (*plan_app && ranks > 1) input_error("--ranks is for info and --dry-run: say --gpus ", ranks);
         if (*eval_app) return run_eval(eval);
         if (*generate_app) return run_generate(generate);
-        if ((dry_run && !*transition_app) || *info_app) {
+        if ((dry_run && !*transition_app) || *info_app || *plan_app) {
             if (!run.data.empty() && !given_fields(app, model, train).count("vocab_size")) model.vocab_size = 0;
             if (!run.data.empty() && model.vocab_size == 0) model.vocab_size = open_dataset(run.data).vocab_size;
             if (train.decay_steps == 0) train.decay_steps = train.steps;
+            plan.threads = run.threads, plan.choose_experts = !given_fields(app, model, train).count("expert_parallel");
+            if (*plan_app) return run_scaling(model, train, plan);
             return show_info(model, train, run.threads, ranks);
         }
         if (run.data.empty()) input_error("--data is missing: make it with data/prepare, see data/README.md");

@@ -7,13 +7,14 @@
 // Bytes are those of inputs and outputs, once; what a cache keeps from one op to the next can beat such a floor.
 //
 // The prediction of a step assumes what good libraries reach, not what anyone has measured for this program:
-// 75 % of the peak in matrix products and attention, 85 % of the bandwidth everywhere else.
+// 75 % of the peak in matrix products and attention, 85 % of the bandwidth everywhere else (Shares in train/cluster.h).
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
 
 #include "llmc/base/rng.h"
+#include "llmc/train/cluster.h"
 #include "llmc/train/flags.h"
 #include "llmc/train/plan.h"
 #include "llmc/train/step.h"
@@ -23,32 +24,7 @@ using nlohmann::json;
 
 namespace {
 
-struct Gpu {
-    const char* name;
-    double bf16, fp32, bandwidth;  // dense FLOP/s on tensor cores, FLOP/s without, bytes/s: NVIDIA's datasheets
-};
-constexpr Gpu a100{"A100", 312e12, 19.5e12, 2.039e12}, h100{"H100", 989e12, 67e12, 3.35e12};
-constexpr double matrix_share = 0.75, bandwidth_share = 0.85;
-
-bool on_tensor_cores(const std::string& op) {
-    for (const char* name : {"matmul", "matmul_ragged", "head_loss", "attention_forward", "attention_backward",
-                             "mot_merge", "mot_emit", "mot_weights_backward"})
-        if (op == name) return true;
-    return false;
-}
-
-struct Floor {
-    double compute, memory;  // seconds
-    double seconds() const { return std::max(compute, memory); }
-    double predicted(bool matrix) const {
-        return std::max(matrix ? compute / matrix_share : compute, memory / bandwidth_share);
-    }
-};
-
-Floor floor_of(const std::string& op, const OpCost& cost, DType act, const Gpu& gpu) {
-    const double peak = act == DType::bf16 && on_tensor_cores(op) ? gpu.bf16 : gpu.fp32;
-    return {double(cost.flops) / peak, double(cost.bytes) / gpu.bandwidth};
-}
+constexpr const char* gpu_names[] = {"A100", "H100"};
 
 struct Measured {
     std::map<std::string, OpCost> costs;  // of one step
@@ -130,9 +106,11 @@ int run(const Options& o) {
     std::printf(o.measure ? " %12s\n" : "\n", "here ms");
     json ops = json::array();
     double flops = 0, floors[2] = {}, predicted[2] = {};
+    const Gpu gpus[2] = {gpu_by_name("a100"), gpu_by_name("h100")};
     for (const auto& [name, cost] : costs) {
         if (cost.flops == 0 && cost.bytes == 0) continue;
-        const Floor on[2] = {floor_of(name, cost, act, a100), floor_of(name, cost, act, h100)};
+        const Shares all{1, 1, 1};
+        const OpTime on[2] = {op_time(name, cost, act, gpus[0], all), op_time(name, cost, act, gpus[1], all)};
         std::printf("%-24s %6lld %12.2f %12.2f %8.3f%c %8.3f%c", name.c_str(), static_cast<long long>(cost.calls),
                     double(cost.flops) / tokens * 1e-3, double(cost.bytes) / tokens * 1e-3, on[0].seconds() * 1e3,
                     on[0].compute > on[0].memory ? 'c' : 'm', on[1].seconds() * 1e3,
@@ -149,7 +127,8 @@ int run(const Options& o) {
                        {"floor_h100", on[1].seconds()},
                        {"seconds", seconds}});
         flops += double(cost.flops);
-        for (int i : {0, 1}) floors[i] += on[i].seconds(), predicted[i] += on[i].predicted(on_tensor_cores(name));
+        for (int i : {0, 1})
+            floors[i] += on[i].seconds(), predicted[i] += op_time(name, cost, act, gpus[i], {}).seconds();
     }
     std::printf("(c: bound by arithmetic, m: by memory)\n");
     json file = {{"pattern", config.pattern},
@@ -158,11 +137,10 @@ int run(const Options& o) {
                  {"flops", flops},
                  {"ops", ops}};
     for (int i : {0, 1}) {
-        const Gpu& gpu = i ? h100 : a100;
-        const double peak = act == DType::bf16 ? gpu.bf16 : gpu.fp32, mfu = flops / predicted[i] / peak;
+        const double peak = gpus[i].peak(act), mfu = flops / predicted[i] / peak;
         std::printf("%s: floor %.2f ms a step; predicted %.2f ms, %.0f tokens/s, MFU %.0f %% of %.0f TFLOP/s\n",
-                    gpu.name, floors[i] * 1e3, predicted[i] * 1e3, tokens / predicted[i], 100 * mfu, peak * 1e-12);
-        file[str("predicted_", gpu.name)] = {{"seconds", predicted[i]}, {"mfu", mfu}};
+                    gpu_names[i], floors[i] * 1e3, predicted[i] * 1e3, tokens / predicted[i], 100 * mfu, peak * 1e-12);
+        file[str("predicted_", gpu_names[i])] = {{"seconds", predicted[i]}, {"mfu", mfu}};
     }
     if (o.measure) {
         Context ctx({.threads = o.threads});

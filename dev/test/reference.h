@@ -195,11 +195,12 @@ inline testing::AssertionResult close(const Vector& got, const Vector& want, dou
                                        << ": got " << got[worst] << ", expected " << want[worst];
 }
 
-// True if f() throws a RunError whose message contains `part` (the name of the wrong tensor).
-inline testing::AssertionResult refuses(const std::function<void()>& f, const std::string& part) {
+// True if f() throws a RunError (or another Error) whose message contains `part`, the name of what is wrong.
+template <class Error = RunError>
+testing::AssertionResult refuses(const std::function<void()>& f, const std::string& part) {
     try {
         f();
-    } catch (const RunError& e) {
+    } catch (const Error& e) {
         if (std::string(e.what()).find(part) != std::string::npos) return testing::AssertionSuccess();
         return testing::AssertionFailure() << "the message does not contain '" << part << "': " << e.what();
     }

@@ -50,8 +50,9 @@ template <class Send>
 void Comm::run(const char* name, Tensor whole, int64_t passes, int64_t scratch, Tensor out, Tensor in,
                const Send& send) {
     CommCost& cost = costs[name];
-    cost.calls++, cost.bytes += whole.bytes();
-    cost.wire += passes * (size - 1) * whole.bytes() / size;
+    const int64_t wire = passes * (size - 1) * whole.bytes() / size;
+    cost.calls++, cost.bytes += whole.bytes(), cost.wire += wire;
+    write_down({.kind = Event::collective, .name = name, .bytes = whole.bytes(), .wire = wire});
     Op op(ctx, name, 0, scratch, total_bytes({out, in}));
     if (!op.run || whole.numel() == 0) return;
     if (size == 1) {
@@ -116,6 +117,7 @@ void Comm::all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& re
     for (int r = 0; r < size; r++) sent += (ctx.counting ? in.rows() / size : send[size_t(r)]) * (r != rank) * row;
     CommCost& cost = costs["all_to_all_rows"];
     cost.calls++, cost.bytes += sent, cost.wire += sent;
+    write_down({.kind = Event::collective, .name = "all_to_all_rows", .bytes = sent, .wire = sent});
     Op op(ctx, "all_to_all_rows", 0, 0, total_bytes({out, in}));
     if (!op.run) return;
     const int64_t n = in.columns();
@@ -130,16 +132,25 @@ void Comm::all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& re
     if (ctx.profile) transport->before_compute();
 }
 
+void Comm::write_down(Event event) {
+    event.first = ranks.first, event.stride = ranks.stride, event.count = ranks.count;
+    if (size > 1) ctx.write_down(event);
+}
+
 void Comm::after_compute() {
+    write_down({.kind = Event::after_compute});
     if (transport) transport->after_compute();
 }
 void Comm::before_compute() {
+    write_down({.kind = Event::before_compute});
     if (transport) transport->before_compute();
 }
 void Comm::mark(int i) {
+    write_down({.kind = Event::mark, .number = i});
     if (transport) transport->mark(i);
 }
 void Comm::before_compute(int i) {
+    write_down({.kind = Event::before_compute_mark, .number = i});
     if (transport) transport->before_compute(i);
 }
 

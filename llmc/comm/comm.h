@@ -18,6 +18,7 @@
 namespace llmc {
 
 struct Context;
+struct Event;
 class Watchdog;
 class Processes;
 struct Rendezvous;
@@ -135,6 +136,7 @@ private:
     World& world;
     Context& ctx;
     std::unique_ptr<Transport> transport;  // nullptr: one rank, counting, or pretended
+    void write_down(Event event);  // with the ranks of this Comm
     template <class Send>
     void run(const char* name, Tensor whole, int64_t passes, int64_t scratch, Tensor out, Tensor in, const Send& send);
 };

@@ -52,6 +52,7 @@ Op::Op(Context& context, const char* op_name, int64_t flops, int64_t workspace_b
         OpCost& cost = ctx.costs[name];
         cost.calls++, cost.flops += flops, cost.bytes += bytes;
     }
+    ctx.write_down({.kind = Event::op, .name = name, .flops = flops, .bytes = bytes});
     ctx.workspace_needed = std::max(ctx.workspace_needed, workspace_bytes);
     if (!run) return;
 

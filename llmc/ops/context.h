@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "llmc/base/tensor.h"
 
@@ -38,6 +39,17 @@ struct OpCost {
     }
 };
 
+// Something that was asked for. A Context that counts can write all of it down in its order (Context::events): what may
+// happen at the same time, where communication goes on beside computation, follows from that (train/timeline.h).
+struct Event {
+    // An op; a collective; and the points where the one waits for the other, see Comm.
+    enum Kind { op, collective, after_compute, before_compute, mark, before_compute_mark } kind = op;
+    std::string name{};                      // of the op or collective
+    int64_t flops = 0, bytes = 0, wire = 0;  // as in OpCost and CommCost
+    int first = 0, stride = 1, count = 1;    // collective: among which ranks
+    int number = 0;                          // of the mark
+};
+
 struct Context {
     explicit Context(const ContextOptions& options = {});
     ~Context();
@@ -50,6 +62,7 @@ struct Context {
     int64_t workspace_needed = 0;  // largest workspace any op has asked for so far, in bytes
     int64_t launches = 0;                 // kernels and library calls given to a GPU so far
     std::map<std::string, OpCost> costs;  // by op, filled while counting and with `profile`
+    std::vector<Event>* events = nullptr;  // if given, gets everything that is counted
 
     struct {                   // scratch of the ops, one op at a time
         void* data = nullptr;
@@ -60,6 +73,10 @@ struct Context {
     int64_t counted_bytes = 0;  // fake addresses handed out while counting
 
     std::unique_ptr<Backend, BackendDeleter> backend;
+
+    void write_down(const Event& event) {
+        if (counting && events) events->push_back(event);
+    }
 };
 
 // Every op opens with one of these, after its shape checks:

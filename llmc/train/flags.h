@@ -10,6 +10,13 @@
 
 namespace llmc {
 
+// For options with a range: every comparison with NaN is false, so no range excludes it.
+inline std::string refuse_nan(const std::string& text) {
+    return text.find("nan") == std::string::npos && text.find("NaN") == std::string::npos
+               ? std::string()
+               : str(text, " is not a number");
+}
+
 // Adds the flag --some-field for one field; a bool also gets --no-some-field.
 template <class T>
 void add_field(CLI::App& app, const FieldInfo& info, T& field) {
@@ -24,11 +31,7 @@ void add_field(CLI::App& app, const FieldInfo& info, T& field) {
             if (!info.choices.empty()) option->check(CLI::IsMember(info.choices));
         } else {
             option->check(CLI::Range(T(info.least), T(std::min(info.most, 9e18))));
-            option->check([](const std::string& text) {  // every comparison with NaN is false, so no range excludes it
-                return text.find("nan") == std::string::npos && text.find("NaN") == std::string::npos
-                           ? std::string()
-                           : str(text, " is not a number");
-            });
+            option->check(refuse_nan);
         }
     }
     option->group(info.group);
