@@ -119,7 +119,8 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
         const int64_t at_a_time = sharding.batches(), mine = config.grad_accumulation / at_a_time;
         auto micro_batch = [&](int64_t i) { step.micro_batch(nullptr, nullptr, i * at_a_time, true); };
         count(1, [&] { micro_batch(0); });
-        if (mine > 2) count(mine - 2, [&] { micro_batch(1); });  // those in the middle are alike
+        // Those in the middle are alike, but for adding the second one's sums to the slices, which the third does.
+        if (mine > 2) count(mine - 2, [&] { micro_batch(1); });
         if (mine > 1) count(1, [&] { micro_batch(mine - 1); });
         plan.step_flops *= ranks;  // an update is not worth counting among them
         const int64_t step_flops = plan.step_flops;
