@@ -106,8 +106,8 @@ public:
     Arena buffers;                                    // everything shaped like the parameters
     Tensor params, compute, grads, moment1, moment2;  // compute is params itself where there is no copy
 
-    // Where a unit's parameters and gradient lie now: in the buffers above or, what of them has only slices there, where
-    // the hooks have put it for as long as it is used. `masters`: the same in the optimizer's precision.
+    // Where a unit's parameters and gradient lie now: in the buffers above or, what of them has only slices there,
+    // where the hooks have put it for as long as it is used. `masters`: the same in the optimizer's precision.
     struct Place {
         Tensor params, grads, masters;
     };

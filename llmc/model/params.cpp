@@ -40,11 +40,11 @@ void ParamTable::finish(bool decay_everything, const Sharding& sharding) {
         unit.first_index = first_index + (unit.experts ? sharding.expert_rank() * unit.size : 0);
         first_index += unit.experts ? sharding.expert_ranks * unit.size : unit.size;
 
-        const int slices = sharding.slices(unit.experts);
-        unit.slice = sharding.slice(unit.experts);
-        unit.slice_size = aligned((unit.size + slices - 1) / slices);
+        const int64_t slices = sharding.slices(unit.experts), slice = aligned((unit.size + slices - 1) / slices);
+        if (sharding.moments()) unit.size = slices * slice;
+        unit.slice_begin = std::min(sharding.slice(unit.experts) * slice, unit.size);
+        unit.slice_size = std::min(slice, unit.size - unit.slice_begin);
         unit.slice_offset = slices_size;
-        unit.size = slices * unit.slice_size;
         size += unit.size;
         slices_size += unit.slice_size;
     }
@@ -117,7 +117,7 @@ std::vector<Tensor> padding_of(const Unit& unit, const Tensor& range) {
 bool has_slices_only(const ParamTable& table, const Tensor& buffer) { return buffer.numel() != table.size; }
 
 Tensor slice_range(const ParamTable& table, const Unit& unit, const Tensor& buffer) {
-    const int64_t begin = has_slices_only(table, buffer) ? unit.slice_offset : unit.offset + unit.slice_begin();
+    const int64_t begin = has_slices_only(table, buffer) ? unit.slice_offset : unit.offset + unit.slice_begin;
     Tensor range = buffer.slice(begin, begin + unit.slice_size);
     range.name = unit.name.c_str();
     return range;
@@ -137,7 +137,7 @@ std::vector<ParamPart> parts_of(const ParamTable& table, const Tensor& buffer, b
     const bool slices = owned || has_slices_only(table, buffer);
     for (const Unit& unit : table.units) {
         const Tensor range = slices ? slice_range(table, unit, buffer) : unit_range(unit, buffer);
-        const int64_t begin = slices ? unit.slice_begin() : 0, end = begin + range.numel();
+        const int64_t begin = slices ? unit.slice_begin : 0, end = begin + range.numel();
         for (const ParamSpec& spec : unit.params) {
             const int64_t from = std::clamp(spec.offset, begin, end);
             const int64_t to = std::clamp(spec.offset + spec.local.numel(), begin, end);

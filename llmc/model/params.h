@@ -61,13 +61,12 @@ struct Unit {
 
     std::string prefix;  // put before local names: "blocks.3"
 
-    // Slices. This rank's are the elements [slice_begin(), slice_begin() + slice_size) of the unit.
-    int slice = 0;             // number of this rank's
-    int64_t slice_size = 0;    // in elements
+    // This rank's slice: elements [slice_begin, slice_begin + slice_size) of the unit. All slices are equal, but where
+    // nothing is divided they only say who writes and sums what, and the last ones may be smaller.
+    int64_t slice_begin = 0, slice_size = 0;
     int64_t slice_offset = 0;  // from the start of a buffer that has this rank's slices only
     int64_t first_index = 0;   // number of the unit's first element in a run of one rank: random numbers depend on it
     bool masters = false;      // blocks read parameters of this unit in the optimizer's own precision
-    int64_t slice_begin() const { return slice * slice_size; }
 
 private:
     void add(const std::string& local_name, Shape shape, ParamInit init) {

@@ -72,7 +72,7 @@ void Step::enqueue_update() {
         auto mine = [&](const Tensor& buffer) {
             return slices ? slice_range(model.table, unit, buffer) : unit_range(unit, buffer);
         };
-        const int64_t begin = slices ? unit.slice_begin() : 0;
+        const int64_t begin = slices ? unit.slice_begin : 0;
         const int64_t decayed = std::clamp<int64_t>(unit.decayed - begin, 0, mine(model.params).numel());
         options.first_index = unit.first_index + begin;
         adamw_update(mine(model.params), model.precision.compute_copy() ? mine(model.compute) : Tensor{},

@@ -150,7 +150,7 @@ void SharedUnits::after(const Unit& unit, Phase phase) {
 void SharedUnits::reduce(const Unit& unit) {
     Comm& comm = mesh.of_unit(unit.experts);
     Tensor whole = model.place(unit).grads;
-    Tensor part = whole.slice(unit.slice_begin(), unit.slice_begin() + unit.slice_size);
+    Tensor part = whole.slice(unit.slice_begin, unit.slice_begin + unit.slice_size);
     if (!model.sharding.gradients() && !last) return;
     mesh.all.after_compute();
     if (!model.sharding.moments()) return comm.all_reduce(whole);

@@ -15,6 +15,11 @@ void all_to_all(Comm& comm, Tensor out, Tensor in) {
 // A temporary of these sizes like x.
 Tensor temp(const Pass& p, const char* name, const Tensor& x, Shape shape) { return p.temp(name, x.dtype, shape); }
 
+// out[r] = in[from[r]], 0 where from[r] is -1: a routing of one expert.
+void reorder(const Pass& p, Tensor out, Tensor in, Tensor from) {
+    moe_gather(out, in.view({1, in.shape[0], in.shape[1]}), from, 1, {}, p.ctx);
+}
+
 std::vector<int32_t> on_host(const Pass& p, Tensor t) {
     std::vector<int32_t> values(size_t(t.numel()));
     download(values.data(), t, p.ctx);
@@ -23,7 +28,7 @@ std::vector<int32_t> on_host(const Pass& p, Tensor t) {
 
 }  // namespace
 
-// ----------------------------------------------------------------------------- rows of equal number, to experts and back
+// ---------------------------------------------------------------------------- rows of equal number, to experts and back
 
 void to_experts(const Pass& p, Tensor arrived, Tensor rows) {
     const int64_t N = p.expert_ranks->size, experts = arrived.shape[0], n = rows.numel() / (N * experts);
@@ -39,7 +44,7 @@ void from_experts(const Pass& p, Tensor rows, Tensor answers) {
     all_to_all(*p.expert_ranks, rows.view(sent.shape), sent);
 }
 
-// ------------------------------------------------------------------------------------------- ragged rows, there and back
+// ------------------------------------------------------------------------------------------ ragged rows, there and back
 
 void declare_ragged_exchange(std::vector<SavedSpec>& saved, int64_t ranks, int64_t experts, int64_t rows) {
     saved.push_back({"arrived_offsets", DType::i32, {experts / ranks + 1}, true});
@@ -95,18 +100,18 @@ void RaggedExchange::to_experts(const Pass& p, Tensor arrived, Tensor rows) cons
     p.expert_ranks->after_compute();
     p.expert_ranks->all_to_all_rows(unordered, rows, received, sent);
     p.expert_ranks->before_compute();
-    moe_gather(arrived, unordered.view({1, arrived.shape[0], arrived.shape[1]}), p.saved("arrived_order"), 1, {}, p.ctx);
+    reorder(p, arrived, unordered, p.saved("arrived_order"));
 }
 
 void RaggedExchange::from_experts(const Pass& p, Tensor rows, Tensor answers) const {
     Tensor unordered = temp(p, "sent", rows, answers.shape);
-    moe_gather(unordered, answers.view({1, answers.shape[0], answers.shape[1]}), p.saved("arrived_place"), 1, {}, p.ctx);
+    reorder(p, unordered, answers, p.saved("arrived_place"));
     p.expert_ranks->after_compute();
     p.expert_ranks->all_to_all_rows(rows, unordered, sent, received);
     p.expert_ranks->before_compute();
 }
 
-// -------------------------------------------------------------------------------------- positions for sequences, and back
+// ------------------------------------------------------------------------------------- positions for sequences, and back
 
 Pass with_all_sequences(const Pass& p) {
     Pass all = p;

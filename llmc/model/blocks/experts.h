@@ -3,9 +3,9 @@
 // Rows [E,S,C]: S for every expert. Divided, a rank's E/N experts work on the rows of all N ranks, [E/N, N*S, C]: sizes
 // are fixed and equal, whatever was routed (Lepikhin et al. 2021); a mixture of tokens is always there.
 //
-// Ragged rows [R,C] with offsets [E+1] (see ops.h). Divided, how many go where is known only once the router has spoken:
-// the host waits for it in every forward and backward pass, for its own numbers and those of the other ranks, and
-// memory is planned for the case that all tokens of all ranks choose experts of one.
+// Ragged rows [R,C] with offsets [E+1] (see ops.h). Divided, how many go where is known only once the router has
+// spoken: the host waits for it in every forward and backward pass, for its own numbers and those of the other ranks,
+// and memory is planned for the case that all tokens of all ranks choose experts of one.
 #pragma once
 #include "llmc/model/blocks/feed_forward.h"
 
