@@ -195,7 +195,8 @@ test_cpu() {
 test_emu() {
     local seed
     phase "build of the emulated GPU"
-    make -k BACKEND=emu all kernel-tests build/emu/test/test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding} ||
+    make -k BACKEND=emu all kernel-tests \
+        build/emu/test/test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding} ||
         fail "build: BACKEND=emu does not build, see above"
     phase "kernels on the emulated GPU"
     for seed in "$@"; do run_kernels "emu:" build/emu "$seed"; done

@@ -395,7 +395,8 @@ int main(int argc, char** argv) {
     app.add_option("--pytorch", o.pytorch,
                    "a Python interpreter with torch: measures dev/bench/pytorch_eager.py in turn");
     app.add_option("--json", o.json_file, "also write the results here");
-    app.add_option("--ranks", o.ranks, "also measure each model shared by so many processes")->check(CLI::Range(1, 1024));
+    app.add_option("--ranks", o.ranks, "also measure each model shared by so many processes")
+        ->check(CLI::Range(1, 1024));
     app.add_option("--shards", o.shards, "divided like this: none, optimizer, gradients, parameters")->delimiter(',');
     app.add_option("--worker", o.worker, "run as the process of one model")->group("");
     app.add_option("--shard", o.shard, "of that process")->group("");

@@ -145,7 +145,7 @@ TEST(Experts, BytesThatTravel) {
         }
 }
 
-// G ranks with B/G sequences each: around the MoT block all tokens of a rank change hands, x and out in forward, dout and
+// G ranks with B/G sequences each: around a MoT block all tokens of a rank change hands, x and out in forward, dout and
 // dx in backward.
 TEST(GroupRanks, BytesThatTravel) {
     for (int G : {2, 4}) {

@@ -1,7 +1,7 @@
 // A model that several ranks share, in every way of dividing it, takes the steps of one rank.
 //
-// The tests called OnRanks are disabled but where Launch starts them: on two to four ranks under mpirun, each world size
-// in one launch. Every rank also trains the whole model by itself, and compares.
+// The tests called OnRanks are disabled but where Launch starts them: on two to four ranks under mpirun, each world
+// size in one launch. Every rank also trains the whole model by itself, and compares.
 #include "dev/test/shared_trainee.h"
 #include "llmc/train/golden_case.h"
 #include "llmc/train/schedule.h"
@@ -257,7 +257,8 @@ TEST(DISABLED_OnRanks, WhatIsCutDoesNotChangeBits) {
             expect_close({runs[shard].losses, runs[shard].norms, {}, {}},
                          {runs["none"].losses, runs["none"].norms, {}, {}}, 0.1, precision);
         expect_close({runs["gradients"].losses, runs["gradients"].norms, {}, {}},
-                     {runs["none"].losses, runs["none"].norms, {}, {}}, std::string(precision) == "fp32" ? 1e-4 : 0.1, precision);
+                     {runs["none"].losses, runs["none"].norms, {}, {}},
+                     std::string(precision) == "fp32" ? 1e-4 : 0.1, precision);
     }
 }
 
@@ -282,7 +283,9 @@ void expect_golden_trajectory(const std::string& file, const char* shard) {
     const Schedule schedule{train.lr, train.warmup_steps, train.decay_steps, train.final_lr_fraction};
     for (int64_t s = 0; s < steps; s++) {
         run.train.lr = learning_rate(schedule, s);
-        const auto from = [&](const Tokens& all) { return Tokens(all.begin() + s * size, all.begin() + (s + 1) * size); };
+        const auto from = [&](const Tokens& all) {
+            return Tokens(all.begin() + s * size, all.begin() + (s + 1) * size);
+        };
         const StepState state = run(from(tokens), from(targets), s);
         EXPECT_NEAR(loss_of(state), losses[size_t(s)], 1e-5 * losses[size_t(s)]) << file << " " << shard << " " << s;
         EXPECT_NEAR(state.grad_norm, norms[size_t(s)], 1e-5 * norms[size_t(s)]) << file << " " << shard << " " << s;
@@ -352,7 +355,8 @@ TEST(DISABLED_OnRanks, WhatIsSentIsWhatThePlanAndTheFormulaeSay) {
             run(tokens_of(0, 1), tokens_of(0, 2), 0);
             received += run.mesh.all.received + run.mesh.experts.received + run.mesh.replicas.received;
             int64_t wire = 0, planned = 0;
-            for (auto [name, cost] : run.mesh.costs()) wire += cost.wire - (start.count(name) ? start.at(name).wire : 0);
+            for (auto [name, cost] : run.mesh.costs())
+                wire += cost.wire - (start.count(name) ? start.at(name).wire : 0);
             for (const Plan::Traffic& traffic : run.plan.traffic)
                 for (const auto& [name, cost] : traffic.costs) planned += cost.wire;
             EXPECT_EQ(wire, planned) << name_of(train);

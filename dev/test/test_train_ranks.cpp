@@ -52,7 +52,8 @@ TEST_F(TrainRanks, ARunGoesOnDividedInAnotherWay) {
     for (const Part& p : {Part{3, "3", "parameters", "3"}, {4, "6", "optimizer", "2"}, {1, "7", "none", "1"},
                           {2, "10", "gradients", "2"}, {4, "12", "parameters", "2"}}) {
         std::vector<std::string> more{"--steps", p.steps, "--shard", p.shard, "--expert-parallel", p.expert_parallel};
-        more = std::string(p.steps) == "3" ? with(flags, with(more, {"--decay-steps", "12"})) : with({"--resume"}, more);
+        const bool begins = std::string(p.steps) == "3";
+        more = begins ? with(flags, with(more, {"--decay-steps", "12"})) : with({"--resume"}, more);
         ASSERT_EQ(start(p.ranks, "moved", more), 0) << said();
     }
     expect_equal_losses("moved", "whole", 1e-9);
@@ -66,7 +67,8 @@ TEST_F(TrainRanks, ARunGoesOnDividedInAnotherWay) {
 }
 
 TEST_F(TrainRanks, ADividedRunThatWasInterruptedHasTheSameBits) {
-    const auto flags = with(every_kind, {"--shard", "parameters", "--expert-parallel", "2"});
+    const auto flags =
+        with(every_kind, {"--shard", "parameters", "--expert-parallel", "2", "--precision", "bf16-mixed"});
     ASSERT_EQ(start(2, "whole", with(flags, {"--steps", "8"})), 0) << said();
     ASSERT_EQ(start(2, "parts", with(flags, {"--steps", "4", "--decay-steps", "8"})), 0) << said();
     ASSERT_EQ(start(2, "parts", {"--resume", "--steps", "8"}), 0) << said();

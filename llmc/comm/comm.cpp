@@ -109,8 +109,8 @@ void Comm::all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& re
     for (const auto& [t, rows] : sides) {
         const int64_t total = std::accumulate(rows->begin(), rows->end(), int64_t(0));
         if (int64_t(rows->size()) != size || total > t->rows())
-            run_error("all_to_all_rows: ", total, " rows for ", rows->size(), " ranks, but ", t->name, " has ", t->rows(),
-                      ", and there are ", size, " ranks");
+            run_error("all_to_all_rows: ", total, " rows for ", rows->size(), " ranks, but ", t->name, " has ",
+                      t->rows(), ", and there are ", size, " ranks");
     }
     const int64_t row = in.columns() * size_of(in.dtype);
     int64_t sent = 0;

@@ -90,7 +90,9 @@ struct Ranks {
 // rings: with W ranks and n bytes of the whole tensor, all_reduce 2 (W-1)/W n, the others (W-1)/W n.
 struct CommCost {
     int64_t calls = 0, bytes = 0, wire = 0;
-    void add(const CommCost& o, int64_t times) { calls += times * o.calls, bytes += times * o.bytes, wire += times * o.wire; }
+    void add(const CommCost& o, int64_t times) {
+        calls += times * o.calls, bytes += times * o.bytes, wire += times * o.wire;
+    }
 };
 
 class Transport;
@@ -114,16 +116,17 @@ public:
     void all_gather(Tensor out, Tensor in);      // out [size*n] = all in [n], by rank; in may lie in its place
     void all_to_all(Tensor out, Tensor in);      // part r of out [size*n] = rank r's part `rank` of in [size*n]
 
-    // Rows of matrices [.., n], as many to each rank as the host says: the first rows of out are the receive[0] from rank
-    // 0, then those from rank 1, and so on; those of in are the send[0] to rank 0, ... Rows behind them are left alone.
-    // `wire` counts what this rank sends. While counting, every rank gets an equal share of the rows of in.
+    // Rows of matrices [.., n], as many to each rank as the host says: the first rows of out are the receive[0] from
+    // rank 0, then those from rank 1, and so on; those of in are the send[0] to rank 0, ... Rows behind them are left
+    // alone. `wire` counts what this rank sends. While counting, every rank gets an equal share of the rows of in.
     void all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& receive, const std::vector<int64_t>& send);
 
     // A GPU communicates beside its computation; these order the two. On the CPU, a collective that returns is over.
     // A Graph with collectives in it begins with the first and ends with the second.
     void after_compute();   // collectives from here on wait for what has been computed so far
     void before_compute();  // ops from here on, and downloads, wait for all collectives so far
-    // The same for the collectives up to a point, while later ones go on: mark(i) is the point, before_compute(i) waits.
+    // The same for the collectives up to a point, while later ones go on: mark(i) is the point, before_compute(i)
+    // waits.
     static constexpr int marks = 4;
     void mark(int i);
     void before_compute(int i);

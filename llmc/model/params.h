@@ -116,7 +116,7 @@ std::vector<Tensor> padding_of(const Unit& unit, const Tensor& range);
 bool has_slices_only(const ParamTable& table, const Tensor& buffer);
 Tensor slice_range(const ParamTable& table, const Unit& unit, const Tensor& buffer);
 
-// Every tensor of a buffer that has all units, called prefix + its name, in table order. RunError if it has slices only.
+// Every tensor of a buffer that has all units, called prefix + its name, in table order. RunError if it has slices.
 std::vector<NamedTensor> named_tensors(const ParamTable& table, const Tensor& buffer, const std::string& prefix);
 // What lies here of a tensor, flat and maybe empty: its elements from number `first` on.
 struct ParamPart {

@@ -47,7 +47,8 @@ Sums collect(const Sums& mine, int64_t count, int group_ranks, World& world) {
 
 EvalResult Evaluator::run(Step& step, const EvalOptions& options, World* world) const {
     EvalResult result;
-    const int group_ranks = step.sharding().group_ranks, ranks = world ? world->size : 1, rank = world ? world->rank : 0;
+    const int ranks = world ? world->size : 1, rank = world ? world->rank : 0;
+    const int group_ranks = step.sharding().group_ranks;
     const int64_t at_a_time = ranks / group_ranks, first_row = rank % group_ranks * step.rows();
     std::vector<int32_t> tokens(size_t(step.rows() * context)), targets(tokens.size());
     Sums sums;

@@ -67,7 +67,10 @@ struct Count {
 // plan += times * (what was counted in between).
 void add_step_costs(Plan& plan, Count before, Count after, int64_t times) {
     plan.step_flops += (after.flops - before.flops) * times;
-    for (const auto& [name, cost] : after.ops) plan.ops[name].add(cost, times), plan.ops[name].add(before.ops[name], -times);
+    for (const auto& [name, cost] : after.ops) {
+        plan.ops[name].add(cost, times);
+        plan.ops[name].add(before.ops[name], -times);
+    }
     plan.traffic.resize(after.traffic.size());
     for (size_t i = 0; i < after.traffic.size(); i++) {
         Plan::Traffic& total = plan.traffic[i];

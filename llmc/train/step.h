@@ -1,8 +1,7 @@
 // One training step: K micro-batches of forward and backward, then the gradient norm, the decision and AdamW.
 //
-// Micro-batches are numbered over all ranks of a run: of the W batches that are worked on at a time (Sharding::batches),
-// number b is that of the micro-batches with k mod W = b, and a step is the same whatever W is, up to the rounding of
-// sums.
+// Micro-batches are numbered over all ranks of a run: of the W that are worked on at a time (Sharding::batches), number
+// b does those with k mod W = b, and a step is the same whatever W is, up to the rounding of sums.
 //
 // Nothing here waits for the device: what changes from step to step lives in the StepState in device memory, and the
 // host learns of it when it asks.
@@ -17,14 +16,14 @@ class Step {
 public:
     // Takes its small buffers (tokens, targets, losses, step state, metrics) from `arena`, for good. With `graphs`,
     // everything between two uploads is recorded once and launched as a whole; `hooks` are then called only in the
-    // first run of each piece and for its recording. shared: the hooks of a model that several ranks share, all of which
-    // make the same calls; then `hooks` are not called.
+    // first run of each piece and for its recording. shared: the hooks of a model that several ranks share, all of
+    // which make the same calls; then `hooks` are not called.
     Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx, bool graphs = false,
          SharedUnits* shared = nullptr);
 
     // number: of the step, over the whole run.
     void begin(double lr, int64_t number = 0);
-    // tokens, targets: this rank's rows() x context on the host. k: number of the micro-batch in the step: b, b + W, ...
+    // tokens, targets: this rank's rows() x context on the host. k: number of the micro-batch in the step, b, b + W ...
     void micro_batch(const int32_t* tokens, const int32_t* targets, int64_t k, bool statistics);
     void update();
 

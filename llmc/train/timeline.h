@@ -1,8 +1,8 @@
 // What one rank does in a training step, in its order, and how long that takes on a Cluster.
 //
 // The real step is run on a Context that only counts and writes down every op, every collective, and where the one
-// waits for the other. A GPU works off ops and collectives in two queues side by side (comm.h). Replaying the list with two
-// clocks tells what hides behind what, without a rule of thumb for any way of sharding.
+// waits for the other. A GPU works off ops and collectives in two queues side by side (comm.h). Replaying the list with
+// two clocks tells what hides behind what, without a rule of thumb for any way of sharding.
 #pragma once
 #include "llmc/train/cluster.h"
 #include "llmc/train/config.h"

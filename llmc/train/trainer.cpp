@@ -78,7 +78,8 @@ struct Run {
         const json& identity, const std::optional<ModelConfig>& twin)
         : model_config(m), config(c), options(o), data(d), plan(p), world(o.world),
           ctx({.threads = o.threads, .profile = o.profile, .device = o.device}),
-          mesh(make_mesh()), model(m, Precision::from_name(c.precision), c.decay == "all", ctx, sharding(), mesh ? &*mesh : nullptr),
+          mesh(make_mesh()),
+          model(m, Precision::from_name(c.precision), c.decay == "all", ctx, sharding(), mesh ? &*mesh : nullptr),
           arena("activations", ctx),
           loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
           identity(identity), extras(extra_evaluations(m, c)), twin(twin),
@@ -88,7 +89,8 @@ struct Run {
         arena.allocate(plan.activation_bytes);
         model.allocate(true);
         if (mesh) shared.emplace(model, *mesh, ctx), shared->allocate(true);
-        step = std::make_unique<Step>(model, config, arena, hooks, ctx, options.cuda_graph, shared ? &*shared : nullptr);
+        step =
+            std::make_unique<Step>(model, config, arena, hooks, ctx, options.cuda_graph, shared ? &*shared : nullptr);
         tokens.resize(size_t(step->rows() * m.context)), targets.resize(tokens.size());
     }
 
@@ -303,7 +305,8 @@ struct Run {
 };
 
 // The configuration as a table, and what the run will need.
-void announce(const ModelConfig& model, const TrainConfig& config, const Dataset& data, const Plan& plan, int threads, int ranks) {
+void announce(const ModelConfig& model, const TrainConfig& config, const Dataset& data, const Plan& plan, int threads,
+              int ranks) {
     auto row = [](const auto& info, const auto& value) {
         std::printf("  %-20s %s\n", info.name, json(value).dump().c_str());
     };
@@ -403,7 +406,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     }
     const json transition = found ? found->state.value("transition", json()) : json();
     std::optional<ModelConfig> twin;
-    const bool whole = config.shard != "parameters" && config.expert_parallel == 1;  // else the twin cannot be had here
+    const bool whole = config.shard != "parameters" && config.expert_parallel == 1;  // or the twin has no parameters
     if (!transition.is_null() && whole) twin = twin_of(model, config, found->directory);
     const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin);
     announce(model, config, data, plan, options.threads, options.world ? options.world->size : 1);

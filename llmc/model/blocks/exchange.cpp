@@ -28,7 +28,7 @@ std::vector<int32_t> on_host(const Pass& p, Tensor t) {
 
 }  // namespace
 
-// ---------------------------------------------------------------------------- rows of equal number, to experts and back
+// --------------------------------------------------------------------------- rows of equal number, to experts and back
 
 void to_experts(const Pass& p, Tensor arrived, Tensor rows) {
     const int64_t N = p.expert_ranks->size, experts = arrived.shape[0], n = rows.numel() / (N * experts);
@@ -44,7 +44,7 @@ void from_experts(const Pass& p, Tensor rows, Tensor answers) {
     all_to_all(*p.expert_ranks, rows.view(sent.shape), sent);
 }
 
-// ------------------------------------------------------------------------------------------ ragged rows, there and back
+// ----------------------------------------------------------------------------------------- ragged rows, there and back
 
 void declare_ragged_exchange(std::vector<SavedSpec>& saved, int64_t ranks, int64_t experts, int64_t rows) {
     saved.push_back({"arrived_offsets", DType::i32, {experts / ranks + 1}, true});
@@ -111,7 +111,7 @@ void RaggedExchange::from_experts(const Pass& p, Tensor rows, Tensor answers) co
     p.expert_ranks->before_compute();
 }
 
-// ------------------------------------------------------------------------------------- positions for sequences, and back
+// ----------------------------------------------------------------------------------- positions for sequences, and back
 
 Pass with_all_sequences(const Pass& p) {
     Pass all = p;

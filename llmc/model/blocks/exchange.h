@@ -4,11 +4,11 @@
 
 namespace llmc {
 
-// ---------------------------------------------------------------------------- rows of equal number, to experts and back
+// --------------------------------------------------------------------------- rows of equal number, to experts and back
 void to_experts(const Pass& p, Tensor arrived, Tensor rows);    // [E/N, N*S, C] = [E,S,C]
 void from_experts(const Pass& p, Tensor rows, Tensor answers);  // [E,S,C] = [E/N, N*S, C]
 
-// ------------------------------------------------------------------------------------------ ragged rows, there and back
+// ----------------------------------------------------------------------------------------- ragged rows, there and back
 // What is decided once a micro-batch: "arrived_offsets" [E/N + 1], where the rows of this rank's experts begin among
 // those that arrive; "arrived_order" and "arrived_place" [rows], which received row stands where in the order of
 // experts and the other way round, -1: none; "exchanged" [2,N], rows sent to and received from each rank. All i32.
@@ -26,7 +26,7 @@ private:
     std::vector<int64_t> sent, received;  // rows, by rank
 };
 
-// ------------------------------------------------------------------------------------- positions for sequences, and back
+// ----------------------------------------------------------------------------------- positions for sequences, and back
 // Of a micro-batch that G ranks share, a rank has all T positions of B sequences, [B,T,C]; around MoT it has T/G
 // positions of all G*B sequences, [G*B, T/G, C], and so whole groups.
 Pass with_all_sequences(const Pass& p);                    // the pass that works on those
