@@ -176,6 +176,17 @@ TEST_F(TcpProcesses, MeetAsTorchrunStartsThem) {
     for (size_t rank = 0; rank < 2; rank++) expect_end(rank, 0, " of 2 here");
 }
 
+// By default torchrun listens on the port that it tells its processes.
+TEST_F(TcpProcesses, MeetWhileTorchrunHasItsPort) {
+    const Socket taken = listen_on(port);
+    for (int rank : {1, 0}) {
+        Environment environment = torchrun(rank, 2);
+        environment.push_back({"TORCHELASTIC_USE_AGENT_STORE", "True"});
+        start("Talks", environment);
+    }
+    for (size_t rank = 0; rank < 2; rank++) expect_end(rank, 0, " of 2 here");
+}
+
 TEST_F(TcpProcesses, WhoDoesNotComeIsNamed) {
     for (int rank : {0, 2}) {
         Environment environment = slurm(rank, 5);

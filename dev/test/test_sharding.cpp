@@ -90,13 +90,13 @@ Trajectory alone(int64_t steps, Trainee& run) {
     }
     return t;
 }
-Trajectory together(int64_t steps, SharedTrainee& run) {
+Trajectory together(int64_t steps, SharedTrainee& run, bool measure = true) {
     Trajectory t;
     for (int64_t i = 0; i < steps; i++) {
-        const StepState state = run(tokens_of(i, 1), tokens_of(i, 2), i, true);
+        const StepState state = run(tokens_of(i, 1), tokens_of(i, 2), i, measure);
         t.losses.push_back(loss_of(state));
         t.norms.push_back(state.grad_norm);
-        add_metrics(t, run.step->metrics(), run.model);
+        if (measure) add_metrics(t, run.step->metrics(), run.model);  // waits for all communication
     }
     return t;
 }
@@ -238,7 +238,7 @@ bool sums_by_rank() { return !backend_has_graphs(); }
 
 // The same sums in the same order: cutting moments, or parameters on top of gradients, changes no bit in any precision.
 TEST(DISABLED_OnRanks, WhatIsCutDoesNotChangeBits) {
-    const int64_t steps = std::min<int64_t>(5, exact().steps);
+    const int64_t steps = exact().steps == 20 ? 5 : 2;
     for (const char* precision : {"fp32", "bf16-mixed", "bf16"}) {
         ModelConfig config = every_kind();
         std::map<std::string, Trajectory> runs;
@@ -246,7 +246,7 @@ TEST(DISABLED_OnRanks, WhatIsCutDoesNotChangeBits) {
             TrainConfig train = recipe(precision);
             train.shard = shard, train.stochastic_rounding = train.precision == "bf16";
             SharedTrainee run(config, train);
-            runs[shard] = together(steps, run);
+            runs[shard] = together(steps, run, false);
         }
         if (sums_by_rank()) {
             expect_identical(runs["optimizer"], runs["none"], precision);
@@ -346,7 +346,7 @@ TEST(DISABLED_OnRanks, WhatIsSentIsWhatThePlanAndTheFormulaeSay) {
     for (const char* shard : all_shards)
         for (int expert_parallel : {1, world().size}) {
             ModelConfig config = every_kind();
-            config.final_norm = true;
+            config.final_norm = true, config.dropless = expert_parallel > 1, config.top_k = 2;
             TrainConfig train = recipe("fp32");
             train.shard = shard, train.expert_parallel = expert_parallel;
             SharedTrainee run(config, train);
@@ -359,7 +359,12 @@ TEST(DISABLED_OnRanks, WhatIsSentIsWhatThePlanAndTheFormulaeSay) {
                 wire += cost.wire - (start.count(name) ? start.at(name).wire : 0);
             for (const Plan::Traffic& traffic : run.plan.traffic)
                 for (const auto& [name, cost] : traffic.costs) planned += cost.wire;
-            EXPECT_EQ(wire, planned) << name_of(train);
+            // What dropless experts get is planned on average.
+            double mean = 0;
+            for (const std::string& text : world().all_gather(std::to_string(wire)))
+                mean += std::stod(text) / world().size;
+            if (config.dropless) EXPECT_NEAR(mean, double(planned), 0.05 * mean) << name_of(train);
+            else EXPECT_EQ(wire, planned) << name_of(train);
             if (expert_parallel == 1) {
                 EXPECT_NEAR(double(wire), wire_of(run.model, shard, double(micro_batches) / world().size), 200)
                     << name_of(train);  // whole bytes of each collective
@@ -367,7 +372,7 @@ TEST(DISABLED_OnRanks, WhatIsSentIsWhatThePlanAndTheFormulaeSay) {
             if (backend_has_graphs()) continue;  // who received what is counted where MPI carries the bytes
             int64_t of_all = 0;
             for (const std::string& text : world().all_gather(std::to_string(received))) of_all += std::stoll(text);
-            EXPECT_NEAR(double(of_all), double(wire) * world().size, 200 * world().size) << name_of(train);
+            EXPECT_NEAR(double(of_all), mean * world().size, 200 * world().size) << name_of(train);
         }
 }
 

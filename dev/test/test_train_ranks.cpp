@@ -73,6 +73,10 @@ TEST_F(TrainRanks, ADividedRunThatWasInterruptedHasTheSameBits) {
     ASSERT_EQ(start(2, "parts", with(flags, {"--steps", "4", "--decay-steps", "8"})), 0) << said();
     ASSERT_EQ(start(2, "parts", {"--resume", "--steps", "8"}), 0) << said();
     expect_equal_losses("parts", "whole", 0);
+    // And one process can use it, which divides nothing.
+    ASSERT_EQ(Process({program("train_mot"), "eval", "--checkpoint", dir / "parts", "--data", data}, output).wait(), 0)
+        << said();
+    ASSERT_EQ(start(1, "parts", {"--resume", "--steps", "9"}), 0) << said();
 }
 
 // A group larger than what one process has of a micro-batch.

@@ -114,7 +114,8 @@ void Comm::all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& re
     }
     const int64_t row = in.columns() * size_of(in.dtype);
     int64_t sent = 0;
-    for (int r = 0; r < size; r++) sent += (ctx.counting ? in.rows() / size : send[size_t(r)]) * (r != rank) * row;
+    const int64_t share = std::min(in.rows(), out.rows()) / size;  // the larger one has room for the worst case
+    for (int r = 0; r < size; r++) sent += (ctx.counting ? share : send[size_t(r)]) * (r != rank) * row;
     CommCost& cost = costs["all_to_all_rows"];
     cost.calls++, cost.bytes += sent, cost.wire += sent;
     write_down({.kind = Event::collective, .name = "all_to_all_rows", .bytes = sent, .wire = sent});

@@ -24,6 +24,12 @@ int64_t number(const char* name, int64_t least, int64_t most) {
     return value;
 }
 
+// Below the ports that Linux gives to clients, and another one for every job.
+int port_of(const std::string& job) {
+    constexpr int first_port = 20000, ports = 10000;
+    return first_port + int(hash_of(job) % ports);
+}
+
 Rendezvous of_torchrun() {
     Rendezvous r;
     r.size = int(number("WORLD_SIZE", 1, 1 << 20));
@@ -31,8 +37,11 @@ Rendezvous of_torchrun() {
     r.host = variable("MASTER_ADDR");
     if (r.size > 1 && r.host.empty())
         input_error("RANK and WORLD_SIZE are set, but not MASTER_ADDR, the host of rank 0");
-    if (r.size > 1) r.port = int(number("MASTER_PORT", 1, 65535));
     r.job = "torchrun " + variable("TORCHELASTIC_RUN_ID");
+    if (r.size == 1) return r;
+    r.port = int(number("MASTER_PORT", 1, 65535));
+    // torchrun itself listens on the port that it tells its processes, unless it says otherwise.
+    if (variable("TORCHELASTIC_USE_AGENT_STORE") == "True") r.port = port_of(str(r.job, " ", r.port));
     return r;
 }
 
@@ -47,10 +56,7 @@ Rendezvous of_srun() {
     if (r.host.empty()) r.host = first_host(variable("SLURM_STEP_NODELIST"));
     if (r.host.empty()) r.host = variable("SLURM_LAUNCH_NODE_IPADDR");
     if (r.host.empty()) input_error("srun has set no SLURM_STEP_NODELIST: set MASTER_ADDR to the host of rank 0");
-    // Below the ports that Linux gives to clients, and another one for every step of every job.
-    constexpr int first_port = 20000, ports = 10000;
-    r.port = variable("MASTER_PORT").empty() ? first_port + int(hash_of(r.job) % ports)
-                                             : int(number("MASTER_PORT", 1, 65535));
+    r.port = variable("MASTER_PORT").empty() ? port_of(r.job) : int(number("MASTER_PORT", 1, 65535));
     return r;
 }
 

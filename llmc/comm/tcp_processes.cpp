@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "llmc/base/socket.h"
@@ -101,15 +102,24 @@ public:
 
     std::vector<std::string> all_gather(const std::string& text) override {
         std::vector<std::string> all(size_t(world.size));
-        if (world.rank != 0) {
-            send_text(peers[0], text);
-            for (std::string& theirs : all) theirs = receive_text(peers[0]);
+        std::vector<int64_t> sizes(all.size());
+        std::string together;  // rank 0 sends every rank two messages, however many there are
+        if (world.rank == 0) {
+            all[0] = text;
+            for (const Peer& peer : peers) all[size_t(peer.rank)] = receive_text(peer);
+            for (size_t r = 0; r < all.size(); r++) sizes[r] = int64_t(all[r].size()), together += all[r];
+            for (const Peer& peer : peers) {
+                send(peer, sizes.data(), int64_t(sizes.size() * sizeof sizes[0]));
+                send(peer, together.data(), int64_t(together.size()));
+            }
             return all;
         }
-        all[0] = text;
-        for (const Peer& peer : peers) all[size_t(peer.rank)] = receive_text(peer);
-        for (const Peer& peer : peers)
-            for (const std::string& theirs : all) send_text(peer, theirs);
+        send_text(peers[0], text);
+        receive(peers[0], sizes.data(), int64_t(sizes.size() * sizeof sizes[0]));
+        together.resize(size_t(std::accumulate(sizes.begin(), sizes.end(), int64_t(0))));
+        receive(peers[0], together.data(), int64_t(together.size()));
+        size_t begin = 0;
+        for (size_t r = 0; r < all.size(); begin += size_t(sizes[r++])) all[r] = together.substr(begin, size_t(sizes[r]));
         return all;
     }
 

@@ -65,7 +65,8 @@ struct Unit {
     // nothing is divided they only say who writes and sums what, and the last ones may be smaller.
     int64_t slice_begin = 0, slice_size = 0;
     int64_t slice_offset = 0;  // from the start of a buffer that has this rank's slices only
-    int64_t first_index = 0;   // number of the unit's first element in a run of one rank: random numbers depend on it
+    int64_t first_index = 0;   // of its first element among all: stochastic rounding numbers its random bits by it.
+                               // The same for every number of ranks, unless experts are divided
     bool masters = false;      // blocks read parameters of this unit in the optimizer's own precision
 
 private:

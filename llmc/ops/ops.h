@@ -74,6 +74,7 @@ enum class Activation { none, relu, gelu, gelu_erf, silu };  // gelu is the tanh
 
 struct MatmulOptions {
     bool transpose_a = false, transpose_b = false;
+    int64_t expected_rows = 0;                 // ragged: rows that FLOPs are counted for; 0: as many as there may be
     bool accumulate = false;                   // out += instead of out =; not together with any of the following
     Tensor bias{};                             // [N], added to every row
     Activation activation = Activation::none;  // applied after the bias

@@ -152,7 +152,7 @@ json write_tensors(const std::string& path, const std::vector<NamedTensor>& tens
         for (const std::string& bytes : all) {
             const size_t old = parts.size();
             parts.resize(old + bytes.size() / sizeof parts[0]);
-            std::memcpy(&parts[old], bytes.data(), bytes.size());
+            std::memcpy(parts.data() + old, bytes.data(), bytes.size());
         }
     }
     return join_parts(layout, parts);

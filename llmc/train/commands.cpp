@@ -16,6 +16,8 @@ namespace llmc {
 int show_info(const ModelConfig& model_config, const TrainConfig& config, int threads, int ranks) {
     Context ctx({.threads = threads, .counting = true});
     Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
+    if (ranks == 1 && (config.expert_parallel > 1 || config.group_ranks > 1))
+        input_error("--expert-parallel and --group-ranks are for several processes: say how many with --ranks");
     const Plan plan = make_plan(model_config, config, true, threads, {}, {}, ranks);
     std::printf("%s%s", describe_units(model).c_str(), describe_plan(plan, model, config, ranks).c_str());
     const int64_t available = device_memory_available(ctx);

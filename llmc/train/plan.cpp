@@ -30,8 +30,8 @@ std::string bytes_text(double bytes) { return scaled(bytes, 1024, {" B", " KiB",
 std::string count_text(double count) { return scaled(count, 1000, {"", "k", "M", "G", "T", "P"}); }
 
 Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ranks, int rank) {
-    Sharding s{ranks == 1 ? ShardMode::none : shard_from_name(train.shard), ranks, rank, int(train.expert_parallel),
-               int(train.group_ranks)};
+    if (ranks == 1) return {};
+    Sharding s{shard_from_name(train.shard), ranks, rank, int(train.expert_parallel), int(train.group_ranks)};
     check_sharding(s);
     if (train.grad_accumulation % s.batches())
         input_error("a step's ", train.grad_accumulation, " micro-batches (--grad-accumulation) cannot be dealt to ",
@@ -141,12 +141,12 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
     return plan;
 }
 
-void check_memory(const Plan& plan, Context& ctx) {
-    const int64_t available = device_memory_available(ctx);
+void check_memory(const Plan& plan, Context& ctx, int sharers) {
+    const int64_t available = device_memory_available(ctx) / sharers;
     if (plan.total() > available)
         input_error("this run needs ", bytes_text(double(plan.total())), " of memory (activations ",
                     bytes_text(double(plan.activation_bytes)), ") but ", bytes_text(double(available)),
-                    " are available: make --micro-batch smaller and --grad-accumulation larger, use --recompute "
+                    sharers > 1 ? str(" for each of ", sharers, " processes") : "", " are available: make --micro-batch smaller and --grad-accumulation larger, use --recompute "
                     "blocks, or a smaller model");
 }
 

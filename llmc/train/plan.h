@@ -29,8 +29,9 @@ struct Plan {
     std::vector<Traffic> traffic;
 };
 
-// How the configuration divides a model over these ranks. InputError if it cannot: sizes that do not divide each other,
-// experts or groups to share where there are none.
+// How the configuration divides a model over these ranks; one has all of it, whatever the configuration of a run that
+// had more says. InputError if it cannot: sizes that do not divide each other, experts or groups to share where there
+// are none.
 Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ranks, int rank);
 
 
@@ -40,8 +41,9 @@ Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ran
 Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads,
                const EvalOptions& eval = {}, const std::optional<ModelConfig>& twin = {}, int ranks = 1);
 
-// InputError "needs ... available ..." if the plan does not fit into the memory the device has free.
-void check_memory(const Plan& plan, Context& ctx);
+// InputError "needs ... available ..." if the plan does not fit into the memory the device has free, or one of
+// `sharers` equal shares of it.
+void check_memory(const Plan& plan, Context& ctx, int sharers = 1);
 
 // Tables for people: units with their tensors' sizes; FLOPs a token; memory by purpose.
 std::string describe_units(const Model& model);

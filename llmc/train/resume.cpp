@@ -36,11 +36,13 @@ nlohmann::json describe_run(const ModelConfig& model, const TrainConfig& config,
             {"commit", version_commit()}};
 }
 
+std::string run_json(const nlohmann::json& identity) { return identity.dump(2) + "\n"; }
+
 void start_run_directory(const std::string& run_dir, const nlohmann::json& identity, const Dataset& data) {
     const std::string ranks = Tokenizer::load(data.tokenizer_file).rank_file();
     try {
         make_directories(run_dir);
-        write_file_atomic(run_dir + "/run.json", identity.dump(2) + "\n");
+        write_file_atomic(run_dir + "/run.json", run_json(identity));
         write_file_atomic(run_dir + "/tokenizer.tiktoken", ranks);
     } catch (const RunError& error) {
         input_error("--run-dir ", run_dir, " cannot be used: ", error.what());

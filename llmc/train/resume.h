@@ -12,6 +12,9 @@ namespace llmc {
 // Identity of a run, part of run.json and of every checkpoint: configuration, data, version.
 nlohmann::json describe_run(const ModelConfig& model, const TrainConfig& config, const Dataset& data);
 
+// What run.json holds.
+std::string run_json(const nlohmann::json& identity);
+
 // Makes the directory and what belongs to a run from its first moment: run.json, and the tokenizer that generation
 // needs. InputError if it cannot be written.
 void start_run_directory(const std::string& run_dir, const nlohmann::json& identity, const Dataset& data);

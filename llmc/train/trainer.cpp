@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <thread>
 
+#include "llmc/base/files.h"
 #include "llmc/base/version.h"
 #include "llmc/data/loader.h"
 #include "llmc/train/checkpoint.h"
@@ -278,10 +280,12 @@ struct Run {
                 if (save())
                     saved_at = steps_done, retry_at = -1;
                 else {
+                    retry_at = std::min(steps_done + retry_after, config.steps);
+                    if (config.save_interval)
+                        retry_at = std::min(retry_at, (steps_done / config.save_interval + 1) * config.save_interval);
                     if (rank() == 0)
                         std::fprintf(stderr, "training goes on; the next try is after step %lld\n",
-                                     static_cast<long long>(steps_done + retry_after));
-                    retry_at = steps_done + retry_after;
+                                     static_cast<long long>(retry_at));
                 }
             }
         }
@@ -352,6 +356,26 @@ void prepare_run_directory(const std::string& run_dir, const json& identity, con
                      static_cast<long long>(cut.unreadable), log_path.c_str());
 }
 
+// Rank 0 has made the run directory: all others must see the same one, or no checkpoint could ever be saved.
+void check_shared(const std::string& run_dir, const json& identity, World& world) {
+    world.barrier();
+    std::string problem;
+    for (int tries = 10; tries > 0; tries--) {  // a network filesystem may take a while
+        try {
+            problem = read_file(run_dir + "/run.json") == run_json(identity) ? "" : "another run.json";
+        } catch (const InputError& error) {
+            problem = error.what();
+        }
+        if (problem.empty()) break;
+        std::this_thread::sleep_for(std::chrono::seconds(1));
+    }
+    const std::vector<std::string> problems = world.all_gather(problem), hosts = world.all_gather(world.host);
+    for (size_t rank = 0; rank < problems.size(); rank++)
+        if (!problems[rank].empty())
+            input_error("--run-dir ", run_dir, " is not the same directory on ", hosts[rank], " as on ", hosts[0], " (",
+                        problems[rank], "): choose one on a filesystem that all hosts share");
+}
+
 void warn_about_threads(World& world, int threads) {
     const std::string warning = thread_warning(world, threads);
     if (world.rank == 0 && !warning.empty()) std::fprintf(stderr, "warning: %s\n", warning.c_str());
@@ -371,6 +395,11 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
     if (options.cuda_graph && !backend_has_graphs())
         input_error("--cuda-graph needs a GPU: leave it out with this build, which is for the CPU");
     const int ranks = options.world ? options.world->size : 1;
+    if (ranks == 1)
+        for (const auto& [field, value] : {std::pair("expert_parallel", config.expert_parallel),
+                                           std::pair("group_ranks", config.group_ranks)})
+            if (value > 1 && options.given.count(field))
+                input_error(flag_of(field), " ", value, " does not divide the number of processes, 1: start more with mpirun");
     if (options.cuda_graph && ranks > 1)
         input_error("--cuda-graph is for one process: this run has ", ranks);
     if (options.cuda_graph && options.profile)
@@ -412,11 +441,12 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     announce(model, config, data, plan, options.threads, options.world ? options.world->size : 1);
 
     Context device({.threads = options.threads, .device = options.device});
-    check_memory(plan, device);
+    const bool on_cpu = options.device < 0;  // GPUs are not shared
+    check_memory(plan, device, options.world && on_cpu ? options.world->local_size : 1);
     json identity = describe_run(model, config, data);
     if (!transition.is_null()) identity["transition"] = transition;
     if (first) prepare_run_directory(options.run_dir, identity, data, found);
-    if (options.world) options.world->barrier();
+    if (options.world) check_shared(options.run_dir, identity, *options.world);
     Run run(model, config, options, data, plan, identity, twin);
     const Peak peak = peak_flops(run.model.precision.act, run.ctx);
     run.peak_flops = peak.flops * run.ranks();

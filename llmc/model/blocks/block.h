@@ -48,6 +48,7 @@ struct Pass {
     int64_t live_rows = 0;        // rows from here to B only fill up groups, as zero vectors; 0: no such rows
     bool generating = false;      // extend: nothing is dropped for want of capacity
     double aux_scale = 0;         // weight of a block's own loss in the total that is differentiated
+    int64_t expected_rows = 0;    // of ragged rows that come from several ranks: see MatmulOptions
     Comm* expert_ranks = nullptr;  // the ranks that share the experts, if they do: see exchange.h
     Comm* group_ranks = nullptr;   // those that share a micro-batch
     Tensor draw{};                // [1] i32: number of the random order of this micro-batch (--group-order random)

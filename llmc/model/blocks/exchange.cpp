@@ -71,6 +71,7 @@ void plan_ragged_exchange(const Pass& p, Tensor offsets) {
     std::exclusive_scan(theirs.begin(), theirs.end(), from.begin(), 0);
     for (int64_t i = 0; i < E; i++) exchanged[size_t(N + i / here)] += theirs[size_t(i)];
 
+    if (p.ctx.counting) return;  // the tables are as long as memory
     const size_t rows = size_t(p.saved("arrived_order").numel());
     std::vector<int32_t> order(rows, -1), place(rows, -1), arrived_offsets;
     int32_t row = 0;

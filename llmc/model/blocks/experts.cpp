@@ -4,6 +4,12 @@
 
 namespace llmc {
 
+// On average as many rows come as are sent.
+static Pass expecting(Pass p, int64_t rows) {
+    p.expected_rows = rows;
+    return p;
+}
+
 void Experts::declare_saved(std::vector<SavedSpec>& saved, const Pass& p, const Shape& rows, int64_t pairs) const {
     if (!p.expert_ranks) return one.declare_saved(saved, rows, p.act);
     const int64_t N = p.expert_ranks->size, C = rows[-1];
@@ -27,7 +33,7 @@ void Experts::forward(const Pass& p, Tensor y, Tensor x, Tensor offsets) const {
     if (!p.recomputing) plan_ragged_exchange(p, offsets);
     const RaggedExchange exchange(p);
     exchange.to_experts(p, arrived, x);
-    one.forward(p, answers, arrived, p.saved("arrived_offsets"));
+    one.forward(expecting(p, x.shape[0]), answers, arrived, p.saved("arrived_offsets"));
     exchange.from_experts(p, y, answers);
 }
 
@@ -41,7 +47,7 @@ void Experts::backward(const Pass& p, Tensor rows, Tensor x, Tensor offsets) con
     }
     const RaggedExchange exchange(p);
     exchange.to_experts(p, there, rows);
-    one.backward(p, there, there, arrived, p.saved("arrived_offsets"));
+    one.backward(expecting(p, rows.shape[0]), there, there, arrived, p.saved("arrived_offsets"));
     exchange.from_experts(p, rows, there);
 }
 

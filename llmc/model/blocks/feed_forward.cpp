@@ -30,8 +30,10 @@ void FeedForward::declare_saved(std::vector<SavedSpec>& list, const Shape& input
 
 void FeedForward::product(const Pass& p, Tensor out, Tensor a, Tensor b, const MatmulOptions& options,
                           Tensor offsets) const {
-    if (offsets) matmul_ragged(out, a, b, offsets, options, p.ctx);
-    else matmul(out, a, b, options, p.ctx);
+    if (!offsets) return matmul(out, a, b, options, p.ctx);
+    MatmulOptions ragged = options;
+    ragged.expected_rows = p.expected_rows;
+    matmul_ragged(out, a, b, offsets, ragged, p.ctx);
 }
 
 void FeedForward::forward(const Pass& p, Tensor y, Tensor x, Tensor offsets) const {

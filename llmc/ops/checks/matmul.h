@@ -131,7 +131,7 @@ inline RaggedProblem check_matmul_ragged(const Tensor& out, const Tensor& a, con
                           .transpose_a = o.transpose_a, .transpose_b = o.transpose_b, .lda = a.shape[1],
                           .ldb = b.shape[-1], .ldc = n, .stride_a = 0, .stride_b = 0, .stride_c = 0,
                           .accumulate = o.accumulate, .bias = false},
-            .flops = 2 * pairs * (m + k) * n};
+            .flops = 2 * (o.expected_rows ? o.expected_rows : pairs) * (m + k) * n};
 }
 
 inline void check_bias_backward(const Tensor& dbias, const Tensor& dout) {
