@@ -19,7 +19,8 @@ void spend(double seconds) {
 std::vector<double> numbers_of(const std::string& table, const std::string& name) {
     const size_t begin = table.find("\n  " + name + " ");
     if (begin == std::string::npos) return {};
-    std::istringstream words(table.substr(begin + 3 + name.size(), table.find('\n', begin + 1) - begin - 3 - name.size()));
+    const std::string after = table.substr(begin + 3 + name.size());
+    std::istringstream words(after.substr(0, after.find('\n')));
     std::vector<double> numbers;
     for (std::string word; words >> word;)
         if (word != "%") numbers.push_back(word == "-" ? -1 : std::stod(word));
@@ -272,12 +273,11 @@ TEST_F(TrainMotOneThread, ProfileIsPrintedAndLoggedAndTheTraceWritten) {
     EXPECT_NE(said().find("trace of steps 8 to 12 in " + trace), std::string::npos) << said();
     EXPECT_EQ(steps_in(read_trace(trace)), (std::vector<int64_t>{8, 9, 10, 11, 12}));
 
-    ASSERT_EQ(run({"train_mot", "eval", "--checkpoint", dir / "run", "--data", data, "--eval-batches", "3", "--profile"}),
-              0)
+    const std::string from = dir / "run";
+    ASSERT_EQ(run({"train_mot", "eval", "--checkpoint", from, "--data", data, "--eval-batches", "3", "--profile"}), 0)
         << said();
     EXPECT_NE(said().find("profile of 3 evaluations"), std::string::npos) << said();
-    ASSERT_EQ(run({"train_mot", "generate", "--checkpoint", dir / "run", "--prompt", "a", "--max-tokens", "4",
-                   "--profile"}),
+    ASSERT_EQ(run({"train_mot", "generate", "--checkpoint", from, "--prompt", "a", "--max-tokens", "4", "--profile"}),
               0)
         << said();
     EXPECT_NE(said().find("profile of "), std::string::npos) << said();

@@ -18,7 +18,8 @@ struct OpCost {
     int64_t calls = 0, flops = 0, bytes = 0;
     double seconds = 0;  // measured, in a Recording; without the ops that it called
     void add(const OpCost& o, int64_t times) {
-        calls += times * o.calls, flops += times * o.flops, bytes += times * o.bytes, seconds += double(times) * o.seconds;
+        calls += times * o.calls, flops += times * o.flops, bytes += times * o.bytes;
+        seconds += double(times) * o.seconds;
     }
 };
 

@@ -61,11 +61,8 @@ struct Loaded {
         model->refresh_compute_copy();
     }
 
-    void print_profile(const char* range) const {
-        if (!ctx->profile) return;
-        Profile profile = profile_of(*ctx->profile, range);
-        profile.machine = machine;
-        std::printf("%s", profile_table(profile).c_str());
+    void report_profile(const char* range) const {
+        if (ctx->profile) print_profile(*ctx->profile, range, machine);
     }
 };
 
@@ -128,7 +125,7 @@ int run_eval(const EvalCommand& command) {
         const double loss = evaluate_filled(*loaded.model, tokens, targets, loaded.fillers, fill, *loaded.ctx);
         std::printf("%lld single sequences, groups filled by rule %s: loss %.4f  perplexity %.2f\n",
                     static_cast<long long>(count), command.group_fill.c_str(), loss, std::exp(loss));
-        loaded.print_profile("evaluation");
+        loaded.report_profile("evaluation");
         return 0;
     }
     const ModelConfig as = config_of(command, loaded);
@@ -152,7 +149,7 @@ int run_eval(const EvalCommand& command) {
     std::printf("step %lld, %s split%s: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
                 command.as.empty() ? "" : str(", as ", command.as).c_str(), result.text().c_str());
     if (!command.group_sizes.empty()) print_table(evaluator, step, rows);
-    loaded.print_profile("evaluation");
+    loaded.report_profile("evaluation");
     return 0;
 }
 
@@ -190,7 +187,7 @@ int run_generate(const GenerateCommand& command) {
     else
         for (size_t i = 0; i < texts.size(); i++)
             std::printf("--- %zu\n%s%s\n", i + 1, command.prompts[i].c_str(), tokenizer.decode(texts[i]).c_str());
-    loaded.print_profile("position");
+    loaded.report_profile("position");
     return 0;
 }
 

@@ -63,9 +63,9 @@ std::string op_table(const Profile& p) {
     OpCost all;
     auto row = [&](const std::string& name, const std::string& calls, const OpCost& cost, double floor) {
         auto rate = [&](int64_t amount) { return cost.seconds > 0 ? double(amount) / cost.seconds * 1e-9 : 0; };
-        text += line("  %-28s %8s %10.3f %6.1f %% %9s %8s %8s\n", name.c_str(), calls.c_str(), cost.seconds / times * 1e3, 100 * cost.seconds / p.seconds,
-                     number(rate(cost.flops), 1).c_str(), number(rate(cost.bytes), 1).c_str(),
-                     number(floor > 0 ? cost.seconds / floor : 0, 2).c_str());
+        text += line("  %-28s %8s %10.3f %6.1f %% %9s %8s %8s\n", name.c_str(), calls.c_str(),
+                     cost.seconds / times * 1e3, 100 * cost.seconds / p.seconds, number(rate(cost.flops), 1).c_str(),
+                     number(rate(cost.bytes), 1).c_str(), number(floor > 0 ? cost.seconds / floor : 0, 2).c_str());
     };
     for (const auto& [name, cost] : ops) {
         row(name, per_step(cost.calls, p.times), cost, p.floor(cost));
@@ -82,8 +82,8 @@ std::string op_table(const Profile& p) {
 }
 
 std::string part_table(const Profile& p) {
-    std::string text = line("  %-28s %8s %10s %8s %9s %19s\n", str("part of a ", p.range).c_str(), "times", "ms", "share",
-                            "GFLOP/s", "ms outside of ops");
+    std::string text = line("  %-28s %8s %10s %8s %9s %19s\n", str("part of a ", p.range).c_str(), "times", "ms",
+                            "share", "GFLOP/s", "ms outside of ops");
     const double times = double(p.times);
     for (const Profile::Part& part : p.parts)
         text += line("  %-28s %8s %10.3f %6.1f %% %9s %19.3f\n",
@@ -147,10 +147,17 @@ std::string profile_table(const Profile& p) {
                             static_cast<long long>(p.times), p.range.c_str(), p.times == 1 ? "" : "s", p.range.c_str(),
                             number(p.machine.flops * 1e-9, 0).c_str(), number(p.machine.bytes * 1e-9, 1).c_str());
     text += op_table(p);
-    text += "  x floor: time over the least possible, operations / peak or bytes / bandwidth, whichever is more; bytes are "
-            "inputs and\n  outputs, once. 1 is the machine's limit; less: data came from a cache.\n";
+    text += "  x floor: time over the least possible, operations / peak or bytes / bandwidth, whichever is more; bytes "
+            "are inputs\n  and outputs, once. 1 is the machine's limit; less: data came from a cache.\n";
     text += remainder_line(p);
     return p.parts.empty() ? text : text + part_table(p);
+}
+
+json print_profile(const Recording& recording, const std::string& range, const Machine& machine) {
+    Profile profile = profile_of(recording, range);
+    profile.machine = machine;
+    std::printf("%s", profile_table(profile).c_str());
+    return to_json(profile);
 }
 
 json to_json(const Profile& p) {
@@ -176,7 +183,8 @@ Profile profile_from_json(const json& j) {
     Profile p;
     p.range = j.at("range"), p.times = j.at("times"), p.seconds = j.at("seconds"), p.own = j.at("own");
     p.machine = {j.at("peak_flops"), j.at("bandwidth")};
-    for (const json& op : j.at("ops")) p.ops[op.at("op")] = {op.at("calls"), op.at("flops"), op.at("bytes"), op.at("seconds")};
+    for (const json& op : j.at("ops"))
+        p.ops[op.at("op")] = {op.at("calls"), op.at("flops"), op.at("bytes"), op.at("seconds")};
     for (const json& part : j.at("parts"))
         p.parts.push_back({part.at("part"), part.at("depth"), part.at("times"), part.at("flops"), part.at("seconds"),
                            part.at("in_ops"), part.at("own")});

@@ -42,6 +42,9 @@ Profile profile_of(const Recording& recording, const std::string& range);
 // For people: ops by time, the sum, and where time went that is in no op.
 std::string profile_table(const Profile& profile);
 
+// Prints that table of the recording's ranges of that name. Returns its numbers, for the log.
+nlohmann::json print_profile(const Recording& recording, const std::string& range, const Machine& machine);
+
 nlohmann::json to_json(const Profile& profile);
 Profile profile_from_json(const nlohmann::json& json);
 

@@ -1,6 +1,7 @@
 #include "llmc/train/trace.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -83,6 +84,16 @@ std::string write_trace(const Recording& recording, const std::string& path, int
                              : steps.size() == 1 ? str("step ", last_step)
                                                  : str("steps ", first_step, " to ", last_step);
     return str("trace of ", what, " in ", path, ": for chrome://tracing or https://ui.perfetto.dev");
+}
+
+bool print_trace(const Recording& recording, const std::string& file, int64_t last_step, int rank, int ranks) {
+    try {
+        std::printf("%s\n", write_trace(recording, trace_path(file, rank, ranks), last_step, rank).c_str());
+        return true;
+    } catch (const RunError& error) {
+        std::fprintf(stderr, "error: %s\n", error.what());
+        return false;
+    }
 }
 
 }  // namespace llmc

@@ -21,4 +21,7 @@ void check_trace_path(const std::string& path);
 // RunError if it cannot be written.
 std::string write_trace(const Recording& recording, const std::string& path, int64_t last_step, int process);
 
+// The same at trace_path; prints the sentence, or why the file cannot be written, and returns false then.
+bool print_trace(const Recording& recording, const std::string& file, int64_t last_step, int rank, int ranks);
+
 }  // namespace llmc

@@ -229,11 +229,12 @@ struct Run {
     void fill_micro_batch(int64_t k) {
         const Range range("data", ctx);
         loader.fill(tokens.data(), targets.data(), step->rows(),
-                    steps_done * samples_per_step() + k * config.micro_batch + model.sharding.batch_part() * step->rows());
+                    steps_done * samples_per_step() + k * config.micro_batch +
+                        model.sharding.batch_part() * step->rows());
     }
 
     void one_step(double lr, bool statistics) {
-        if (ctx.profile && steps_done == first_step + 1) ctx.profile->clear();  // the first step also made what it needs
+        if (ctx.profile && steps_done == first_step + 1) ctx.profile->clear();  // of the step that warms up
         const double start = seconds_now();
         {
             const Range range("step", ctx);
@@ -307,21 +308,10 @@ struct Run {
 
     // False if the trace could not be written.
     bool report_profile(const Machine& machine) {
-        Profile profile = profile_of(*ctx.profile, "step");
-        profile.machine = machine;
-        std::printf("%s", profile_table(profile).c_str());
-        json line = to_json(profile);
+        json line = print_profile(*ctx.profile, "step", machine);
         line["event"] = "profile", line["step"] = steps_done;
         record(line);
-        if (options.trace.empty()) return true;
-        try {
-            const std::string path = trace_path(options.trace, rank(), ranks());
-            std::printf("%s\n", write_trace(*ctx.profile, path, steps_done, rank()).c_str());
-            return true;
-        } catch (const RunError& error) {
-            std::fprintf(stderr, "error: %s\n", error.what());
-            return false;
-        }
+        return options.trace.empty() || print_trace(*ctx.profile, options.trace, steps_done, rank(), ranks());
     }
 };
 
