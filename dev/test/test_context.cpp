@@ -141,9 +141,6 @@ TEST(Machine, DescriptionAndPeak) {
     double peak = peak_flops(DType::f32, ctx).flops;
     EXPECT_GT(peak, 1e8);
     EXPECT_LT(peak, 1e13);
-    double bandwidth = peak_bandwidth(ctx).bytes;
-    EXPECT_GT(bandwidth, 1e7);
-    EXPECT_LT(bandwidth, 1e13);
 }
 
 TEST(Machine, BandwidthIsMeasuredUnderGuardToo) {

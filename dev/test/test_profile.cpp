@@ -30,7 +30,7 @@ std::vector<double> numbers_of(const std::string& table, const std::string& name
 // Two steps of 40 ms on a machine of 100 GFLOP/s and 10 GB/s.
 Profile two_steps() {
     Profile p;
-    p.range = "step", p.times = 2, p.seconds = 0.08;
+    p.range = "step", p.times = 2, p.seconds = 0.08, p.running = 0.079;
     p.ops["product"] = {6, 3'000'000'000, 1'000'000, 0.06};  // floor 30 ms, by operations
     p.ops["sum"] = {3, 1'000'000, 50'000'000, 0.0136};       // floor 5 ms, by bytes
     p.ops["nothing"] = {2, 0, 0, 0.0024};
@@ -64,6 +64,22 @@ TEST(Profile, RemainderIsOnlyMentionedAboveThreePercent) {
     EXPECT_EQ(profile_table(p).find("ops are only"), std::string::npos);
     p.ops["product"].seconds = 0.0615;  // 96.9 %
     EXPECT_NE(profile_table(p).find("ops are only 96.9 %"), std::string::npos);
+}
+
+TEST(Profile, SaysThatOthersHadTheProcessor) {
+    Profile p = two_steps();
+    EXPECT_EQ(profile_table(p).find("this thread ran"), std::string::npos);
+    p.running = 0.02;
+    EXPECT_NE(profile_table(p).find("this thread ran for only 25 % of the time"), std::string::npos);
+    Context ctx({.threads = 1, .profile = true});
+    {
+        const Range step("step", ctx);
+        { const Range inner("inner", ctx); }
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    p = profile_of(*ctx.profile, "step");
+    EXPECT_GT(p.running, 0);
+    EXPECT_LT(p.running, 0.04);
 }
 
 TEST(Profile, UnknownMachineHasNoFloors) {

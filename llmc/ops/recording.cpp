@@ -1,5 +1,7 @@
 #include "llmc/ops/recording.h"
 
+#include <time.h>
+
 #include <chrono>
 #include <cstring>
 
@@ -14,6 +16,13 @@ int64_t nanoseconds_now() {
     return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
+// Without the time in which other programs had the processor.
+int64_t nanoseconds_run() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
 constexpr size_t usual_depth = 64;
 
 void add_up(const Recording::Path& path, const std::string& op, OpCost& sum) {
@@ -26,7 +35,7 @@ void add_up(const Recording::Path& path, const std::string& op, OpCost& sum) {
 Recording::Recording() { open.reserve(usual_depth); }
 
 void Recording::begin_range(const char* name) {
-    if (at == &root) keeping = !ring.empty() && kept_range == name;
+    if (at == &root) keeping = !ring.empty() && kept_range == name, ran_before = nanoseconds_run();
     Path* inner = nullptr;
     for (const auto& candidate : at->inner)
         if (std::strcmp(candidate->name, name) == 0) inner = candidate.get();
@@ -48,6 +57,7 @@ void Recording::end() {
     if (keeping) ring[size_t(kept++) % ring.size()] = span;
     if (!span.is_op) {
         at->times++, at->seconds += double(took) * 1e-9;
+        if (at->outer == &root) at->running += double(nanoseconds_run() - ran_before) * 1e-9;
         at = at->outer;
         keeping = keeping && at != &root;
         return;

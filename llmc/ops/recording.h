@@ -31,6 +31,7 @@ public:
         Path* outer;
         int64_t times = 0;
         double seconds = 0;  // from their begins to their ends
+        double running = 0;  // of outermost ranges: seconds in which this thread had a processor
         std::map<std::string, OpCost, std::less<>> ops{};  // of those in no inner range
         std::vector<std::unique_ptr<Path>> inner{};        // in the order of their first occurrence
     };
@@ -74,6 +75,7 @@ private:
     int64_t kept = 0;  // spans ever put into the ring
     std::string kept_range;
     bool keeping = false;  // inside of such a range
+    int64_t ran_before = 0;  // how long this thread had run when the outermost range began
 };
 
 }  // namespace llmc

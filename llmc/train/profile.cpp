@@ -9,7 +9,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr double expected_in_ops = 0.97;
+constexpr double expected_in_ops = 0.97, expected_running = 0.95;
 
 double op_seconds(const Recording::Path& path) {
     double sum = 0;
@@ -135,6 +135,7 @@ Profile profile_of(const Recording& recording, const std::string& range) {
     for (const auto& path : recording.all().inner) {
         if (path->name != range) continue;
         profile.times = path->times, profile.seconds = path->seconds, profile.own = own_seconds(*path);
+        profile.running = path->running;
         collect(*path, 0, profile);
     }
     return profile;
@@ -149,6 +150,9 @@ std::string profile_table(const Profile& p) {
     text += op_table(p);
     text += "  x floor: time over the least possible, operations / peak or bytes / bandwidth, whichever is more; bytes "
             "are inputs\n  and outputs, once. 1 is the machine's limit; less: data came from a cache.\n";
+    if (p.running < expected_running * p.seconds)
+        text += line("  this thread ran for only %.0f %% of the time: others had the processor, or it waited; times are "
+                     "too long by that\n", 100 * p.running / p.seconds);
     text += remainder_line(p);
     return p.parts.empty() ? text : text + part_table(p);
 }
@@ -173,6 +177,7 @@ json to_json(const Profile& p) {
             {"seconds", p.seconds},
             {"outside", p.outside()},
             {"own", p.own},
+            {"running", p.running},
             {"peak_flops", p.machine.flops},
             {"bandwidth", p.machine.bytes},
             {"ops", ops},
@@ -182,6 +187,7 @@ json to_json(const Profile& p) {
 Profile profile_from_json(const json& j) {
     Profile p;
     p.range = j.at("range"), p.times = j.at("times"), p.seconds = j.at("seconds"), p.own = j.at("own");
+    p.running = j.at("running");
     p.machine = {j.at("peak_flops"), j.at("bandwidth")};
     for (const json& op : j.at("ops"))
         p.ops[op.at("op")] = {op.at("calls"), op.at("flops"), op.at("bytes"), op.at("seconds")};

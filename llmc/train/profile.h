@@ -26,7 +26,8 @@ struct Profile {
         double own;  // seconds of it alone: in no op, in no inner range
     };
     std::vector<Part> parts;
-    double own = 0;  // as Part::own, of the range itself
+    double own = 0;      // as Part::own, of the range itself
+    double running = 0;  // seconds in which the thread that calls the ops had a processor
 
     Machine machine;  // to be set: for floors
 
