@@ -58,6 +58,8 @@ struct CommandLine {
             ->capture_default_str()
             ->group("Run");
         app.add_flag("--profile", run.profile, "time every op; print the table at the end")->group("Run");
+        app.add_option("--trace", run.trace, "the same, and write the last steps to this file, for chrome://tracing")
+            ->group("Run");
         app.add_flag("--cuda-graph", run.cuda_graph, "launch a micro-batch, and the update, as one CUDA graph each")
             ->group("Run");
         app.require_subcommand(0, 1);
@@ -113,6 +115,7 @@ struct CommandLine {
             ->excludes(group)
             ->excludes(discrete);
         eval_app->add_option("--threads", eval.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
+        eval_app->add_flag("--profile", eval.profile, "time every op; print the table at the end");
 
         generate_app = app.add_subcommand("generate", "continue prompts");
         generate_app->add_option("--checkpoint", generate.checkpoint, "run directory or step directory")->required();
@@ -140,6 +143,7 @@ struct CommandLine {
             ->check(CLI::IsMember({"data", "self", "zero"}));
         generate_app->add_flag("--discrete", generate.options.discrete, "MoT with one-hot merge and emit weights");
         generate_app->add_option("--threads", generate.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
+        generate_app->add_flag("--profile", generate.profile, "time every op; print the table at the end");
     }
 
     int execute(World& world) {
@@ -168,6 +172,7 @@ struct CommandLine {
         if (run.run_dir.empty()) input_error("--run-dir is missing: where checkpoints and the log of this run go");
         run.resume = resume ? Resume::must : auto_resume ? Resume::if_there : Resume::never;
         run.given = given_fields(app, model, train);
+        run.profile |= !run.trace.empty();
         if (!run.given.count("vocab_size")) model.vocab_size = 0;  // the data's
         if (*transition_app) {
             if (run.resume != Resume::never)

@@ -33,6 +33,7 @@
 #include "llmc/base/rng.h"
 #include "llmc/ops/ops.h"
 #include "llmc/train/plan.h"
+#include "llmc/train/profile.h"
 #include "llmc/train/step.h"
 
 using namespace llmc;
@@ -91,13 +92,6 @@ int64_t peak_resident_bytes() {
     return 0;
 }
 
-json op_times(const Context& ctx) {
-    json list = json::array();
-    for (const auto& [name, cost] : ctx.costs)
-        list.push_back({{"op", name}, {"calls", cost.calls}, {"seconds", cost.seconds}, {"flops", cost.flops}});
-    return list;
-}
-
 // Rank 0 hears what the coordinator wants next and tells the others. These sleep until then: who waits in MPI keeps a
 // core busy, and it is another worker's turn.
 class Turn {
@@ -127,7 +121,7 @@ private:
 };
 
 // Answers on standard output, one JSON object per line read: "sample" -> seconds of one training step; "end" -> memory,
-// op times.
+// with --profile also the profile.
 int work(const Options& o, World& world) {
     if (world.rank > 0 && !std::freopen("/dev/null", "w", stdout)) run_error("/dev/null cannot be opened");
     const ModelConfig config = model_config(o.worker);
@@ -156,6 +150,7 @@ int work(const Options& o, World& world) {
     RandomStream random(1, "bench tokens");
     for (int64_t i = 0; i < N; i++) tokens[size_t(i)] = int32_t(random.bits(uint64_t(i)) % uint64_t(config.vocab_size));
     auto one_step = [&] {
+        const Range range("step", ctx);
         step.begin(1e-4);
         step.micro_batch(tokens.data(), tokens.data(), world.rank, false);
         step.update();
@@ -164,7 +159,7 @@ int work(const Options& o, World& world) {
     };
     Turn turn(world);
     one_step();  // pages are touched and primitives made
-    ctx.costs.clear();
+    if (ctx.profile) ctx.profile->clear();
     std::cout << json{{"tokens", N * world.size},
                       {"parameters", model.table.count()},
                       {"flops", plan.step_flops},
@@ -176,7 +171,9 @@ int work(const Options& o, World& world) {
         one_step();
         std::cout << json{{"seconds", seconds_now() - start}} << std::endl;
     }
-    std::cout << json{{"resident_bytes", peak_resident_bytes()}, {"ops", op_times(ctx)}} << std::endl;
+    json end = {{"resident_bytes", peak_resident_bytes()}};
+    if (ctx.profile) end["profile"] = to_json(profile_of(*ctx.profile, "step"));
+    std::cout << end << std::endl;
     return 0;
 }
 
@@ -265,19 +262,10 @@ Result summarise(const Worker& w, double best_probe, int64_t flops) {
     return r;
 }
 
-void print_profile(const Result& r) {
-    double total = 0;
-    std::vector<json> ops = r.end.at("ops");
-    std::sort(ops.begin(), ops.end(), [](const json& a, const json& b) { return a.at("seconds") > b.at("seconds"); });
-    for (const json& op : ops) total += op.at("seconds").get<double>();
-    std::printf("\n%s: time of ops per step\n  %-24s %8s %10s %7s %9s\n", r.name.c_str(), "op", "calls", "ms", "share",
-                "GFLOP/s");
-    for (const json& op : ops) {
-        const double seconds = op.at("seconds"), steps = double(r.all);
-        std::printf("  %-24s %8.0f %10.2f %6.1f%% %9.1f\n", op.at("op").get<std::string>().c_str(),
-                    op.at("calls").get<double>() / steps, seconds / steps * 1e3, 100 * seconds / total,
-                    op.at("flops").get<double>() / seconds * 1e-9);
-    }
+void print_profile(const Result& r, const Machine& machine) {
+    Profile profile = profile_from_json(r.end.at("profile"));
+    profile.machine = machine;
+    std::printf("\n%s, all samples: %s", r.name.c_str(), profile_table(profile).c_str());
 }
 
 void print_table(const std::vector<Result>& results, double peak) {
@@ -372,10 +360,13 @@ int coordinate(const Options& o) {
         file.push_back(to_json(results.back(), best_probe));
     }
     print_table(results, best_probe);
+    const bool complete = results.size() == all.size();
+    all.clear();  // they leave room to measure the bandwidth
+    const Machine machine{best_probe, o.profile ? peak_bandwidth(ctx).bytes : 0};
     for (const Result& r : results)
-        if (o.profile && r.end.contains("ops")) print_profile(r);
+        if (r.end.contains("profile")) print_profile(r, machine);
     if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(2) << "\n";
-    return results.size() == all.size() ? 0 : 1;
+    return complete ? 0 : 1;
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "llmc/train/cluster.h"
 #include "llmc/train/flags.h"
 #include "llmc/train/plan.h"
+#include "llmc/train/profile.h"
 #include "llmc/train/step.h"
 
 using namespace llmc;
@@ -52,6 +53,7 @@ Measured measure(const ModelConfig& model_config, const TrainConfig& train, int 
             tokens[i] = int32_t(random.bits(i) % uint64_t(model_config.vocab_size));
         auto run = [&](int64_t count) {
             for (int64_t i = 0; i < count; i++) {
+                const Range range("step", ctx);
                 step.begin(1e-4);
                 for (int64_t k = 0; k < train.grad_accumulation; k++)
                     step.micro_batch(tokens.data(), tokens.data(), k, false);
@@ -60,12 +62,12 @@ Measured measure(const ModelConfig& model_config, const TrainConfig& train, int 
             synchronize(ctx);
         };
         run(3);  // warm up: algorithms are chosen, graphs recorded
-        ctx.costs.clear();
+        if (profile) ctx.profile->clear();
         const auto start = std::chrono::steady_clock::now();
         run(profile ? 1 : steps);
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         if (profile)
-            result.costs = ctx.costs;
+            result.costs = profile_of(*ctx.profile, "step").ops;
         else
             result.step_seconds = seconds / double(steps);
     }

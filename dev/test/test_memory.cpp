@@ -69,5 +69,13 @@ TEST(Memory, SwapAxes) {
     EXPECT_TRUE(refuses([&] { swap_axes(out, in.view({6, 4}), device.ctx); }, "three axes"));
 }
 
+TEST(Machine, BandwidthIsThatOfSomeMemory) {
+    Context ctx({.threads = 2});
+    const Bandwidth bandwidth = peak_bandwidth(ctx);
+    EXPECT_GT(bandwidth.bytes, 1e7);
+    EXPECT_LT(bandwidth.bytes, 1e14);
+    EXPECT_EQ(bandwidth.how, "measured now");
+}
+
 }  // namespace
 }  // namespace llmc::test

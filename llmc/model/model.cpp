@@ -226,7 +226,7 @@ void Model::announce(size_t i, const Run& run, Phase phase, bool before) const {
 // else survives.
 Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& run) {
     announce(i, run, Phase::forward, true);
-    const Range range(blocks[i]->kind());
+    const Range range(blocks[i]->kind(), ctx);
     Pass pass = pass_for(i, run);
     std::vector<SavedSpec> specs = blocks[i]->declare_saved(run.B, run.T, pass);
     Kept kept;
@@ -251,11 +251,12 @@ Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& r
 // dstream [B,T,C]: the gradient of the residual stream above the block on entry, below it on return.
 void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept) {
     announce(i, run, Phase::backward, true);
-    const Range range(blocks[i]->kind());
+    const Range range(blocks[i]->kind(), ctx);
     int64_t mark = run.arena.mark();
     Pass pass = pass_for(i, run);
     pass.slots = kept.slots;
     if (run.recompute) {  // the same forward once more, with the decisions of the first
+        const Range again("recompute", ctx);
         append_slots(pass.slots, blocks[i]->declare_saved(run.B, run.T, pass), false, run.arena);
         pass.recomputing = true, pass.metrics = {};
         normalize(i, kept, kept.x, {}, run);
@@ -274,6 +275,7 @@ void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept)
 
 // x_0 [B,T,C] of tokens [B,T].
 Tensor Model::embed(Tensor tokens, const Run& run) {
+    const Range range("embedding", ctx);
     const Unit& unit = *table.find_unit("embedding");
     run.hooks.before(unit, Phase::forward);
     UnitView embedding = view("embedding", false);
@@ -286,6 +288,7 @@ Tensor Model::embed(Tensor tokens, const Run& run) {
 
 // The head's input [B,T,C]. Training: kept gets one entry per block and one for the final norm, if there is one.
 Tensor Model::forward(Tensor tokens, const Run& run, std::vector<Kept>& kept) {
+    const Range range("forward", ctx);
     Tensor x = embed(tokens, run);
     Tensor branch = run.arena.tensor("branch", precision.act, x.shape);
     for (size_t i = 0; i < blocks.size(); i++) {
@@ -303,6 +306,7 @@ Tensor Model::finish_stream(Tensor x, Tensor branch, const Run& run, std::vector
         add(sum, x, branch, ctx);
         return sum;
     }
+    const Range range("final norm", ctx);
     const Unit& unit = *table.find_unit("final_norm");
     Kept last;
     last.x = run.training ? run.arena.tensor("x", precision.act, x.shape) : x;
@@ -315,8 +319,10 @@ Tensor Model::finish_stream(Tensor x, Tensor branch, const Run& run, std::vector
 
 // dh [B,T,C]: gradient of the head's input; is overwritten.
 void Model::backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>& kept) {
+    const Range range("backward", ctx);
     Tensor dstream = dh;
     if (config.final_norm) {
+        const Range range("final norm", ctx);
         const Unit& unit = *table.find_unit("final_norm");
         run.hooks.before(unit, Phase::backward);
         dstream = run.arena.tensor("dstream", precision.act, dh.shape);
@@ -325,6 +331,7 @@ void Model::backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>
     }
     for (size_t i = blocks.size(); i-- > 0;) backward_block(i, dstream, run, kept[i]);
 
+    const Range embedding_range("embedding", ctx);
     const Unit& unit = *table.find_unit("embedding");
     run.hooks.before(unit, Phase::backward);
     UnitView embedding = view("embedding", true);
@@ -336,6 +343,7 @@ void Model::backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>
 
 // Runs use(unit) between the hooks of the unit that holds the head's weight [V,C]; a tied head is the token embedding.
 void Model::with_head(const Run& run, const std::function<void(const UnitView&)>& use) {
+    const Range range("head", ctx);
     const Unit& unit = *table.find_unit(config.tied_head ? "embedding" : "head");
     // Training does the head's forward and backward in one op. A tied gradient is complete only after the embedding's.
     const Phase phase = run.training && !config.tied_head ? Phase::backward : Phase::forward;
@@ -429,6 +437,7 @@ void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const E
     for (size_t i = 0; i < blocks.size(); i++) {
         int64_t temporaries = arena.mark();
         announce(i, run, Phase::forward, true);
+        const Range range(blocks[i]->kind(), ctx);
         Pass pass = pass_for(i, run);
         pass.state = generation.state[i];
         append_slots(pass.slots, blocks[i]->declare_saved(B, n, pass), true, arena);

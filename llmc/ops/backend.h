@@ -11,6 +11,8 @@ Backend* backend_create(const ContextOptions& options, int threads);
 // Around every op that runs, also nested ones: ranges for profilers, the guard.
 void backend_op_begins(const char* name, Context& ctx);
 void backend_op_ends(Context& ctx);
+void backend_range_begins(const char* name);
+void backend_range_ends();
 
 void* backend_alloc(int64_t bytes, Context& ctx);  // at least one byte; nullptr if the device has not enough
 void backend_free(void* data, int64_t bytes, Context& ctx);

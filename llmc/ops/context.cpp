@@ -1,7 +1,6 @@
 // Context and Op: what is the same on every device. Counting, workspace, profile.
 #include <sched.h>
 
-#include <chrono>
 #include <thread>
 
 #include "llmc/ops/backend.h"
@@ -18,11 +17,6 @@ int allowed_cpus() {
     return std::max(1, n);
 }
 
-double seconds_now() {
-    using namespace std::chrono;
-    return duration<double>(steady_clock::now().time_since_epoch()).count();
-}
-
 // Exact, so that the memory plan holds. The old workspace goes first: its contents are nobody's any more.
 void set_workspace(int64_t bytes, Context& ctx) {
     auto& workspace = ctx.workspace;
@@ -37,8 +31,9 @@ void set_workspace(int64_t bytes, Context& ctx) {
 }  // namespace
 
 Context::Context(const ContextOptions& options)
-    : counting(options.counting), guard(options.guard), profile(options.profile),
-      threads(options.threads > 0 ? options.threads : allowed_cpus()) {
+    : counting(options.counting), guard(options.guard),
+      threads(options.threads > 0 ? options.threads : allowed_cpus()),
+      profile(options.profile && !options.counting ? new Recording : nullptr) {
     if (options.threads < 0) input_error("threads is ", options.threads, "; give 0 (all CPUs) or a positive number");
     backend.reset(backend_create(options, threads));
 }
@@ -48,7 +43,7 @@ Context::~Context() = default;
 Op::Op(Context& context, const char* op_name, int64_t flops, int64_t workspace_bytes, int64_t bytes)
     : run(!context.counting), ctx(context), name(op_name) {
     ctx.flops += flops;
-    if (ctx.counting || ctx.profile) {
+    if (ctx.counting) {
         OpCost& cost = ctx.costs[name];
         cost.calls++, cost.flops += flops, cost.bytes += bytes;
     }
@@ -70,7 +65,7 @@ Op::Op(Context& context, const char* op_name, int64_t flops, int64_t workspace_b
     }
     if (ctx.profile) {
         synchronize(ctx);
-        start = seconds_now();
+        ctx.profile->begin_op(name, flops, bytes);
     }
     backend_op_begins(name, ctx);
 }
@@ -80,9 +75,19 @@ Op::~Op() {
     backend_op_ends(ctx);
     if (ctx.profile) {
         synchronize(ctx);
-        ctx.costs[name].seconds += seconds_now() - start;
+        ctx.profile->end();
     }
     if (workspace) ctx.workspace.in_use = false;
+}
+
+Range::Range(const char* name, Context& context) : ctx(context) {
+    backend_range_begins(name);
+    if (ctx.profile) ctx.profile->begin_range(name);
+}
+
+Range::~Range() {
+    if (ctx.profile) ctx.profile->end();
+    backend_range_ends();
 }
 
 void reserve_workspace(int64_t bytes, Context& ctx) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "llmc/base/tensor.h"
+#include "llmc/ops/recording.h"
 
 namespace llmc {
 
@@ -25,19 +26,8 @@ struct ContextOptions {
     int threads = 0;  // CPU threads; 0: as many as the affinity mask of the process allows
     bool counting = false;
     bool guard = false;
-    bool profile = false;  // time every op, waiting for the device around each one: see Context::costs
+    bool profile = false;  // time every op, waiting for the device around each one
     int device = -1;       // number of the GPU; -1: the one that CUDA chooses. Where there are many processes: comm.h
-};
-
-// What all calls of one op cost. Bytes are the least that must go to or come from device memory: every input read once,
-// every output written once.
-struct OpCost {
-    int64_t calls = 0, flops = 0, bytes = 0;
-    double seconds = 0;  // measured, with `profile`
-    void add(const OpCost& o, int64_t times) {
-        calls += times * o.calls, flops += times * o.flops, bytes += times * o.bytes;
-        seconds += double(times) * o.seconds;
-    }
 };
 
 // Something that was asked for. A Context that counts can write all of it down in its order (Context::events): what may
@@ -57,13 +47,14 @@ struct Context {
     Context(const Context&) = delete;
     Context& operator=(const Context&) = delete;
 
-    bool counting, guard, profile;
+    bool counting, guard;
     int threads;
     int64_t flops = 0;             // floating point operations of all ops so far (one fused multiply-add is two)
     int64_t workspace_needed = 0;  // largest workspace any op has asked for so far, in bytes
     int64_t launches = 0;                 // kernels and library calls given to a GPU so far
-    std::map<std::string, OpCost> costs;  // by op, filled while counting and with `profile`
+    std::map<std::string, OpCost> costs;  // by op, filled while counting
     std::vector<Event>* events = nullptr;  // if given, gets everything that is counted
+    const std::unique_ptr<Recording> profile;  // what ops took, if that was asked for; nullptr while counting
 
     struct {                   // scratch of the ops, one op at a time
         void* data = nullptr;
@@ -96,15 +87,18 @@ struct Op {
 private:
     Context& ctx;
     const char* name;
-    double start = 0;
 };
 
-// A named stretch of the timeline that profilers show: a block's forward pass, an update.
+// A named stretch of the timeline, for profilers and Context::profile: a step, a block's forward pass. The name is a
+// literal.
 struct Range {
-    explicit Range(const char* name);
+    Range(const char* name, Context& ctx);
     ~Range();
     Range(const Range&) = delete;
     Range& operator=(const Range&) = delete;
+
+private:
+    Context& ctx;
 };
 
 // Makes the workspace that the counted step needs and forbids growing it afterwards. Bytes are part of the memory plan.

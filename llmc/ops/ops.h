@@ -40,6 +40,13 @@ struct Peak {
     std::string how;  // "measured now" (a loop of multiply-adds, about 0.1 s), or whose datasheet says so
 };
 Peak peak_flops(DType act, Context& ctx);
+// The most bytes a second that device memory could deliver and take: passes over arrays much larger than the caches,
+// for 0.2 s. Needs up to a quarter of the free memory for that while.
+struct Bandwidth {
+    double bytes;  // read and written
+    std::string how;
+};
+Bandwidth peak_bandwidth(Context& ctx);
 
 // --------------------------------------------------------------------------------------------------- embedding
 // out[b,t,:] = token_table[tokens[b,t],:] + position_table[first_position + t,:]

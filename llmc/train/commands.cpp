@@ -9,6 +9,7 @@
 #include "llmc/train/convert.h"
 #include "llmc/train/evaluate.h"
 #include "llmc/train/plan.h"
+#include "llmc/train/profile.h"
 #include "llmc/train/step.h"
 
 namespace llmc {
@@ -39,8 +40,9 @@ struct Loaded {
     std::unique_ptr<Context> ctx;
     std::unique_ptr<Model> model;
     std::vector<std::vector<int32_t>> fillers;
+    Machine machine;  // with profile
 
-    Loaded(const std::string& path, int threads) : checkpoint(open_checkpoint(path)) {
+    Loaded(const std::string& path, int threads, bool profile) : checkpoint(open_checkpoint(path)) {
         if (!checkpoint.note.empty()) std::fprintf(stderr, "warning: %s\n", checkpoint.note.c_str());
         const std::string where = checkpoint.directory + "/state.json";
         try {
@@ -50,7 +52,8 @@ struct Loaded {
         } catch (const nlohmann::json::exception& error) {
             input_error(where, " is not the state of a training run: ", error.what());
         }
-        ctx = std::make_unique<Context>(ContextOptions{.threads = threads});
+        ctx = std::make_unique<Context>(ContextOptions{.threads = threads, .profile = profile});
+        if (profile) machine = measure_machine(Precision::from_name(train.precision).act, *ctx);
     }
 
     void load_parameters() {
@@ -58,6 +61,10 @@ struct Loaded {
         model->allocate(false);
         load_tensors(checkpoint, model_file, model->parameters(), *ctx);
         model->refresh_compute_copy();
+    }
+
+    void report_profile(const char* range) const {
+        if (ctx->profile) print_profile(*ctx->profile, range, machine);
     }
 };
 
@@ -98,7 +105,7 @@ void print_table(const Evaluator& evaluator, Step& step, const std::vector<Extra
 }  // namespace
 
 int run_eval(const EvalCommand& command) {
-    Loaded loaded(command.checkpoint, command.threads);
+    Loaded loaded(command.checkpoint, command.threads, command.profile);
     const Dataset data = open_dataset(command.data);
     check_vocabulary(data, loaded.config.vocab_size);
     const Split& split = command.split == "train" || data.bare ? data.train : data.val;
@@ -120,6 +127,7 @@ int run_eval(const EvalCommand& command) {
         const double loss = evaluate_filled(*loaded.model, tokens, targets, loaded.fillers, fill, *loaded.ctx);
         std::printf("%lld single sequences, groups filled by rule %s: loss %.4f  perplexity %.2f\n",
                     static_cast<long long>(count), command.group_fill.c_str(), loss, std::exp(loss));
+        loaded.report_profile("evaluation");
         return 0;
     }
     const ModelConfig as = config_of(command, loaded);
@@ -143,11 +151,12 @@ int run_eval(const EvalCommand& command) {
     std::printf("step %lld, %s split%s: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
                 command.as.empty() ? "" : str(", as ", command.as).c_str(), result.text().c_str());
     if (!command.group_sizes.empty()) print_table(evaluator, step, rows);
+    loaded.report_profile("evaluation");
     return 0;
 }
 
 int run_generate(const GenerateCommand& command) {
-    Loaded loaded(command.checkpoint, command.threads);
+    Loaded loaded(command.checkpoint, command.threads, command.profile);
     std::string rank_file = command.tokenizer;
     if (rank_file.empty())
         rank_file =
@@ -180,6 +189,7 @@ int run_generate(const GenerateCommand& command) {
     else
         for (size_t i = 0; i < texts.size(); i++)
             std::printf("--- %zu\n%s%s\n", i + 1, command.prompts[i].c_str(), tokenizer.decode(texts[i]).c_str());
+    loaded.report_profile("position");
     return 0;
 }
 

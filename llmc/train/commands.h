@@ -21,6 +21,7 @@ struct EvalCommand {
     std::string as;          // not empty: as this kind of mixture, see mixture_from_name
     std::string group_fill;  // not empty: single sequences in groups filled up by this rule
     int threads = 0;
+    bool profile = false;
 };
 int run_eval(const EvalCommand& command);
 
@@ -30,6 +31,7 @@ struct GenerateCommand {
     std::string group_fill = "data";
     GenerateOptions options;
     int threads = 0;
+    bool profile = false;
 };
 int run_generate(const GenerateCommand& command);
 

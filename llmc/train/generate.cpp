@@ -107,6 +107,7 @@ std::vector<std::vector<int32_t>> generate(Model& model, const Sequences& prompt
     std::vector<float> host_logits(size_t(rows * V));
 
     for (int64_t t = 0; t + 1 < last; t++) {
+        const Range range("position", ctx);
         for (int64_t r = 0; r < rows; r++) {  // what stands at position t; a finished row repeats its last token
             const auto& source = r < P || options.fill != GroupFill::data ? text[size_t(r % P)]
                                                                           : fillers[size_t(r - P) % fillers.size()];
@@ -164,6 +165,7 @@ double evaluate_filled(Model& model, const std::vector<int32_t>& tokens, const s
     std::vector<float> host32(size_t(rows * T));
     double sum = 0;
     for (int64_t i = 0; i < count; i++) {
+        const Range range("evaluation", ctx);
         std::copy_n(targets.begin() + i * T, T, wanted.begin());
         for (int64_t r = 0; r < rows; r++) {
             const bool filler = r > 0 && fill == GroupFill::data;

@@ -59,7 +59,7 @@ void Step::update() {
 }
 
 void Step::enqueue_update() {
-    const Range range("update");
+    const Range range("update", ctx);
     if (shared) shared->finish_gradients();
     const bool slices = model.sharding.moments();  // what this rank updates of every unit
     for (const ParamPart& part : parts_of(model.table, model.grads, slices))
@@ -147,6 +147,7 @@ std::vector<double> Step::metrics() {
 }
 
 Step::LossSum Step::evaluate(const int32_t* host_tokens, const int32_t* host_targets, const EvalOptions& options) {
+    const Range range("evaluation", ctx);
     upload(tokens, host_tokens, ctx);
     upload(targets, host_targets, ctx);
     step_begin(eval_step, 0, ctx);

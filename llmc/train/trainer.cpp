@@ -16,10 +16,12 @@
 #include "llmc/train/log.h"
 #include "llmc/train/open_data.h"
 #include "llmc/train/plan.h"
+#include "llmc/train/profile.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/schedule.h"
 #include "llmc/train/signals.h"
 #include "llmc/train/step.h"
+#include "llmc/train/trace.h"
 #include "llmc/train/transition.h"
 #include "llmc/train/units.h"
 
@@ -87,6 +89,7 @@ struct Run {
           identity(identity), extras(extra_evaluations(m, c)), twin(twin),
           transition(identity.value("transition", json())) {
         if (rank() == 0) log.emplace(o.run_dir + "/log.jsonl", identity);
+        if (!o.trace.empty()) ctx.profile->keep_spans("step", traced_spans);
         reserve_workspace(plan.workspace_bytes, ctx);
         arena.allocate(plan.activation_bytes);
         model.allocate(true);
@@ -227,17 +230,26 @@ struct Run {
     int64_t samples_per_step() const { return config.micro_batch * config.grad_accumulation; }
     int64_t tokens_per_step() const { return samples_per_step() * model_config.context; }
 
+    void fill_micro_batch(int64_t k) {
+        const Range range("data", ctx);
+        loader.fill(tokens.data(), targets.data(), step->rows(),
+                    steps_done * samples_per_step() + k * config.micro_batch +
+                        model.sharding.batch_part() * step->rows());
+    }
+
     void one_step(double lr, bool statistics) {
+        if (ctx.profile && steps_done == first_step + 1) ctx.profile->clear();  // of the step that warms up
         const double start = seconds_now();
-        step->begin(lr, steps_done);
-        const Sharding& s = model.sharding;
-        for (int64_t k = s.batch(); k < config.grad_accumulation; k += s.batches()) {
-            loader.fill(tokens.data(), targets.data(), step->rows(),
-                        steps_done * samples_per_step() + k * config.micro_batch + s.batch_part() * step->rows());
-            step->micro_batch(tokens.data(), targets.data(), k, statistics);
+        {
+            const Range range("step", ctx);
+            step->begin(lr, steps_done);
+            for (int64_t k = model.sharding.batch(); k < config.grad_accumulation; k += model.sharding.batches()) {
+                fill_micro_batch(k);
+                step->micro_batch(tokens.data(), targets.data(), k, statistics);
+            }
+            step->update();
+            synchronize(ctx);
         }
-        step->update();
-        synchronize(ctx);
         steps_done++;
         busy_steps++;
         busy_seconds += seconds_now() - start;
@@ -300,11 +312,12 @@ struct Run {
         return 0;
     }
 
-    void print_profile() const {
-        std::printf("%-28s %10s %12s %10s\n", "op", "calls", "ms", "GFLOP/s");
-        for (const auto& [name, cost] : ctx.costs)
-            std::printf("%-28s %10lld %12.1f %10.1f\n", name.c_str(), static_cast<long long>(cost.calls),
-                        cost.seconds * 1e3, double(cost.flops) / cost.seconds * 1e-9);
+    // False if the trace could not be written.
+    bool report_profile(const Machine& machine) {
+        json line = print_profile(*ctx.profile, "step", machine);
+        line["event"] = "profile", line["step"] = steps_done;
+        record(line);
+        return options.trace.empty() || print_trace(*ctx.profile, options.trace, steps_done, rank(), ranks());
     }
 };
 
@@ -404,6 +417,8 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
         input_error("--cuda-graph is for one process: this run has ", ranks);
     if (options.cuda_graph && options.profile)
         input_error("--profile times single ops and --cuda-graph launches them all at once: choose one");
+    if (!options.trace.empty())
+        check_trace_path(trace_path(options.trace, options.world ? options.world->rank : 0, ranks));
     model = resolved(model);
     check_vocabulary(data, model.vocab_size);
     check_schedule(schedule_of(config));
@@ -443,6 +458,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     Context device({.threads = options.threads, .device = options.device});
     const bool on_cpu = options.device < 0;  // GPUs are not shared
     check_memory(plan, device, options.world && on_cpu ? options.world->local_size : 1);
+    const Bandwidth bandwidth = options.profile ? peak_bandwidth(device) : Bandwidth{};  // while memory is free
     json identity = describe_run(model, config, data);
     if (!transition.is_null()) identity["transition"] = transition;
     if (first) prepare_run_directory(options.run_dir, identity, data, found);
@@ -459,8 +475,8 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     else
         run.start_fresh();
     const int code = run.loop();
-    if (options.profile) run.print_profile();
-    return code;
+    if (!options.profile || run.report_profile({peak.flops, bandwidth.bytes})) return code;
+    return std::max(code, 1);
 }
 
 }  // namespace llmc

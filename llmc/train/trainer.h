@@ -24,7 +24,8 @@ struct RunOptions {
     Resume resume = Resume::never;
     std::set<std::string> given;  // fields that the user set: on resume they must not contradict the saved run
     int threads = 0, device = -1;  // device: see choose_device
-    bool profile = false;
+    bool profile = false;  // time every op, see profile.h
+    std::string trace;     // with profile: a file for the last steps, see trace.h
     bool cuda_graph = false;  // launch a micro-batch, and the update, as one CUDA graph each
 };
 

@@ -1,9 +1,8 @@
 // Device memory on the CPU: anonymous mappings, so that the guard can take them away and large ones can get huge pages;
-// and what is known about the machine: free memory, description, peak speed.
+// and what is known about the machine: free memory, description.
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <limits>
@@ -159,54 +158,6 @@ std::string backend_description(Context& ctx) {
     isa = "NEON";
 #endif
     return str("cpu, ", ctx.threads, ctx.threads == 1 ? " thread, " : " threads, ", isa, ", ", gemm_library());
-}
-
-namespace {
-
-// `rounds` times 12 independent vectors of multiply-adds: enough to hide the latency of an FMA at two per cycle.
-template <class T>
-T fma_rounds(int64_t rounds, T seed) {
-    typedef T Lane __attribute__((vector_size(64)));
-    constexpr int chains = 12;
-    Lane x[chains];
-    for (int i = 0; i < chains; i++)
-        for (size_t j = 0; j < 64 / sizeof(T); j++) x[i][j] = seed + T(i);
-    Lane scale = x[0] * T(0) + T(0.5), shift = x[0] * T(0) + T(1);
-    for (int64_t r = 0; r < rounds; r++)
-        for (int i = 0; i < chains; i++) x[i] = x[i] * scale + shift;
-    T sum = 0;
-    for (int i = 0; i < chains; i++)
-        for (size_t j = 0; j < 64 / sizeof(T); j++) sum += x[i][j];
-    return sum;
-}
-
-template <class T>
-double measured_flops(int threads) {
-    using clock = std::chrono::steady_clock;
-    const int64_t flops_per_round = 2 * 12 * int64_t(64 / sizeof(T));
-    int64_t rounds = 1 << 16;
-    double best = 0;
-    volatile T sink = 0;  // so that the loop is not optimised away
-    for (double total = 0; total < 0.1;) {
-        auto start = clock::now();
-        T sum = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : sum)
-        sum += fma_rounds<T>(rounds, T(omp_get_thread_num()));
-        sink = sum;
-        double seconds = std::chrono::duration<double>(clock::now() - start).count();
-        total += seconds;
-        best = std::max(best, double(threads) * double(rounds * flops_per_round) / seconds);
-        if (seconds < 0.01) rounds *= 2;
-    }
-    (void)sink;
-    return best;
-}
-
-}  // namespace
-
-Peak peak_flops(DType act, Context& ctx) {
-    return {act == DType::f64 ? measured_flops<double>(ctx.threads) : measured_flops<float>(ctx.threads),
-            "measured now"};
 }
 
 }  // namespace llmc

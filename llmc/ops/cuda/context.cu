@@ -2,6 +2,8 @@
 #include <cublasLt.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <chrono>
+
 #include "llmc/ops/backend.h"
 #include "llmc/ops/cuda/cuda.cuh"
 
@@ -66,8 +68,8 @@ void BackendDeleter::operator()(Backend* backend) const {
 void backend_op_begins(const char* name, Context&) { nvtxRangePushA(name); }
 void backend_op_ends(Context&) { nvtxRangePop(); }
 
-Range::Range(const char* name) { nvtxRangePushA(name); }
-Range::~Range() { nvtxRangePop(); }
+void backend_range_begins(const char* name) { nvtxRangePushA(name); }
+void backend_range_ends() { nvtxRangePop(); }
 
 void synchronize(Context& ctx) {
     if (!ctx.counting) check_cuda(cudaStreamSynchronize(ctx.backend->stream), "a kernel or copy");
@@ -118,6 +120,32 @@ Peak peak_flops(DType act, Context&) {
         if ((" " + name + " ").find(str(" ", sheet.name, " ")) != std::string::npos)
             return {(act == DType::bf16 ? sheet.bf16 : sheet.fp32) * 1e12, str("datasheet of the ", sheet.name)};
     return {0, str("unknown for ", name)};
+}
+
+// Copies within device memory: each byte is read and written once.
+Bandwidth peak_bandwidth(Context& ctx) {
+    using clock = std::chrono::steady_clock;
+    int device = 0, cache = 0;
+    check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    check_cuda(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "cudaDeviceGetAttribute");
+    const int64_t bytes = std::min(4 * std::max<int64_t>(cache, 32 << 20), device_memory_available(ctx) / 8);
+    const Tensor to(device_alloc(bytes, ctx), DType::f32, {bytes / 4}, "to");
+    const Tensor from(device_alloc(bytes, ctx), DType::f32, {bytes / 4}, "from");
+    fill(from, 0, ctx);
+    synchronize(ctx);
+    constexpr int copies = 8;  // so long that the wait for the last one does not count
+    double best = 0;
+    for (double total = 0; total < 0.2;) {
+        const auto start = clock::now();
+        for (int i = 0; i < copies; i++) copy(to, from, ctx);
+        synchronize(ctx);
+        const double seconds = std::chrono::duration<double>(clock::now() - start).count();
+        total += seconds;
+        best = std::max(best, copies * double(to.bytes() + from.bytes()) / seconds);
+    }
+    device_free(to.data, bytes, ctx);
+    device_free(from.data, bytes, ctx);
+    return {best, "measured now"};
 }
 
 }  // namespace llmc
