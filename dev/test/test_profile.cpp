@@ -313,8 +313,8 @@ TEST_F(TrainMotOneThread, InterruptedRunWritesItsTrace) {
 }
 
 TEST_F(TrainMotOneThread, RefusesATraceThatCannotBeWritten) {
-    expect_refusal(recipe("run", {"--trace", "/proc/no/such/place"}), {"--trace", "/proc/no/such/place"});
-    expect_refusal(recipe("run", {"--trace", dir.path}), {"--trace", dir.path, "is a directory"});
+    expect_refusal(recipe("run", {"--steps", "1", "--trace", "/proc/no/such/place"}), {"--trace", "/proc/no/such/place"});
+    expect_refusal(recipe("run", {"--steps", "1", "--trace", dir.path}), {"--trace", dir.path, "is a directory"});
     EXPECT_FALSE(path_exists(dir / "run"));
     ASSERT_EQ(run(recipe("run", {"--steps", "1"})), 0) << said();
     EXPECT_TRUE(log("run", "ops").empty());
