@@ -80,18 +80,21 @@ double update_seconds(float* x, const float* y, int64_t n, int threads) {
 }  // namespace
 
 Bandwidth peak_bandwidth(Context& ctx) {
-    // Two arrays of four times the cache: of what one pass has left there, the next finds next to nothing.
-    const int64_t bytes = round_up(std::min(4 * last_cache_bytes(), device_memory_available(ctx) / 8), 64);
-    const int64_t n = bytes / int64_t(sizeof(float));
+    // Two arrays of four times the cache: of what one pass has left there, the next finds next to nothing. They are
+    // walked through in pieces of about a millisecond, so that on a busy machine some are not interrupted.
+    constexpr int64_t piece_bytes = 16 << 20, piece = piece_bytes / int64_t(sizeof(float));
+    const int64_t wanted = std::min(4 * last_cache_bytes(), device_memory_available(ctx) / 8);
+    const int64_t pieces = std::max<int64_t>(1, wanted / piece_bytes), bytes = pieces * piece_bytes;
     auto* x = static_cast<float*>(device_alloc(bytes, ctx));
     auto* y = static_cast<float*>(device_alloc(bytes, ctx));
     double best = 0;
     {
         const Op op(ctx, "peak_bandwidth");  // the guard is lifted while an op runs
-        for (double total = 0; total < 0.2;) {
-            const double seconds = update_seconds(x, y, n, ctx.threads);
+        double total = 0;
+        for (int64_t i = 0; total < 0.2; i = (i + 1) % pieces) {
+            const double seconds = update_seconds(x + i * piece, y + i * piece, piece, ctx.threads);
             total += seconds;
-            best = std::max(best, 3 * double(bytes) / seconds);
+            best = std::max(best, 3 * double(piece_bytes) / seconds);
         }
     }
     device_free(x, bytes, ctx);
