@@ -12,6 +12,10 @@
 
 namespace llmc {
 
+inline double seconds_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 // Tensors of a benchmark, freed together, and the time of what is done with them.
 struct Bench {
     Context ctx;
@@ -39,13 +43,12 @@ struct Bench {
     }
 
     double best_seconds(const std::function<void()>& f) {
-        using clock = std::chrono::steady_clock;
         double best = 1e30, total = 0;
         for (int i = 0; i < 5 || (total < 0.5 && i < 200); i++) {
-            auto start = clock::now();
+            const double start = seconds_now();
             f();
             synchronize(ctx);
-            double seconds = std::chrono::duration<double>(clock::now() - start).count();
+            const double seconds = seconds_now() - start;
             best = std::min(best, seconds);
             total += seconds;
         }

@@ -16,7 +16,8 @@
 
 namespace llmc {
 
-struct Backend;  // defined by the backend that is linked in
+struct Backend;      // defined by the backend that is linked in
+struct GemmProblem;  // in checks/matmul.h
 struct BackendDeleter {
     void operator()(Backend*) const;
 };
@@ -63,6 +64,8 @@ struct Context {
     int64_t launches = 0;                 // kernels and library calls given to a GPU so far
     std::map<std::string, OpCost> costs;  // by op, filled while counting and with `profile`
     std::vector<Event>* events = nullptr;  // if given, gets everything that is counted
+    // If given: how often the CPU's GEMM library was asked for which product, except by matmul_ragged.
+    std::map<GemmProblem, int64_t>* products = nullptr;
 
     struct {                   // scratch of the ops, one op at a time
         void* data = nullptr;
