@@ -17,7 +17,8 @@
 //
 // Two virtual CPUs may share one core for a while, which nothing but speed betrays. So a short loop of fused
 // multiply-adds is timed before and after every sample, and a sample counts only if both reach 90 % of the best such
-// probe of the whole run. Sampling goes on until enough count, or four times as many have been taken.
+// probe of the whole run. Nor does it count if its threads waited for a CPU for 5 % of its time: then other programs
+// were running. Sampling goes on until enough count, or four times as many have been taken.
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
@@ -128,7 +129,8 @@ private:
                   o.ranks);
         for (const std::string& mode : o.pytorch.empty() ? std::vector<std::string>{} : modes)
             start(str("  PyTorch ", mode), model, mode,
-                  {o.pytorch, "dev/bench/pytorch_trainer.py", "--weights", weights, "--mode", mode, "--heads",
+                  {"env", "MALLOC_MMAP_MAX_=0", "MALLOC_TRIM_THRESHOLD_=100000000000", o.pytorch,
+                   "dev/bench/pytorch_trainer.py", "--weights", weights, "--mode", mode, "--heads",
                    std::to_string(bench_model(model).heads)});
         std::filesystem::remove(weights);
     }
@@ -143,9 +145,11 @@ private:
         };
         for (int64_t i = 0; i < 4 * o.samples && !enough(); i++) {
             for (size_t w = first; w < all.size(); w++) {
-                const double before = probe();
+                const double before = probe(), waited = all[w]->waited();
                 const json answer = all[w]->ask("sample");
-                if (!all[w]->failed) all[w]->samples.push_back({answer.at("seconds"), std::min(before, probe())});
+                if (all[w]->failed) continue;
+                const double waits = all[w]->waited() - waited;
+                all[w]->samples.push_back({answer.at("seconds"), std::min(before, probe()), waits});
             }
             std::fprintf(stderr, "."), std::fflush(stderr);
         }
@@ -156,14 +160,15 @@ private:
         }
     }
 
-    // Until nothing disturbs it, or three times; disturbed rates are low, so the least bound is the best known.
+    // Until nothing disturbs it, or five times; disturbed rates are low, so the least bound is the best known.
     void find_bound(Worker& w) {
-        for (int i = 0; i < 3 && !w.failed; i++) {
-            const double before = probe();
+        for (int i = 0; i < 5 && !w.failed; i++) {
+            const double before = probe(), waited = w.waited(), start = seconds_now();
             const json bound = w.ask("bound");
             const double seconds = bound.value("seconds", 0.0);
             if (seconds > 0 && (w.bound.is_null() || seconds < w.bound.at("seconds"))) w.bound = bound;
-            if (std::min(before, probe()) >= 0.9 * best_probe) break;
+            const bool undisturbed = w.waited() - waited <= 0.05 * (seconds_now() - start);
+            if (undisturbed && std::min(before, probe()) >= 0.9 * best_probe) break;
         }
     }
 

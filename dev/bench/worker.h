@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "llmc/base/errors.h"
@@ -20,6 +22,7 @@ struct Worker {
     nlohmann::json ready, end, bound;
     struct Sample {
         double seconds, probe;
+        double waited;  // seconds that its threads were ready to run and had no CPU: other programs had it
     };
     std::vector<Sample> samples;
     bool failed = false;
@@ -62,6 +65,16 @@ struct Worker {
         std::fflush(to);
         return read();
     }
+    // Seconds that its threads have waited for a CPU so far; 0 where the kernel does not tell.
+    double waited() const {
+        double nanoseconds = 0;
+        std::error_code none;
+        for (const auto& task : std::filesystem::directory_iterator(str("/proc/", id, "/task"), none)) {
+            double running = 0, waiting = 0;
+            if (std::ifstream(task.path() / "schedstat") >> running >> waiting) nanoseconds += waiting;
+        }
+        return nanoseconds * 1e-9;
+    }
     // Its memory is free afterwards.
     void finish() {
         if (id < 0) return;
@@ -74,7 +87,7 @@ struct Worker {
     std::vector<double> good_samples(double best_probe) const {
         std::vector<double> seconds;
         for (const Sample& s : samples)
-            if (s.probe >= 0.9 * best_probe) seconds.push_back(s.seconds);
+            if (s.probe >= 0.9 * best_probe && s.waited <= 0.05 * s.seconds) seconds.push_back(s.seconds);
         std::sort(seconds.begin(), seconds.end());
         return seconds;
     }
