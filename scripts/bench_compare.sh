@@ -22,11 +22,14 @@ find_python() {
     PYTHON=build/pytorch/bin/python
     if has_torch "$PYTHON"; then return; fi
     echo "installing torch into build/pytorch (some GB)" >&2
-    if python3 -m venv build/pytorch && build/pytorch/bin/pip install --quiet torch && has_torch "$PYTHON"; then return; fi
+    if python3 -m venv build/pytorch && build/pytorch/bin/pip install --quiet torch && has_torch "$PYTHON"; then
+        return
+    fi
     PYTHON=/usr/bin/python3
     if has_torch "$PYTHON"; then
         echo "pip cannot install torch: the comparison is with Debian's" >&2
-        export OPENBLAS_CORETYPE=${OPENBLAS_CORETYPE:-$(grep -qw avx512f /proc/cpuinfo && echo SkylakeX || echo Haswell)}
+        if grep -qw avx512f /proc/cpuinfo; then : "${OPENBLAS_CORETYPE:=SkylakeX}"; fi
+        export OPENBLAS_CORETYPE=${OPENBLAS_CORETYPE:-Haswell}
         return
     fi
     echo "there is no torch: pip cannot install it; try: apt-get install python3-torch" >&2

@@ -61,7 +61,8 @@ std::vector<Sitting> sittings_of(const Options& o, Context& ctx) {
         train.micro_batch = o.worker.batch;
         const double ours = double(make_plan(bench_model(model), train, true, o.worker.threads).total());
         const double available = double(device_memory_available(ctx));
-        if (ours * (1 + 1.7 * double(o.modes.size())) <= available) sittings.push_back({{model}, o.modes});
+        if (ours * (1 + 1.7 * double(o.modes.size())) <= available)
+            sittings.push_back({{model}, o.modes});
         else if (ours * (1 + 1.7) <= available)
             for (const std::string& mode : o.modes) sittings.push_back({{model}, {mode}});
         else
@@ -85,7 +86,6 @@ public:
         std::vector<Result> results;
         json file = json::array();
         for (const auto& w : all) {
-            if (w->failed) continue;
             results.push_back(summarise(*w, best_probe));
             file.push_back(to_json(results.back(), best_probe));
         }
@@ -94,7 +94,8 @@ public:
         for (const Result& r : results)
             if (o.worker.profile && r.end.contains("ops")) print_profile(r);
         if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(2) << "\n";
-        return !results.empty() && results.size() == all.size() ? 0 : 1;
+        const bool complete = std::none_of(results.begin(), results.end(), [](const Result& r) { return r.failed; });
+        return complete && !results.empty() ? 0 : 1;
     }
 
 private:
@@ -106,12 +107,13 @@ private:
 
     void start(const std::string& name, const std::string& model, const std::string& mode,
                std::vector<std::string> words, int ranks = 1) {
-        words.insert(words.end(),
-                     {"--worker", model, "--threads", std::to_string(std::max(1, ctx.threads / ranks))});
+        words.insert(words.end(), {"--worker", model, "--threads", std::to_string(std::max(1, ctx.threads / ranks))});
         all.push_back(std::make_unique<Worker>(name, words));
         all.back()->model = model, all.back()->mode = mode;
-        if (!all.back()->failed && all.back()->ready.contains("flops")) step_flops = all.back()->ready.at("flops");
-        else all.back()->ready["flops"] = step_flops;  // PyTorch's row follows ours and is charged with the same work
+        if (!all.back()->failed && all.back()->ready.contains("flops"))
+            step_flops = all.back()->ready.at("flops");
+        else
+            all.back()->ready["flops"] = step_flops;  // PyTorch's row follows ours and is charged with the same work
     }
 
     void start_all(const std::string& model, const std::vector<std::string>& modes) {
@@ -160,9 +162,9 @@ private:
         }
     }
 
-    // Until nothing disturbs it, or five times; disturbed rates are low, so the least bound is the best known.
+    // Until nothing disturbs it, or three times; disturbed rates are low, so the least bound is the best known.
     void find_bound(Worker& w) {
-        for (int i = 0; i < 5 && !w.failed; i++) {
+        for (int i = 0; i < 3 && !w.failed; i++) {
             const double before = probe(), waited = w.waited(), start = seconds_now();
             const json bound = w.ask("bound");
             const double seconds = bound.value("seconds", 0.0);
@@ -198,11 +200,13 @@ int main(int argc, char** argv) {
         ->delimiter(',')
         ->check(CLI::IsMember({"eager", "compile"}));
     app.add_option("--json", o.json_file, "also write the results here");
-    app.add_option("--ranks", o.ranks, "also measure each model shared by so many processes")->check(CLI::Range(1, 1024));
+    app.add_option("--ranks", o.ranks, "also measure each model shared by so many processes")
+        ->check(CLI::Range(1, 1024));
     app.add_option("--shards", o.shards, "divided like this: none, optimizer, gradients, parameters")->delimiter(',');
     app.add_option("--worker", o.worker.model, "run as the process of one model")->group("");
     app.add_option("--shard", o.worker.shard, "of that process")->group("");
-    app.add_option("--weights", o.worker.weights, "where that process writes its first weights and its batch")->group("");
+    app.add_option("--weights", o.worker.weights, "where that process writes its first weights and its batch")
+        ->group("");
     try {
         app.parse(argc, argv);
         if (o.worker.model.empty()) return Coordinator(o).run();

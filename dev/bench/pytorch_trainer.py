@@ -125,10 +125,9 @@ class HeadLoss(torch.autograd.Function):
         loss, dx, dweight = x.new_zeros(()), torch.empty_like(x), None
         for first in range(0, count, chunk):
             rows, wanted = x[first:first + chunk], targets[first:first + chunk, None]
-            logits = multiply(rows, weight)
-            logits -= torch.logsumexp(logits, -1, keepdim=True)
-            loss -= logits.gather(1, wanted).sum()
-            grad = logits.exp_()
+            logs = torch.log_softmax(multiply(rows, weight), -1)
+            loss -= logs.gather(1, wanted).sum()
+            grad = logs.exp_()
             grad.scatter_add_(1, wanted, grad.new_full((), -1.0).expand_as(wanted))
             grad /= count
             dx[first:first + chunk] = multiply(grad, weight.t())

@@ -55,7 +55,8 @@ public:
         std::string line;
         char sample = world.rank == 0 && std::getline(std::cin, line) && line == "sample";
         int signal;
-        if (world.rank > 0) sigwait(&wake, &signal);
+        if (world.rank > 0)
+            sigwait(&wake, &signal);
         else
             for (pid_t id : ids)
                 if (id != ::getpid()) ::kill(id, SIGUSR1);
@@ -74,7 +75,8 @@ struct BenchBatch {
     std::vector<int32_t> tokens, targets;
     BenchBatch(int64_t count, int64_t vocabulary) {
         RandomStream random(1, "bench tokens");
-        for (int64_t i = 0; i <= count; i++) targets.push_back(int32_t(random.bits(uint64_t(i)) % uint64_t(vocabulary)));
+        for (int64_t i = 0; i <= count; i++)
+            targets.push_back(int32_t(random.bits(uint64_t(i)) % uint64_t(vocabulary)));
         tokens.assign(targets.begin(), targets.end() - 1);
         targets.erase(targets.begin());
     }
@@ -94,8 +96,10 @@ inline void write_start(const std::string& path, const Model& model, const Bench
     std::vector<char> buffer;
     for (size_t i = 0; i < entries.size(); i++) {
         buffer.resize(size_t(entries[i].bytes()));
-        if (i < tensors.size()) download(buffer.data(), tensors[i].tensor, ctx);
-        else std::memcpy(buffer.data(), (i == tensors.size() ? batch.tokens : batch.targets).data(), buffer.size());
+        if (i < tensors.size())
+            download(buffer.data(), tensors[i].tensor, ctx);
+        else
+            std::memcpy(buffer.data(), (i == tensors.size() ? batch.tokens : batch.targets).data(), buffer.size());
         file.seekp(layout.tensors[i].offset);
         file.write(buffer.data(), std::streamsize(buffer.size()));
     }
