@@ -72,7 +72,7 @@ endif
 SHOW_TABLE := $(shell CXX='$(CXX)' CPPFLAGS='$(CPPFLAGS)' CXXFLAGS='$(CXXFLAGS)' LDFLAGS='$(LDFLAGS)' GEMM='$(GEMM)' \
     COMM='$(COMM)' CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' BACKEND='$(BACKEND)' scripts/detect.sh $(B))
 include $(B)/config.mk
-NEED := $(MISSING) $(if $(filter tests bench $(B)/test/%,$(MAKECMDGOALS)),$(MISSING_TESTS))
+NEED := $(MISSING) $(if $(filter tests bench bench-compare $(B)/test/%,$(MAKECMDGOALS)),$(MISSING_TESTS))
 ifneq ($(if $(filter-out table reconfigure,$(or $(MAKECMDGOALS),all)),$(strip $(NEED))),)
 $(info $(file <$(B)/table.txt))
 $(error missing: $(strip $(NEED)); `make deps` installs it)
@@ -253,8 +253,8 @@ $(BENCH_FILES): $(B)/bench/%: $(COMMON)/obj/dev/bench/%.o $(B)/libllmc.a | $(VER
     $(addsuffix .cu,$(PROGRAMS)) $(TOOLS:%=data/%.cpp) $(wildcard dev/test/test_*.cpp dev/bench/*.cpp)))
 
 # --- goals
-.PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo test test-emu-full bench clean \
-    gpu-report gpu-check list-kernel-tests help
+.PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo test test-emu-full bench \
+    bench-compare clean gpu-report gpu-check list-kernel-tests help
 
 # The programs in the root (and data/prepare) are links to the default backend's; nothing else ever moves them.
 root_link = $(if $(filter prepare,$1),../$(B)/$1 data/$1,$(B)/$1 $1)
@@ -293,6 +293,10 @@ endif
 
 bench: all $(BENCH_FILES) ## speed and memory
 	+@scripts/bench.sh
+
+bench-compare: $(B)/bench/bench_train ## against PyTorch (SIZES=tiny,medium,gpt2 KINDS=dense,mot,moe)
+	+@SIZES='$(SIZES)' KINDS='$(KINDS)' SAMPLES='$(SAMPLES)' THREADS='$(THREADS)' MODES='$(MODES)' PYTHON='$(PYTHON)' \
+	    scripts/bench_compare.sh $(B)
 
 tests: $(TEST_FILES) ## only builds the tests
 	@$(call done_or_idle,the tests are)

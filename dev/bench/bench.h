@@ -12,6 +12,10 @@
 
 namespace llmc {
 
+inline double seconds_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 // Tensors of a benchmark, freed together, and the time of what is done with them.
 struct Bench {
     Context ctx;
@@ -38,14 +42,14 @@ struct Bench {
         return t;
     }
 
-    double best_seconds(const std::function<void()>& f) {
-        using clock = std::chrono::steady_clock;
+    // The least of at least 5 calls, and of up to 200 within `budget` seconds.
+    double best_seconds(const std::function<void()>& f, double budget = 0.5) {
         double best = 1e30, total = 0;
-        for (int i = 0; i < 5 || (total < 0.5 && i < 200); i++) {
-            auto start = clock::now();
+        for (int i = 0; i < 5 || (total < budget && i < 200); i++) {
+            const double start = seconds_now();
             f();
             synchronize(ctx);
-            double seconds = std::chrono::duration<double>(clock::now() - start).count();
+            const double seconds = seconds_now() - start;
             best = std::min(best, seconds);
             total += seconds;
         }

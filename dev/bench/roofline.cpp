@@ -13,12 +13,12 @@
 #include <cstdio>
 #include <fstream>
 
+#include "dev/bench/count_step.h"
 #include "llmc/base/rng.h"
 #include "llmc/train/cluster.h"
 #include "llmc/train/flags.h"
 #include "llmc/train/plan.h"
 #include "llmc/train/profile.h"
-#include "llmc/train/step.h"
 
 using namespace llmc;
 using nlohmann::json;
@@ -72,20 +72,6 @@ Measured measure(const ModelConfig& model_config, const TrainConfig& train, int 
             result.step_seconds = seconds / double(steps);
     }
     return result;
-}
-
-std::map<std::string, OpCost> count_step(const ModelConfig& model_config, const TrainConfig& train) {
-    Context ctx({.counting = true});
-    Model model(model_config, Precision::from_name(train.precision), true, ctx);
-    model.allocate(true);
-    Arena arena("activations", ctx);
-    UnitHooks hooks;
-    Step step(model, train, arena, hooks, ctx);
-    ctx.costs.clear();
-    step.begin(1e-4);
-    for (int64_t k = 0; k < train.grad_accumulation; k++) step.micro_batch(nullptr, nullptr, k, false);
-    step.update();
-    return ctx.costs;
 }
 
 struct Options {

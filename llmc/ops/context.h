@@ -17,7 +17,8 @@
 
 namespace llmc {
 
-struct Backend;  // defined by the backend that is linked in
+struct Backend;      // defined by the backend that is linked in
+struct GemmProblem;  // in checks/matmul.h
 struct BackendDeleter {
     void operator()(Backend*) const;
 };
@@ -55,6 +56,8 @@ struct Context {
     std::map<std::string, OpCost> costs;  // by op, filled while counting
     std::vector<Event>* events = nullptr;  // if given, gets everything that is counted
     const std::unique_ptr<Recording> profile;  // what ops took, if that was asked for; nullptr while counting
+    // If given: how often the CPU's GEMM library was asked for which product, except by matmul_ragged.
+    std::map<GemmProblem, int64_t>* products = nullptr;
 
     struct {                   // scratch of the ops, one op at a time
         void* data = nullptr;

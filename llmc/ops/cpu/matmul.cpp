@@ -28,6 +28,7 @@ void gemm_through_f32(const GemmProblem& p, const bf16* a, const bf16* b, const 
 
 void gemm_any(const GemmProblem& p, const void* a, const void* b, const void* bias, void* c, Context& ctx) {
     if (p.batch == 0 || p.m == 0 || p.n == 0) return;
+    if (ctx.products) (*ctx.products)[p]++;
     if (p.in == DType::f64)
         gemm_loops(p, static_cast<const double*>(a), static_cast<const double*>(b), static_cast<const double*>(bias),
                    static_cast<double*>(c), ctx.threads);
