@@ -48,4 +48,28 @@ private:
     }
 };
 
+// How many processes, and whether streams of the emulated GPU work only while the host waits: that shows where one forgot
+// to wait for another.
+struct Start {
+    int ranks;
+    bool lazy_streams;
+};
+
+// Expects that these tests pass on all ranks of a launch; what they printed. Skips, and gives nothing, in a process that
+// is itself one of the ranks, or where there is no mpirun.
+inline std::string run_on_ranks(const Start& start, const std::string& filter) {
+    auto launch = [&](std::string& text) {
+        if (under_mpirun()) GTEST_SKIP() << "this is one of them";
+        if (path_of("mpirun").empty()) GTEST_SKIP() << "no mpirun: install openmpi-bin";
+        ::setenv("EMU_LAZY", start.lazy_streams ? "1" : "0", 1);
+        RankedRun run(start.ranks, filter);
+        EXPECT_EQ(run.wait(), 0) << run.said();
+        EXPECT_EQ(run.passed(), start.ranks) << run.said();
+        text = run.said();
+    };
+    std::string text;
+    launch(text);
+    return text;
+}
+
 }  // namespace llmc::test

@@ -10,11 +10,6 @@ namespace llmc::test {
 namespace {
 
 // ----------------------------------------------------------------------------------------------------------- launching
-// Streams of the emulated GPU that work only while the host waits show where one forgot to wait for another.
-struct Start {
-    int ranks;
-    bool lazy_streams;
-};
 std::vector<Start> starts() {
     std::vector<Start> starts{{1, false}, {2, false}, {3, false}, {4, false}};
     if (backend_has_graphs()) starts.push_back({3, true});
@@ -23,14 +18,9 @@ std::vector<Start> starts() {
 class Launch : public testing::TestWithParam<Start> {};
 
 TEST_P(Launch, AllTestsOnRanks) {
-    if (under_mpirun()) GTEST_SKIP() << "this is one of them";
-    if (path_of("mpirun").empty()) GTEST_SKIP() << "no mpirun: install openmpi-bin";
-    const auto [ranks, lazy_streams] = GetParam();
-    ::setenv("EMU_LAZY", lazy_streams ? "1" : "0", 1);
-    RankedRun run(ranks, "Ranks.*:OnRanks*");
-    EXPECT_EQ(run.wait(), 0) << run.said();
-    const std::string text = run.said();
-    EXPECT_EQ(run.passed(), ranks) << text;
+    const int ranks = GetParam().ranks;
+    const std::string text = run_on_ranks(GetParam(), "Ranks.*:OnRanks*");
+    if (text.empty()) return;
     EXPECT_NE(text.find(str("size ", ranks, ", local size ", ranks)), std::string::npos) << text;
 }
 INSTANTIATE_TEST_SUITE_P(, Launch, testing::ValuesIn(starts()));

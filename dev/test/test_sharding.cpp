@@ -9,23 +9,13 @@
 namespace llmc::test {
 namespace {
 
-struct Start {
-    int ranks;
-    bool lazy_streams;  // of the emulated GPU: they work only while the host waits, and show where one forgot to wait
-};
 std::vector<Start> starts() {
     if (backend_has_graphs()) return {{2, false}, {3, true}};
     return {{2, false}, {3, false}, {4, false}};
 }
 class Launch : public testing::TestWithParam<Start> {};
 TEST_P(Launch, AllTestsOnRanks) {
-    if (under_mpirun()) GTEST_SKIP() << "this is one of them";
-    if (path_of("mpirun").empty()) GTEST_SKIP() << "no mpirun: install openmpi-bin";
-    const auto [ranks, lazy_streams] = GetParam();
-    ::setenv("EMU_LAZY", lazy_streams ? "1" : "0", 1);
-    RankedRun run(ranks, "DISABLED_OnRanks.*");
-    EXPECT_EQ(run.wait(), 0) << run.said();
-    EXPECT_EQ(run.passed(), ranks) << run.said();
+    run_on_ranks(GetParam(), "DISABLED_OnRanks.*");
 }
 INSTANTIATE_TEST_SUITE_P(, Launch, testing::ValuesIn(starts()));
 
