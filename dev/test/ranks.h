@@ -48,15 +48,15 @@ private:
     }
 };
 
-// How many processes, and whether streams of the emulated GPU work only while the host waits: that shows where one forgot
-// to wait for another.
+// How many processes, and whether streams of the emulated GPU work only while the host waits: that shows where one
+// forgot to wait for another.
 struct Start {
     int ranks;
     bool lazy_streams;
 };
 
-// Expects that these tests pass on all ranks of a launch; what they printed. Skips, and gives nothing, in a process that
-// is itself one of the ranks, or where there is no mpirun.
+// Expects that these tests pass on all ranks of a launch; what they printed. Skips, and gives nothing, in a process
+// that is itself one of the ranks, or where there is no mpirun.
 inline std::string run_on_ranks(const Start& start, const std::string& filter) {
     auto launch = [&](std::string& text) {
         if (under_mpirun()) GTEST_SKIP() << "this is one of them";
