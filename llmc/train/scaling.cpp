@@ -223,7 +223,7 @@ int run_scaling(const ModelConfig& model, const TrainConfig& train, const Scalin
         "(experts: GPUs that have all experts together; memory, sent, compute and exposed of one GPU and step;\n"
         " exposed: communication while which nothing is computed; !: does not fit; <: fastest that does)\n\n");
     if (model.dropless)
-        std::printf("(dropless experts over several GPUs: even loads, but memory traffic as if all rows came here)\n\n");
+        std::printf("(dropless experts over several GPUs: even loads, but memory traffic as if all came here)\n\n");
     for (const auto& rows : tables) print_recommendation(rows, cluster, command);
     if (command.exchange) {
         const std::vector<ScalingRow>& rows = tables.back();
