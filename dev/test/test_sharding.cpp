@@ -349,12 +349,19 @@ TEST(DISABLED_OnRanks, WhatIsSentIsWhatThePlanAndTheFormulaeSay) {
                 wire += cost.wire - (start.count(name) ? start.at(name).wire : 0);
             for (const Plan::Traffic& traffic : run.plan.traffic)
                 for (const auto& [name, cost] : traffic.costs) planned += cost.wire;
-            // What dropless experts get is planned on average.
+            // What dropless experts get is planned on average, with as many rows of padding as there can be.
+            const double N = world().size, exchanges = 4.0 * double(micro_batches) / N;
+            const double padding = exchanges * double(run.model.config.experts * (ragged_tile() - 1)) *
+                                   double(run.model.config.d_model) * 4 * (N - 1) / N;
             double mean = 0;
             for (const std::string& text : world().all_gather(std::to_string(wire)))
                 mean += std::stod(text) / world().size;
-            if (config.dropless) EXPECT_NEAR(mean, double(planned), 0.05 * mean) << name_of(train);
-            else EXPECT_EQ(wire, planned) << name_of(train);
+            if (config.dropless) {
+                EXPECT_LE(mean, 1.05 * double(planned)) << name_of(train);
+                EXPECT_GE(mean, 0.95 * double(planned) - padding) << name_of(train);
+            } else {
+                EXPECT_EQ(wire, planned) << name_of(train);
+            }
             if (expert_parallel == 1) {
                 EXPECT_NEAR(double(wire), wire_of(run.model, shard, double(micro_batches) / world().size), 200)
                     << name_of(train);  // whole bytes of each collective
