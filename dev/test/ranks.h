@@ -42,7 +42,7 @@ private:
         ::setenv("EMU_DEVICES", "4", 0);
         ::setenv("OMP_WAIT_POLICY", "passive", 0);  // there are more threads than CPUs
         ::setenv("ASAN_OPTIONS", (std::string(old ? old : "") + ":detect_leaks=0").c_str(), 1);
-        return {path_of("mpirun"), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--timeout", "120",
+        return {path_of("mpirun"), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--timeout", "300",
                 "-np", std::to_string(ranks), std::filesystem::read_symlink("/proc/self/exe"),
                 "--gtest_filter=" + filter, "--gtest_also_run_disabled_tests", "--gtest_color=no"};
     }
