@@ -30,11 +30,11 @@ double distinct_ranks(int64_t experts, int ranks, int64_t k);
 
 // Rows a token, by kind; E experts, N tokens of a GPU:
 //   MoT, groups of g           E/g                       (E*R mixtures, R = N/g)
-//   MoT, tokens not mixtures   W, where that is less: each GPU mixes all tokens for its own experts (not implemented)
+//   MoT, tokens not mixtures   W, where that is less: each GPU mixes all tokens for its own experts; only on paper
 //   expert choice              E * fraction              (1/g for a MoT model)
 //   token choice, top k        E*S/N = capacity_factor * k, rounded; empty slots travel too
 //   dropless                   k; k * imbalance
-//   dropless, once a GPU       distinct_ranks * imbalance, where k > 1 (not implemented)
+//   dropless, once a GPU       distinct_ranks * imbalance, where k > 1; only on paper
 // A MoT model is compared with k = E/g, a routed one with groups of g = E/k: as many rows of the same experts.
 std::vector<Exchange> compare_exchanges(const ModelConfig& model, const ExchangeCase& of, DType act,
                                         const Cluster& cluster);
