@@ -85,9 +85,10 @@ void dispatch_kind(Activation kind, F&& f) {
     }
 }
 
-// Runs f over all elements of equally shaped tensors in blocks that stay in the first-level cache:
+// Runs f over all elements of equally shaped tensors, block by block:
 //     f(in, out, count): in[i][j], out[i][j] = element j of the block in tensor i, as float (double for f64).
-// A block is read before it is written, so outputs may alias inputs.
+// bf16 is widened in blocks that stay in the first-level cache. f reads element j before it writes it, so outputs may
+// alias inputs.
 constexpr int64_t block_size = 256;
 template <class T, size_t inputs, size_t outputs, class F>
 void map_blocks(const Tensor (&out)[outputs], const Tensor (&in)[inputs], int threads, F f) {
@@ -96,17 +97,27 @@ void map_blocks(const Tensor (&out)[outputs], const Tensor (&in)[inputs], int th
 #pragma omp parallel for schedule(static) num_threads(threads) if (n > 4096)
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t first = b * block_size, count = std::min(block_size, n - first);
-        alignas(64) A from[inputs][block_size], to[outputs][block_size];
-        for (size_t i = 0; i < inputs; i++) {
-            const T* data = ptr<const T>(in[i]) + first;
+        const A* from[inputs];
+        A* to[outputs];
+        if constexpr (std::is_same_v<T, A>) {
+            for (size_t i = 0; i < inputs; i++) from[i] = ptr<const A>(in[i]) + first;
+            for (size_t i = 0; i < outputs; i++) to[i] = ptr<A>(out[i]) + first;
+            f(from, to, count);
+        } else {
+            alignas(64) A wide_in[inputs][block_size], wide_out[outputs][block_size];
+            for (size_t i = 0; i < inputs; i++) {
+                from[i] = wide_in[i];
+                const T* data = ptr<const T>(in[i]) + first;
 #pragma omp simd
-            for (int64_t j = 0; j < count; j++) from[i][j] = A(data[j]);
-        }
-        f(from, to, count);
-        for (size_t i = 0; i < outputs; i++) {
-            T* data = ptr<T>(out[i]) + first;
+                for (int64_t j = 0; j < count; j++) wide_in[i][j] = A(data[j]);
+            }
+            for (size_t i = 0; i < outputs; i++) to[i] = wide_out[i];
+            f(from, to, count);
+            for (size_t i = 0; i < outputs; i++) {
+                T* data = ptr<T>(out[i]) + first;
 #pragma omp simd
-            for (int64_t j = 0; j < count; j++) put(data[j], to[i][j]);
+                for (int64_t j = 0; j < count; j++) put(data[j], wide_out[i][j]);
+            }
         }
     }
 }

@@ -93,11 +93,13 @@ void attention_forward(Tensor out, Tensor lse, Tensor qkv, int64_t heads, Contex
         const int64_t bytes = int64_t(counter.next);
         Op op(ctx, "attention_forward", s.forward_flops(), ctx.threads * bytes, total_bytes({out, lse, qkv}));
         if (!op.run) return;
-#pragma omp parallel for num_threads(ctx.threads) schedule(static)
+        int64_t sequence = -1;
+#pragma omp parallel for num_threads(ctx.threads) schedule(static) firstprivate(sequence)
         for (int64_t bh = 0; bh < s.B * s.H; bh++) {
             Carver carver{uintptr_t(op.workspace) + uintptr_t(omp_get_thread_num() * bytes)};
             const AttendScratch<F> scratch(carver, s.T, s.D);
             const int64_t b = bh / s.H, h = bh % s.H;
+            visit_sequence(b, sequence, {qkv, out});
             attend_head(head_of(ptr<T>(out), s, b, h), ptr<F>(lse) + bh * s.T, head_of_qkv(ptr<const T>(qkv), s, b, h),
                         0, s.T, s.D, scratch);
         }

@@ -118,11 +118,13 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor
         Op op(ctx, "attention_backward", s.backward_flops(), ctx.threads * bytes,
               total_bytes({dqkv, dout, qkv, out, lse}));
         if (!op.run) return;
-#pragma omp parallel for num_threads(ctx.threads) schedule(static)
+        int64_t sequence = -1;
+#pragma omp parallel for num_threads(ctx.threads) schedule(static) firstprivate(sequence)
         for (int64_t bh = 0; bh < s.B * s.H; bh++) {
             Carver carver{uintptr_t(op.workspace) + uintptr_t(omp_get_thread_num() * bytes)};
             const BackwardScratch<F> scratch(carver, s.T, s.D);
             const int64_t b = bh / s.H, h = bh % s.H;
+            visit_sequence(b, sequence, {qkv, dout, out});
             backward_head(head_of_qkv(ptr<T>(dqkv), s, b, h), head_of(ptr<const T>(dout), s, b, h),
                           head_of_qkv(ptr<const T>(qkv), s, b, h), head_of(ptr<const T>(out), s, b, h),
                           ptr<const F>(lse) + bh * s.T, s.T, s.D, scratch);

@@ -37,6 +37,21 @@ template <class T> HeadQkv<T> head_of_qkv(T* qkv, const AttentionShape& s, int64
     return {{q, wide}, {q + s.C, wide}, {q + 2 * s.C, wide}};
 }
 
+// Rows of one head lie far apart in memory, and processors fetch such rows slowly. So a thread that comes to sequence b
+// of `tensors` [B,T,...] first reads the rows of all heads through in their order, if they fit the second-level cache.
+// `current`: the thread's own note of the sequence it was at.
+inline void visit_sequence(int64_t b, int64_t& current, std::initializer_list<Tensor> tensors) {
+    int64_t total = 0;
+    for (const Tensor& t : tensors) total += t.bytes() / t.shape[0];
+    if (b != current && total <= int64_t(1) << 19)
+        for (const Tensor& t : tensors) {
+            const int64_t bytes = t.bytes() / t.shape[0];
+            const auto* data = static_cast<const volatile char*>(t.data) + b * bytes;
+            for (int64_t i = 0; i < bytes; i += 64) (void)data[i];
+        }
+    current = b;
+}
+
 // Hands out 64-byte aligned pieces of a workspace; with base 0 it only counts.
 struct Carver {
     uintptr_t next = 0;
@@ -70,13 +85,13 @@ void unpack_row(T* dst, const F* src, int64_t size, F scale) {
     for (int64_t d = 0; d < size; d++) dst[d] = T(src[d] * scale);
 }
 
-// dst[d][q] = src[q][d]: src [queries, round_up(size, tile_lanes)], dst [size, attention_tile].
+// dst[d][q] = src[q][d]: src [queries, padded], dst [padded, attention_tile].
 template <class F>
 void transpose_tile(F* dst, const F* src, int64_t queries, int64_t size) {
     const int64_t padded = round_up(size, tile_lanes<F>);
-    for (int64_t q0 = 0; q0 < queries; q0 += tile_lanes<F>)
-        for (int64_t d = 0; d < size; d++)
-            for (int64_t q = q0; q < q0 + tile_lanes<F>; q++) dst[d * attention_tile + q] = src[q * padded + d];
+    for (int64_t q = 0; q < queries; q += tile_lanes<F>)
+        for (int64_t d = 0; d < size; d += tile_lanes<F>)
+            transpose_square(dst + d * attention_tile + q, attention_tile, src + q * padded + d, padded);
 }
 
 // A pair of tiles: `keys` x `queries` positions (multiples of tile_step), head size `size`.

@@ -65,4 +65,34 @@ inline void multiply_rows(F* c, int64_t ldc, const F* a, int64_t lda, const F* b
     if (j < n) multiply_block<transposed, 1>(c + j, ldc, a, lda, b + j, ldb, k, accumulate);
 }
 
+// Of two rows a and b, `step` apart in a square: exchanges a's elements of columns with bit `step` and b's of those
+// without it.
+template <int step, class V, int... column>
+inline void exchange_halves(V& a, V& b, std::integer_sequence<int, column...>) {
+    constexpr int lanes = sizeof...(column);  // b's elements are numbered from `lanes` on
+    const V first = __builtin_shufflevector(a, b, (column & step ? lanes + column - step : column)...);
+    b = __builtin_shufflevector(a, b, (column & step ? lanes + column : column + step)...);
+    a = first;
+}
+
+template <int step, class V, size_t lanes>
+inline void transpose_blocks(V (&row)[lanes]) {
+#pragma GCC unroll 16
+    for (size_t r = 0; r < lanes; r++)
+        if (!(r & step)) exchange_halves<step>(row[r], row[r + step], std::make_integer_sequence<int, lanes>());
+    if constexpr (step > 1) transpose_blocks<step / 2>(row);
+}
+
+// dst[c][r] = src[r][c] of a square of tile_lanes rows and columns: halves change places across the diagonal, then
+// halves of halves.
+template <class F>
+inline void transpose_square(F* dst, int64_t dst_stride, const F* src, int64_t src_stride) {
+    typename TileVector<F>::type row[tile_lanes<F>];
+#pragma GCC unroll 16
+    for (int r = 0; r < tile_lanes<F>; r++) std::memcpy(&row[r], src + r * src_stride, sizeof row[r]);
+    transpose_blocks<tile_lanes<F> / 2>(row);
+#pragma GCC unroll 16
+    for (int r = 0; r < tile_lanes<F>; r++) std::memcpy(dst + r * dst_stride, &row[r], sizeof row[r]);
+}
+
 }  // namespace llmc
