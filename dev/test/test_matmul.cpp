@@ -48,6 +48,15 @@ TEST(Matmul, BlocksLargerThanOneTile) {
             check_product(device, type, type, 113, 157, 301, transposes & 1, transposes & 2, transposes == 1);
 }
 
+// Generation multiplies one row or a few; whole vectors and a remainder of them.
+TEST(Matmul, FewRows) {
+    Device device;
+    for (int64_t m : {1, 2, 3, 4, 5})
+        for (int64_t k : {16, 80, 208, 2048})
+            for (bool accumulate : {false, true})
+                check_product(device, DType::f32, DType::f32, m, 37, k, false, true, accumulate);
+}
+
 TEST(Matmul, LeadingAxesAreRows) {
     Device device;
     const int64_t B = 3, T = 5, C = 7, O = 9;
@@ -66,8 +75,7 @@ TEST(Matmul, LeadingAxesAreRows) {
         close(device.read(dweight), matmul_oracle(vd, vx, O, C, B * T, true, false), tolerance(DType::f32, B * T)));
 }
 
-TEST(Matmul, Batched) {
-    const int64_t E = 5, m = 17, n = 33, k = 7;
+void check_batched(int64_t E, int64_t m, int64_t n, int64_t k) {
     Device device;
     for (DType type : all_act)
         for (int transposes = 0; transposes < 4; transposes++) {
@@ -86,11 +94,14 @@ TEST(Matmul, Batched) {
             }
         }
 }
+TEST(Matmul, Batched) {
+    check_batched(5, 17, 33, 7);
+    check_batched(5, 3, 33, 32);
+}
 
-// Columns 3..9 of wider matrices: leading dimension and batch stride differ from the shape's.
-TEST(Matmul, ViewsWithStrides) {
+// Columns from 3 on of wider matrices: leading dimension and batch stride differ from the shape's.
+void check_views(int64_t E, int64_t m, int64_t n, int64_t k, int64_t wide) {
     Device device;
-    const int64_t E = 3, m = 5, n = 7, k = 6, wide = 20;
     auto columns = [](Tensor t, int64_t first, int64_t count) {
         t.data = static_cast<char*>(t.data) + first * size_of(t.dtype);
         t.shape.dim[size_t(t.shape.rank - 1)] = count;
@@ -119,6 +130,10 @@ TEST(Matmul, ViewsWithStrides) {
                     EXPECT_NEAR(got_folded[size_t((e * m + i) * n + j - 3)], want_folded, 1e-5);
                 }
             }
+}
+TEST(Matmul, ViewsWithStrides) {
+    check_views(3, 5, 7, 6, 20);
+    check_views(3, 2, 7, 32, 40);
 }
 
 // ---------------------------------------------------------------------------------------------- bias and activations

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "llmc/ops/cpu/backend.h"
+#include "llmc/ops/cpu/gemm_few_rows.h"
 #include "llmc/ops/cpu/gemm_loops.h"
 #include "llmc/ops/cpu/gemm_widened.h"
 
@@ -10,7 +11,8 @@ namespace llmc {
 namespace {
 
 void gemm_f32(const GemmProblem& p, const float* a, const float* b, const float* bias, float* c, Context& ctx) {
-    if (p.k > 0) gemm(ctx.backend->gemm, p, a, b, bias, c);
+    if (has_few_rows(p)) gemm_few_rows(p, a, b, bias, c, ctx.threads);
+    else if (p.k > 0) gemm(ctx.backend->gemm, p, a, b, bias, c);
     else gemm_loops(p, a, b, bias, c, ctx.threads);
 }
 
