@@ -139,7 +139,7 @@ EMULATOR_TESTS := $(filter test_emu%,$(ALL_TESTS))
 KERNEL_TESTS := $(addprefix test_,activation attention embedding head matmul matmul_ragged memory moe_gates \
     moe_permute moe_route mot_ops mot_variants norm optimizer)
 OTHER_BACKENDS := $(if $(filter emu,$(BACKEND)),,$(EMULATOR_TESTS)) \
-    $(if $(filter cpu,$(BACKEND)),test_backends,$(filter test_cpu%,$(ALL_TESTS)))
+    $(if $(filter cpu,$(BACKEND)),test_backends test_launch_gpu,$(filter test_cpu%,$(ALL_TESTS)))
 TESTS := $(filter-out $(OTHER_BACKENDS),$(ALL_TESTS))
 TEST_HELPERS := $(filter-out $(wildcard dev/test/test_*.cpp),$(wildcard dev/test/*.cpp))
 BENCHES := $(basename $(notdir $(wildcard dev/bench/*.cpp)))

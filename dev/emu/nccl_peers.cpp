@@ -156,11 +156,13 @@ bool Peers::exchange(const std::vector<Letter>& out, const std::vector<Letter>& 
         if (peer != rank) lanes.emplace_back(peer, true, out), lanes.emplace_back(peer, false, in);
     for (;;) {
         std::vector<pollfd> waits;
+        int gone = -1;
         for (Lane& lane : lanes) {
             const int socket = sockets[size_t(lane.peer)];
-            if (!lane.advance(socket)) return lose(lane.peer);
+            if (!lane.advance(socket)) gone = lane.peer;
             if (!lane.over()) waits.push_back({socket, short(lane.sends ? POLLOUT : POLLIN), 0});
         }
+        if (gone >= 0) return lose(gone);  // not before its last letter was read, which may say why
         if (waits.empty()) return true;
         poll(waits.data(), waits.size(), -1);
     }

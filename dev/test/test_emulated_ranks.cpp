@@ -217,7 +217,7 @@ TEST(DISABLED_Meeting, Waits) {
     ncclComm_t comm = nullptr;
     const ncclResult_t result = ncclCommInitRank(&comm, from_environment("TEST_RANKS"), id_from_environment(),
                                                  from_environment("TEST_RANK"));
-    printf("%s\n", ncclGetErrorString(result));
+    fprintf(stderr, "%s\n", ncclGetErrorString(result));
     if (result != ncclSuccess) _exit(3);
     ncclCommDestroy(comm);
 }
