@@ -170,7 +170,6 @@ $(call stamp,$(B)/cuda.flags,$(COMPILE_CUDA))
 $(call stamp,$(B)/link.flags,$(LINK) $(LIBRARY_OBJECTS) $(LIBRARIES) $(LDLIBS))
 $(call stamp,$(B)/gemm.flags,$(GEMM_LIB) $(GEMM_FLAGS))
 $(call stamp,$(COMMON)/mpi.flags,$(MPI_FLAGS))
-$(call stamp,$(B)/comm.flags,$(COMM_LIB))
 $(call stamp,$(COMMON)/commit,$(COMMIT))
 endif
 
@@ -206,7 +205,6 @@ $(call object,$(GEMM_FILES)): $(B)/gemm.flags
 $(call object,$(COMM_mpi)): EXTRA_FLAGS = $(MPI_FLAGS)
 $(call object,$(COMM_mpi)): $(COMMON)/mpi.flags
 $(call object,llmc/comm/nccl.cpp): EXTRA_FLAGS = -isystem $(CUDA_HOME)/include
-$(call object,$(wildcard dev/emu/nccl*.cpp)): $(B)/comm.flags  # empty where nccl.h is not found
 $(VERSION_OBJECT): EXTRA_FLAGS = -DLLMC_COMMIT='"$(COMMIT)"'
 $(VERSION_OBJECT): $(COMMON)/commit
 

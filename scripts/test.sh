@@ -105,7 +105,7 @@ run_variant() {
     local prefix=$1 directory=$2 source name
     for source in dev/test/test_*.cpp; do
         name=$(basename "$source" .cpp)
-        [[ $name == test_emu* || $name == test_backends || $name == test_launch_gpu ]] && continue  # of the emulated build
+        case $name in test_emu* | test_backends | test_launch_gpu) continue ;; esac  # of the emulated build
         if wanted "$name"; then run_gtest "$prefix$name" "$directory/test/$name"; fi
     done
     if wanted golden; then run_golden "${prefix}golden" "$directory/test_mot"; fi

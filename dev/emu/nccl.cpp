@@ -2,11 +2,11 @@
 // an emulated GPU of its own, and sockets carry the bytes (nccl_peers.h). What is real are the rules: arguments are
 // checked, work goes through the stream, a group does nothing before it ends, a send meets its receive only inside a
 // group, and a collective that lost a rank never ends, which only ncclCommGetAsyncError tells.
-#if __has_include(<nccl.h>)  // NCCL comes apart from the toolkit; without it nothing can call this
 #include <nccl.h>
 
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "dev/emu/nccl_peers.h"
@@ -225,4 +225,3 @@ ncclResult_t ncclGroupEnd() {
 }
 
 }  // extern "C"
-#endif

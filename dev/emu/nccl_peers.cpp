@@ -1,5 +1,4 @@
 // Names are in Linux's abstract namespace: a socket there is no file, and goes with its process.
-#if __has_include(<nccl.h>)
 #include "dev/emu/nccl_peers.h"
 
 #include <errno.h>
@@ -115,14 +114,10 @@ bool Peers::call_lower(const std::string& name, double end) {
         const Address theirs(name, peer);
         const int socket = sockets[size_t(peer)] = new_socket();
         while (connect(socket, theirs.get(), theirs.size) != 0) {
-            if (now() >= end) {
-                fprintf(stderr, "emulated NCCL: rank %d of %d did not come within %d seconds (rank %d waits)\n", peer,
-                        ranks, settings().patience, rank);
-                return false;
-            }
+            if (now() >= end) return miss(peer);
             std::this_thread::sleep_for(std::chrono::milliseconds(10));
         }
-        if (send(socket, &rank, sizeof rank, MSG_NOSIGNAL) != sizeof rank) return lose(peer);
+        if (send(socket, &rank, sizeof rank, MSG_NOSIGNAL) != sizeof rank) return miss(peer);
     }
     return true;
 }
@@ -131,18 +126,22 @@ bool Peers::admit_higher(int listener, double end) {
     for (;;) {
         const auto missing = std::find(sockets.begin() + rank + 1, sockets.end(), -1);
         if (missing == sockets.end()) return true;
+        const double left = end - now();
+        if (left <= 0) return miss(int(missing - sockets.begin()));
         pollfd wait{listener, POLLIN, 0};
-        if (poll(&wait, 1, int(std::max(0.0, end - now()) * 1000)) == 0) {
-            fprintf(stderr, "emulated NCCL: rank %d of %d did not come within %d seconds (rank %d waits)\n",
-                    int(missing - sockets.begin()), ranks, settings().patience, rank);
-            return false;
-        }
+        if (poll(&wait, 1, 1 + int(left * 1000)) != 1) continue;
         const int socket = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
         int peer = -1;
         const bool speaks = socket >= 0 && recv(socket, &peer, sizeof peer, MSG_WAITALL) == sizeof peer;
         if (speaks && peer > rank && peer < ranks && sockets[size_t(peer)] < 0) sockets[size_t(peer)] = socket;
         else if (socket >= 0) close(socket);
     }
+}
+
+bool Peers::miss(int peer) const {
+    fprintf(stderr, "emulated NCCL: rank %d of %d did not come within %d seconds (rank %d waits)\n", peer, ranks,
+            settings().patience, rank);
+    return false;
 }
 
 Peers::~Peers() {
@@ -187,4 +186,3 @@ bool Peers::lose(int peer) {
 }
 
 }  // namespace emu
-#endif

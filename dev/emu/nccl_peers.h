@@ -43,6 +43,7 @@ private:
     Peers(int ranks, int rank) : ranks(ranks), rank(rank), sockets(size_t(ranks), -1) {}
     bool call_lower(const std::string& name, double end);
     bool admit_higher(int listener, double end);
+    bool miss(int peer) const;
     bool lose(int peer);
 };
 

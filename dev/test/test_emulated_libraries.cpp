@@ -1,8 +1,9 @@
-// The emulated cuBLASLt and NCCL (one rank; more: test_emulated_ranks) themselves: results against plain loops, what they
-// refuse, streams, capture.
+// The emulated cuBLASLt and NCCL themselves: results against plain loops, what they refuse, streams, capture. NCCL
+// between processes: test_emulated_ranks.
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
+#include <nccl.h>
 
 #include <cmath>
 #include <cstdlib>
@@ -293,15 +294,6 @@ TEST(CublasLt, StreamsAndGraphs) {
     emu::settings().lazy = was_lazy;
 }
 
-}  // namespace
-}  // namespace llmc::test
-
-#if __has_include(<nccl.h>)
-#include <nccl.h>
-
-namespace llmc::test {
-namespace {
-
 TEST(Nccl, OneRank) {
     ncclUniqueId id;
     ncclComm_t comm = nullptr;
@@ -375,4 +367,3 @@ TEST(Nccl, Groups) {
 
 }  // namespace
 }  // namespace llmc::test
-#endif

@@ -1,17 +1,19 @@
 // The emulated NCCL between processes: results in the order of the ranks, ranks that do not agree, do not come, or die.
-#if __has_include(<nccl.h>)
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 #include <nccl.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
+#include <memory>
 #include <sstream>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "dev/test/temp_dir.h"
 
@@ -333,4 +335,3 @@ TEST_F(EmulatedRanks, TheSameRankTwiceIsRefused) {
 
 }  // namespace
 }  // namespace llmc::test
-#endif

@@ -185,8 +185,8 @@ private:
         check_cuda(cudaStreamWaitEvent(second, event, 0), "cudaStreamWaitEvent");
     }
 
-    // On the watchdog's thread. NCCL is the first to notice that a rank has given up; why, and with which exit code, the
-    // World hears from that rank a little later.
+    // On the watchdog's thread. NCCL is the first to notice that a rank has given up; why, and with which exit code,
+    // the World hears from that rank a little later.
     std::string what_is_wrong(double timeout) {
         constexpr double patience = 5;
         ncclResult_t error = ncclSuccess;
