@@ -139,7 +139,7 @@ EMULATOR_TESTS := $(filter test_emu%,$(ALL_TESTS))
 KERNEL_TESTS := $(addprefix test_,activation attention embedding head matmul matmul_ragged memory moe_gates \
     moe_permute moe_route mot_ops mot_variants norm optimizer)
 OTHER_BACKENDS := $(if $(filter emu,$(BACKEND)),,$(EMULATOR_TESTS)) \
-    $(if $(filter cpu,$(BACKEND)),test_backends,$(filter test_cpu%,$(ALL_TESTS)))
+    $(if $(filter cpu,$(BACKEND)),test_backends test_launch_gpu,$(filter test_cpu%,$(ALL_TESTS)))
 TESTS := $(filter-out $(OTHER_BACKENDS),$(ALL_TESTS))
 TEST_HELPERS := $(filter-out $(wildcard dev/test/test_*.cpp),$(wildcard dev/test/*.cpp))
 BENCHES := $(basename $(notdir $(wildcard dev/bench/*.cpp)))
@@ -170,7 +170,6 @@ $(call stamp,$(B)/cuda.flags,$(COMPILE_CUDA))
 $(call stamp,$(B)/link.flags,$(LINK) $(LIBRARY_OBJECTS) $(LIBRARIES) $(LDLIBS))
 $(call stamp,$(B)/gemm.flags,$(GEMM_LIB) $(GEMM_FLAGS))
 $(call stamp,$(COMMON)/mpi.flags,$(MPI_FLAGS))
-$(call stamp,$(B)/comm.flags,$(COMM_LIB) $(MPI_FLAGS))
 $(call stamp,$(COMMON)/commit,$(COMMIT))
 endif
 
@@ -206,9 +205,6 @@ $(call object,$(GEMM_FILES)): $(B)/gemm.flags
 $(call object,$(COMM_mpi)): EXTRA_FLAGS = $(MPI_FLAGS)
 $(call object,$(COMM_mpi)): $(COMMON)/mpi.flags
 $(call object,llmc/comm/nccl.cpp): EXTRA_FLAGS = -isystem $(CUDA_HOME)/include
-EMULATED_NCCL := $(call object,dev/emu/nccl.cpp dev/emu/nccl_mpi.cpp)
-$(EMULATED_NCCL): EXTRA_FLAGS = $(if $(filter nccl,$(COMM_LIB)),-DEMU_MPI $(MPI_FLAGS))
-$(EMULATED_NCCL): $(B)/comm.flags
 $(VERSION_OBJECT): EXTRA_FLAGS = -DLLMC_COMMIT='"$(COMMIT)"'
 $(VERSION_OBJECT): $(COMMON)/commit
 

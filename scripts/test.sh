@@ -105,7 +105,7 @@ run_variant() {
     local prefix=$1 directory=$2 source name
     for source in dev/test/test_*.cpp; do
         name=$(basename "$source" .cpp)
-        [[ $name == test_emu* || $name == test_backends ]] && continue  # of the emulated build
+        case $name in test_emu* | test_backends | test_launch_gpu) continue ;; esac  # of the emulated build
         if wanted "$name"; then run_gtest "$prefix$name" "$directory/test/$name"; fi
     done
     if wanted golden; then run_golden "${prefix}golden" "$directory/test_mot"; fi
@@ -196,12 +196,12 @@ test_emu() {
     local seed
     phase "build of the emulated GPU"
     make -k BACKEND=emu all kernel-tests \
-        build/emu/test/test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding} ||
+        build/emu/test/test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding,launch_gpu} ||
         fail "build: BACKEND=emu does not build, see above"
     phase "kernels on the emulated GPU"
     for seed in "$@"; do run_kernels "emu:" build/emu "$seed"; done
     run_emulator_tests "emu:" build/emu
-    for name in test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding}; do
+    for name in test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding,launch_gpu}; do
         if wanted $name; then run_gtest "emu:$name" build/emu/test/$name; fi
     done
     if wanted golden; then run_golden "emu:golden" build/emu/test_mot; fi

@@ -1,21 +1,20 @@
-// NCCL for the emulator, put in at link time. One rank: all collectives are copies. More, where the build has MPI (the
-// Makefile says EMU_MPI): every rank is a process with an emulated GPU of its own, and MPI carries the bytes. What is
-// real are the rules: arguments are checked, work goes through the stream, a group does nothing before it ends, and a
-// send meets its receive only inside a group.
-#if __has_include(<nccl.h>)  // NCCL comes apart from the toolkit; without it nothing can call this
-#include <limits.h>
+// NCCL for the emulator, put in at link time. One rank: all collectives are copies. More: every rank is a process with
+// an emulated GPU of its own, and sockets carry the bytes (nccl_peers.h). What is real are the rules: arguments are
+// checked, work goes through the stream, a group does nothing before it ends, a send meets its receive only inside a
+// group, and a collective that lost a rank never ends, which only ncclCommGetAsyncError tells.
 #include <nccl.h>
 
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
-#include "dev/emu/nccl_mpi.h"
+#include "dev/emu/nccl_peers.h"
 #include "dev/emu/stream.h"
 
 struct ncclComm {
     int rank, ranks;
-    emu::Peers peers;  // with more than one rank
+    std::shared_ptr<emu::Peers> peers;  // with more than one rank; recorded graphs have them too
 };
 
 namespace {
@@ -75,10 +74,10 @@ ncclResult_t collective(Collective kind, const void* send, void* receive, size_t
                        comm->rank))
         return ncclInvalidUsage;
     const bool reduces = kind != Collective::all_gather && kind != Collective::broadcast;
-    if (ranks > 1 && (count > INT_MAX || (reduces && !emu::can_reduce(type)))) return ncclInvalidUsage;  // not emulated
-    auto call = [=] {
-        if (ranks == 1) return enqueue_copy(receive, send, bytes, stream);
-        return enqueue(stream, [=] { emu::carry_out(kind, send, receive, count, type, root, op, comm->peers); });
+    if (ranks > 1 && reduces && !emu::can_reduce(type)) return ncclInvalidUsage;  // not emulated
+    auto call = [=, peers = comm->peers] {
+        if (!peers) return enqueue_copy(receive, send, bytes, stream);
+        return enqueue(stream, [=] { emu::carry_out(kind, send, receive, bytes, type, root, op, *peers); });
     };
     if (group.depth == 0) return call();
     group.calls.push_back(call);
@@ -95,7 +94,7 @@ ncclResult_t message(std::vector<Message>& list, void* data, size_t count, ncclD
     return ncclSuccess;
 }
 
-// The i-th send of a group meets its i-th receive.
+// The i-th send of a group to oneself meets its i-th receive.
 ncclResult_t deliver_to_oneself(const std::vector<Message>& sends, const std::vector<Message>& receives) {
     if (sends.size() != receives.size()) return ncclInvalidUsage;
     for (size_t i = 0; i < sends.size(); i++) {
@@ -107,17 +106,22 @@ ncclResult_t deliver_to_oneself(const std::vector<Message>& sends, const std::ve
 }
 
 ncclResult_t deliver(const std::vector<Message>& sends, const std::vector<Message>& receives) {
-    if (sends.empty() && receives.empty()) return ncclSuccess;
-    const Message& first = sends.empty() ? receives[0] : sends[0];
-    if (first.comm->ranks == 1) return deliver_to_oneself(sends, receives);
-    std::vector<emu::Letter> out, in;
-    for (auto* list : {&sends, &receives})
-        for (const Message& m : *list) {
-            if (m.comm != first.comm || m.stream != first.stream || m.bytes > INT_MAX)
-                return ncclInvalidUsage;  // not emulated
-            (list == &sends ? out : in).push_back({m.data, m.bytes, m.peer});
+    std::vector<Message> own[2], others;
+    std::vector<emu::Letter> letters[2];
+    for (int way : {0, 1})
+        for (const Message& m : way == 0 ? sends : receives) {
+            if (m.peer == m.comm->rank) {
+                own[way].push_back(m);
+                continue;
+            }
+            others.push_back(m);
+            letters[way].push_back({m.data, m.bytes, m.peer});
+            if (m.comm != others[0].comm || m.stream != others[0].stream) return ncclInvalidUsage;  // not emulated
         }
-    return enqueue(first.stream, [=, peers = first.comm->peers] { emu::exchange(out, in, peers); });
+    if (const ncclResult_t result = deliver_to_oneself(own[0], own[1]); result || others.empty()) return result;
+    return enqueue(others[0].stream, [peers = others[0].comm->peers, out = letters[0], in = letters[1]] {
+        peers->exchange(out, in);
+    });
 }
 
 }  // namespace
@@ -134,34 +138,36 @@ const char* ncclGetErrorString(ncclResult_t result) {
         case ncclUnhandledCudaError: return "unhandled cuda error";
         case ncclInvalidArgument: return "invalid argument";
         case ncclInvalidUsage: return "invalid usage";
+        case ncclSystemError: return "unhandled system error";
+        case ncclRemoteError: return "remote process exited or there was a network error";
         default: return "another ncclResult_t";
     }
 }
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
     memset(id, 0, sizeof *id);
-    emu::invite(id->internal);
+    emu::random_name().copy(id->internal, sizeof id->internal - 1);
     return ncclSuccess;
 }
 ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
     if (!comm || rank < 0 || rank >= ranks) return ncclInvalidArgument;
-    emu::Peers peers{};
-    if (ranks > 1 && !emu::join(id.internal, ranks, rank, peers)) return ncclInvalidUsage;
+    const auto peers = ranks > 1 ? emu::Peers::meet(id.internal, ranks, rank) : nullptr;
+    if (ranks > 1 && !peers) return ncclSystemError;
     *comm = new ncclComm{rank, ranks, peers};
     return ncclSuccess;
 }
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
-    if (comm && comm->ranks > 1) emu::leave(comm->peers);
     delete comm;
     return ncclSuccess;
 }
-ncclResult_t ncclCommAbort(ncclComm_t comm) {  // waits for nobody
+ncclResult_t ncclCommAbort(ncclComm_t comm) {  // waits for nobody, and ends what does
+    if (comm && comm->peers) comm->peers->abort();
     delete comm;
     return ncclSuccess;
 }
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
     if (!comm || !error) return ncclInvalidArgument;
-    *error = ncclSuccess;
+    *error = comm->peers ? comm->peers->error() : ncclSuccess;
     return ncclSuccess;
 }
 ncclResult_t ncclCommCount(const ncclComm_t comm, int* ranks) {
@@ -219,4 +225,3 @@ ncclResult_t ncclGroupEnd() {
 }
 
 }  // extern "C"
-#endif

@@ -42,6 +42,7 @@ Settings read() {
         .memory = size_t(from_environment("EMU_MEMORY", sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE))),
         .devices = int(from_environment("EMU_DEVICES", 1)),
         .multiprocessors = int(from_environment("EMU_MULTIPROCESSORS", 4)),
+        .patience = int(from_environment("EMU_PATIENCE", 60)),
     };
 }
 

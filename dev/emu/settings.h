@@ -13,6 +13,7 @@ struct Settings {
     size_t memory;        // EMU_MEMORY: bytes of device memory; by default what the machine has
     int devices;          // EMU_DEVICES: 0 is a machine without a GPU
     int multiprocessors;  // EMU_MULTIPROCESSORS: results must not depend on it
+    int patience;         // EMU_PATIENCE: seconds that a rank of NCCL waits until all others have come
 };
 Settings& settings();  // a test may change them
 

@@ -22,8 +22,8 @@ std::vector<CUstream_st*>& streams() {
     return all;
 }
 
-// Whether this thread ever enqueued anything. A thread that only looks at events does no work: MPI, behind NCCL, would
-// not like to be called from there.
+// Whether this thread ever enqueued anything. A thread that only looks at events, as a watchdog does, does no work: a
+// collective whose other ranks do not come would hold it up.
 thread_local bool gives_work = false;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }

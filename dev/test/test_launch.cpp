@@ -4,10 +4,6 @@
 namespace llmc::test {
 namespace {
 
-std::string source_directory() {  // of build/cpu/test/test_launch
-    return std::filesystem::canonical("/proc/self/exe").parent_path().parent_path().parent_path().parent_path();
-}
-
 class Launch : public TrainRanks {
 protected:
     const std::vector<std::string> flags = with(every_kind, {"--precision", "fp64", "--steps", "30"});

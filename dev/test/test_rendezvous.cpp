@@ -9,6 +9,7 @@
 #include "llmc/base/socket.h"
 #include "llmc/comm/backend.h"
 #include "llmc/comm/rendezvous.h"
+#include "llmc/ops/ops.h"
 
 namespace llmc::test {
 namespace {
@@ -93,6 +94,34 @@ TEST(DISABLED_Scene, CarriesNoTensorOfTheCpu) {
         Context ctx({.threads = 1});
         if (transport_needs_mpi()) Comm comm(w, ctx);
         else run_error("MPI did not start these processes");  // NCCL does without
+    });
+}
+
+// Rank 1 does five steps, the others go on.
+void sum_on_gpus(World& w) {
+    Context ctx({.threads = 1, .device = choose_device(w)});
+    Comm comm(w, ctx);
+    Tensor t(device_alloc(4000, ctx), DType::f32, {1000}, "t");
+    fill(t, 0, ctx);
+    for (int step = 0; w.rank != 1 || step < 5; step++) {
+        comm.after_compute();
+        comm.all_reduce(t);
+        comm.before_compute();
+        synchronize(ctx);
+    }
+}
+
+TEST(DISABLED_Scene, OneThrowsWhileGpusSum) {
+    in_world([](World& w) {
+        sum_on_gpus(w);
+        run_error("the shard is gone");
+    });
+}
+
+TEST(DISABLED_Scene, OneLeavesWhileGpusSum) {
+    in_world([](World& w) {
+        sum_on_gpus(w);
+        std::this_thread::sleep_for(1h);
     });
 }
 
@@ -232,6 +261,24 @@ TEST_F(TcpProcesses, WhoFailsSpeaksForAll) {
         expect_end(rank, 2, "");
         EXPECT_FALSE(says(rank, "gone")) << said(rank);
     }
+}
+
+// NCCL notices it too, and sooner, but does not know why.
+TEST_F(TcpProcesses, WhoFailsSpeaksForAllGpus) {
+    if (transport_needs_mpi()) GTEST_SKIP() << "for GPUs";
+    start_all("OneThrowsWhileGpusSum");
+    expect_end(1, 2, "): the shard is gone");
+    for (size_t rank : {0, 2}) {
+        expect_end(rank, 2, "");
+        EXPECT_FALSE(says(rank, "NCCL says")) << said(rank);
+    }
+}
+
+TEST_F(TcpProcesses, WhatOnlyNcclNoticesEndsAll) {
+    if (transport_needs_mpi()) GTEST_SKIP() << "for GPUs";
+    start_all("OneLeavesWhileGpusSum");
+    for (size_t rank : {0, 1, 2}) expect_end(rank, 1, "");
+    EXPECT_TRUE(says(0, "NCCL says remote process exited") || says(2, "NCCL says remote process exited")) << said(0);
 }
 
 TEST_F(TcpProcesses, WhatHitsAllIsSaidOnce) {

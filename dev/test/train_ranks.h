@@ -6,6 +6,10 @@
 
 namespace llmc::test {
 
+inline std::string source_directory() {  // of build/cpu/test/test_launch, say
+    return std::filesystem::canonical("/proc/self/exe").parent_path().parent_path().parent_path().parent_path();
+}
+
 class TrainRanks : public ProgramTest {
 protected:
     const std::string mpirun = path_of("mpirun");

@@ -177,6 +177,7 @@ private:
     cudaEvent_t computed = nullptr, communicated = nullptr, marked[Comm::marks] = {};
     Unfinished unfinished;
     std::list<Watchdog::Question>::iterator question;
+    double failed_since = 0;  // for the watchdog: when it first heard of an error of NCCL
 
     // What `second` gets from now on waits for what `first` has got.
     static void order(cudaStream_t first, cudaEvent_t event, cudaStream_t second) {
@@ -184,10 +185,15 @@ private:
         check_cuda(cudaStreamWaitEvent(second, event, 0), "cudaStreamWaitEvent");
     }
 
-    std::string what_is_wrong(double timeout) {  // on the watchdog's thread
+    // On the watchdog's thread. NCCL is the first to notice that a rank has given up; why, and with which exit code,
+    // the World hears from that rank a little later.
+    std::string what_is_wrong(double timeout) {
+        constexpr double patience = 5;
         ncclResult_t error = ncclSuccess;
-        if (ncclCommGetAsyncError(group, &error) == ncclSuccess && error != ncclSuccess && error != ncclInProgress)
-            return str("NCCL says ", ncclGetErrorString(error));
+        if (ncclCommGetAsyncError(group, &error) == ncclSuccess && error != ncclSuccess && error != ncclInProgress) {
+            if (failed_since == 0) failed_since = seconds_now();
+            if (seconds_now() - failed_since > patience) return str("NCCL says ", ncclGetErrorString(error));
+        }
         return unfinished.overdue(timeout);
     }
 };
