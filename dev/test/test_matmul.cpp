@@ -57,6 +57,15 @@ TEST(Matmul, FewRows) {
                 check_product(device, DType::f32, DType::f32, m, 37, k, false, true, accumulate);
 }
 
+// Weight gradients: sizes around and beyond what is copied at a time, with remainders.
+TEST(Matmul, TransposedLeft) {
+    Device device;
+    const int64_t sizes[][3] = {{77, 61, 300}, {8, 32, 256}, {9, 1061, 5}, {130, 545, 257}, {1, 8500, 3}, {200, 1, 7}};
+    for (auto [m, n, k] : sizes)
+        for (bool accumulate : {false, true})
+            check_product(device, DType::f32, DType::f32, m, n, k, true, false, accumulate);
+}
+
 TEST(Matmul, LeadingAxesAreRows) {
     Device device;
     const int64_t B = 3, T = 5, C = 7, O = 9;
@@ -97,6 +106,7 @@ void check_batched(int64_t E, int64_t m, int64_t n, int64_t k) {
 TEST(Matmul, Batched) {
     check_batched(5, 17, 33, 7);
     check_batched(5, 3, 33, 32);
+    check_batched(2, 70, 520, 20);
 }
 
 // Columns from 3 on of wider matrices: leading dimension and batch stride differ from the shape's.

@@ -3,12 +3,13 @@
 #include <map>
 #include <vector>
 
-#include "llmc/ops/cpu/gemm.h"
+#include "llmc/ops/cpu/gemm_transposed.h"
 
 namespace llmc {
 
 struct Backend {
     GemmLibrary* gemm = nullptr;
+    std::vector<TransposedProduct::Scratch> packed;  // of each thread
     std::vector<float> widened;             // float copies of bf16 matrices, where the GEMM library has no bf16
     std::map<void*, int64_t> allocations;   // live device memory: what the guard protects
     int open_ops = 0;                       // guard: memory is readable while > 0

@@ -19,6 +19,7 @@ void protect_all(Backend& backend, int protection) {
 Backend* backend_create(const ContextOptions&, int threads) {
     Backend* backend = new Backend;
     backend->gemm = gemm_create(threads);
+    backend->packed.resize(size_t(threads));
     return backend;
 }
 
