@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "llmc/train/convert.h"
+#include "llmc/train/counted_step.h"
 #include "llmc/train/evaluate.h"
 
 namespace llmc {
@@ -87,39 +88,31 @@ void add_step_costs(Plan& plan, Count before, Count after, int64_t times) {
 
 Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool training, int threads,
                const EvalOptions& eval, const std::optional<ModelConfig>& twin, int ranks) {
-    const Sharding sharding = sharding_of(resolved(model_config), config, ranks, 0);
-    Context ctx({.threads = threads, .counting = true});
-    World world = World::pretend(ranks, 0);
-    Mesh mesh(world, ctx, sharding);
-    Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx, sharding, &mesh);
-    model.check_rows(config.micro_batch, eval.group_size);
-    model.allocate(training);
-    SharedUnits shared(model, mesh, ctx);
-    shared.allocate(training);
-    Arena arena("activations", ctx);
-    UnitHooks hooks;
-    Step step(model, config, arena, hooks, ctx, false, ranks > 1 ? &shared : nullptr);
+    CountedStep counted(model_config, config, training, ranks, threads, eval.group_size);
+    Context& ctx = counted.ctx;
+    Model& model = counted.model;
+    Step& step = *counted.step;
 
     Plan plan;
     const int64_t before = ctx.flops;
     step.evaluate(nullptr, nullptr, eval);
-    plan.forward_flops = (ctx.flops - before) * sharding.group_ranks;
+    plan.forward_flops = (ctx.flops - before) * counted.sharding.group_ranks;
     for (const ExtraEvaluation& extra : extra_evaluations(model.config, config))
         step.evaluate(nullptr, nullptr, extra.options);
     if (twin) {
-        const int64_t mark = arena.mark();
+        const int64_t mark = counted.arena.mark();
         const std::unique_ptr<Model> other = model_as(*twin, model, ctx);
         other->check_rows(config.micro_batch, eval.group_size);
-        Step(*other, config, arena, hooks, ctx).evaluate(nullptr, nullptr, eval);
-        arena.release(mark);
+        Step(*other, config, counted.arena, counted.hooks, ctx).evaluate(nullptr, nullptr, eval);
+        counted.arena.release(mark);
     }
     if (training) {
         auto count = [&](int64_t times, const auto& run) {
-            const Count before(ctx, mesh);
+            const Count before(ctx, counted.mesh);
             run();
-            add_step_costs(plan, before, Count(ctx, mesh), times);
+            add_step_costs(plan, before, Count(ctx, counted.mesh), times);
         };
-        const int64_t at_a_time = sharding.batches(), mine = config.grad_accumulation / at_a_time;
+        const int64_t at_a_time = counted.sharding.batches(), mine = config.grad_accumulation / at_a_time;
         auto micro_batch = [&](int64_t i) { step.micro_batch(nullptr, nullptr, i * at_a_time, true); };
         count(1, [&] { micro_batch(0); });
         // Those in the middle are alike, but for adding the second one's sums to the slices, which the third does.
@@ -135,8 +128,8 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
     plan.copy_bytes = model.precision.compute_copy() ? model.compute.bytes() : 0;
     plan.gradient_bytes = model.grads.data ? model.grads.bytes() : 0;
     plan.moment_bytes = model.moment1.data ? model.moment1.bytes() + model.moment2.bytes() : 0;
-    plan.unit_bytes = shared.bytes();
-    plan.activation_bytes = arena.peak();
+    plan.unit_bytes = counted.shared.bytes();
+    plan.activation_bytes = counted.arena.peak();
     plan.workspace_bytes = ctx.workspace_needed;
     return plan;
 }

@@ -1,35 +1,24 @@
 #include "llmc/train/timeline.h"
 
-#include "llmc/train/plan.h"
-#include "llmc/train/step.h"
+#include "llmc/train/counted_step.h"
 
 namespace llmc {
 
 StepTrace record_step(const ModelConfig& model_config, const TrainConfig& train, int ranks) {
-    const Sharding sharding = sharding_of(resolved(model_config), train, ranks, 0);
-    Context ctx({.threads = 1, .counting = true});
-    World world = World::pretend(ranks, 0);
-    Mesh mesh(world, ctx, sharding);
-    Model model(model_config, Precision::from_name(train.precision), train.decay == "all", ctx, sharding, &mesh);
-    model.check_rows(train.micro_batch);
-    model.allocate(true);
-    SharedUnits shared(model, mesh, ctx);
-    shared.allocate(true);
-    Arena arena("activations", ctx);
-    UnitHooks hooks;
-    Step step(model, train, arena, hooks, ctx, false, ranks > 1 ? &shared : nullptr);
+    CountedStep counted(model_config, train, true, ranks);
+    Step& step = *counted.step;
     step.begin(0);
 
     StepTrace trace;
-    trace.micro_batches = train.grad_accumulation / sharding.batches();
+    trace.micro_batches = train.grad_accumulation / counted.sharding.batches();
     auto micro_batch = [&](std::vector<Event>& events, int64_t i) {
-        ctx.events = &events;
-        step.micro_batch(nullptr, nullptr, i * sharding.batches(), false);
+        counted.ctx.events = &events;
+        step.micro_batch(nullptr, nullptr, i * counted.sharding.batches(), false);
     };
     if (trace.micro_batches > 1) micro_batch(trace.first, 0);
     if (trace.micro_batches > 2) micro_batch(trace.middle, 1);
     micro_batch(trace.last, trace.micro_batches - 1);
-    ctx.events = &trace.update;
+    counted.ctx.events = &trace.update;
     step.update();
     return trace;
 }
