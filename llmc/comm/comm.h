@@ -118,8 +118,8 @@ public:
 
     // Rows of matrices [.., n], as many to each rank as the host says: the first rows of out are the receive[0] from
     // rank 0, then those from rank 1, and so on; those of in are the send[0] to rank 0, ... Rows behind them are left
-    // alone. `wire` counts what this rank sends. While counting, every rank gets an equal share of the rows of in or out,
-    // whichever has fewer.
+    // alone. `wire` counts what this rank sends. While counting, every rank gets an equal share of the rows of in or
+    // out, whichever has fewer.
     void all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& receive, const std::vector<int64_t>& send);
 
     // A GPU communicates beside its computation; these order the two. On the CPU, a collective that returns is over.

@@ -30,8 +30,9 @@ public:
         MPI_Comm_size(all, &world.size);
         for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
             if (const char* said = std::getenv(variable); said && world.size == 1 && std::atoi(said) > 1)
-                input_error("the launcher started ", said, " processes (", variable, ") that this MPI cannot introduce to "
-                            "each other: use Open MPI's mpirun, or srun --mpi=pmix");
+                input_error("the launcher started ", said, " processes (", variable,
+                            ") that this MPI cannot introduce to each other: use Open MPI's mpirun, or "
+                            "srun --mpi=pmix");
 
         MPI_Comm on_host;
         check_mpi(MPI_Comm_split_type(all, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &on_host), "MPI_Comm_split_type",

@@ -119,7 +119,8 @@ public:
         together.resize(size_t(std::accumulate(sizes.begin(), sizes.end(), int64_t(0))));
         receive(peers[0], together.data(), int64_t(together.size()));
         size_t begin = 0;
-        for (size_t r = 0; r < all.size(); begin += size_t(sizes[r++])) all[r] = together.substr(begin, size_t(sizes[r]));
+        for (size_t r = 0; r < all.size(); begin += size_t(sizes[r++]))
+            all[r] = together.substr(begin, size_t(sizes[r]));
         return all;
     }
 

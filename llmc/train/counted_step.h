@@ -1,5 +1,5 @@
-// One rank's model and step on a Context that only counts: the real code, run without memory and without data, says what
-// a run will need and do.
+// One rank's model and step on a Context that only counts: the real code, run without memory and without data, says
+// what a run will need and do.
 #pragma once
 #include "llmc/train/step.h"
 

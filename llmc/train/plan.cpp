@@ -139,7 +139,8 @@ void check_memory(const Plan& plan, Context& ctx, int sharers) {
     if (plan.total() > available)
         input_error("this run needs ", bytes_text(double(plan.total())), " of memory (activations ",
                     bytes_text(double(plan.activation_bytes)), ") but ", bytes_text(double(available)),
-                    sharers > 1 ? str(" for each of ", sharers, " processes") : "", " are available: make --micro-batch smaller and --grad-accumulation larger, use --recompute "
+                    sharers > 1 ? str(" for each of ", sharers, " processes") : "",
+                    " are available: make --micro-batch smaller and --grad-accumulation larger, use --recompute "
                     "blocks, or a smaller model");
 }
 

@@ -151,8 +151,8 @@ std::string profile_table(const Profile& p) {
     text += "  x floor: time over the least possible, operations / peak or bytes / bandwidth, whichever is more; bytes "
             "are inputs\n  and outputs, once. 1 is the machine's limit; less: data came from a cache.\n";
     if (p.running < expected_running * p.seconds)
-        text += line("  this thread ran for only %.0f %% of the time: others had the processor, or it waited; times are "
-                     "too long by that\n", 100 * p.running / p.seconds);
+        text += line("  this thread ran for only %.0f %% of the time: others had the processor, or it waited; times "
+                     "are too long by that\n", 100 * p.running / p.seconds);
     text += remainder_line(p);
     return p.parts.empty() ? text : text + part_table(p);
 }

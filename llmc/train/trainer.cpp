@@ -412,7 +412,8 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
         for (const auto& [field, value] : {std::pair("expert_parallel", config.expert_parallel),
                                            std::pair("group_ranks", config.group_ranks)})
             if (value > 1 && options.given.count(field))
-                input_error(flag_of(field), " ", value, " does not divide the number of processes, 1: start more with mpirun");
+                input_error(flag_of(field), " ", value,
+                            " does not divide the number of processes, 1: start more with mpirun");
     if (options.cuda_graph && ranks > 1)
         input_error("--cuda-graph is for one process: this run has ", ranks);
     if (options.cuda_graph && options.profile)
