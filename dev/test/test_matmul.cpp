@@ -51,16 +51,17 @@ TEST(Matmul, BlocksLargerThanOneTile) {
 // Generation multiplies one row or a few; whole vectors and a remainder of them.
 TEST(Matmul, FewRows) {
     Device device;
-    for (int64_t m : {1, 2, 3, 4, 5})
-        for (int64_t k : {16, 80, 208, 2048})
-            for (bool accumulate : {false, true})
-                check_product(device, DType::f32, DType::f32, m, 37, k, false, true, accumulate);
+    for (auto [in, out] : {std::pair{DType::f32, DType::f32}, {DType::bf16, DType::f32}, {DType::bf16, DType::bf16}})
+        for (int64_t m : {1, 2, 3, 4, 5})
+            for (int64_t k : {16, 80, 208, 2048})
+                for (bool accumulate : {false, true})
+                    check_product(device, in, out, m, 37, k, false, true, accumulate);
 }
 
 // Weight gradients: sizes around and beyond what is copied at a time, with remainders.
 TEST(Matmul, TransposedLeft) {
     Device device;
-    const int64_t sizes[][3] = {{77, 61, 300}, {8, 32, 256}, {9, 1061, 5}, {130, 545, 257}, {1, 8500, 3}, {200, 1, 7}};
+    const int64_t sizes[][3] = {{77, 61, 300}, {40, 128, 256}, {9, 1061, 5}, {130, 545, 257}, {1, 8500, 3}, {4100, 1, 7}};
     for (auto [m, n, k] : sizes)
         for (bool accumulate : {false, true})
             check_product(device, DType::f32, DType::f32, m, n, k, true, false, accumulate);

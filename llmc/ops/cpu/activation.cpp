@@ -87,8 +87,7 @@ void dispatch_kind(Activation kind, F&& f) {
 
 // Runs f over all elements of equally shaped tensors, block by block:
 //     f(in, out, count): in[i][j], out[i][j] = element j of the block in tensor i, as float (double for f64).
-// bf16 is widened in blocks that stay in the first-level cache. f reads element j before it writes it, so outputs may
-// alias inputs.
+// bf16 is widened in blocks that stay in the first-level cache. Outputs may alias inputs as ops.h says.
 constexpr int64_t block_size = 256;
 template <class T, size_t inputs, size_t outputs, class F>
 void map_blocks(const Tensor (&out)[outputs], const Tensor (&in)[inputs], int threads, F f) {

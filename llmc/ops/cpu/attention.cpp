@@ -99,7 +99,7 @@ void attention_forward(Tensor out, Tensor lse, Tensor qkv, int64_t heads, Contex
             Carver carver{uintptr_t(op.workspace) + uintptr_t(omp_get_thread_num() * bytes)};
             const AttendScratch<F> scratch(carver, s.T, s.D);
             const int64_t b = bh / s.H, h = bh % s.H;
-            visit_sequence(b, sequence, {qkv, out});
+            if (s.B >= ctx.threads) visit_sequence(b, sequence, {qkv});
             attend_head(head_of(ptr<T>(out), s, b, h), ptr<F>(lse) + bh * s.T, head_of_qkv(ptr<const T>(qkv), s, b, h),
                         0, s.T, s.D, scratch);
         }

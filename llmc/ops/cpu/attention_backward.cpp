@@ -124,7 +124,7 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor
             Carver carver{uintptr_t(op.workspace) + uintptr_t(omp_get_thread_num() * bytes)};
             const BackwardScratch<F> scratch(carver, s.T, s.D);
             const int64_t b = bh / s.H, h = bh % s.H;
-            visit_sequence(b, sequence, {qkv, dout, out});
+            if (s.B >= ctx.threads) visit_sequence(b, sequence, {qkv, dout, out});
             backward_head(head_of_qkv(ptr<T>(dqkv), s, b, h), head_of(ptr<const T>(dout), s, b, h),
                           head_of_qkv(ptr<const T>(qkv), s, b, h), head_of(ptr<const T>(out), s, b, h),
                           ptr<const F>(lse) + bh * s.T, s.T, s.D, scratch);

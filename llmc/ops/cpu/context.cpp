@@ -19,7 +19,8 @@ void protect_all(Backend& backend, int protection) {
 Backend* backend_create(const ContextOptions&, int threads) {
     Backend* backend = new Backend;
     backend->gemm = gemm_create(threads);
-    backend->packed.resize(size_t(threads));
+    // Not written to: a thread that uses its own makes it memory, near itself.
+    backend->packed = std::make_unique_for_overwrite<TransposedProduct::Scratch[]>(size_t(threads));
     return backend;
 }
 

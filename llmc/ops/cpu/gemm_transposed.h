@@ -1,22 +1,21 @@
 // Weight gradients: C (+)= A^T B with A [k, m] and B [k, n], k counting tokens. It is the library's slowest direction,
 // since A lies across. Blocked as in Goto & van de Geijn 2008: a thread copies up to 256 rows of its columns of B into
 // panels two vectors wide, and of A into strips of block_rows columns. A strip then stays in the first-level cache,
-// panels come from the second, and a block of C stays in registers. GFLOP/s of one core with a peak of 275 to 285, f32,
+// panels come from the second (512 KiB), and a block of C stays in registers. GFLOP/s of one core with a peak of 275 to 285, f32,
 // A and B not in the caches, both measured in one run:
 //     k, C          4096, [512 x 128]   2048, [2048 x 512]   256, [3072 x 768]   512, [50257 x 512]
 //     oneDNN 2.6          190                  209                  189                 168
 //     here                209                  230                  230                 235
 #pragma once
-#include <vector>
-
 #include "llmc/ops/cpu/gemm.h"
 #include "llmc/ops/cpu/tile.h"
 
 namespace llmc {
 
-// Whether gemm_transposed makes this product.
+// Whether gemm_transposed makes this product. A small C is not worth the copies.
 inline bool is_transposed(const GemmProblem& p) {
-    return p.in == DType::f32 && p.out == DType::f32 && p.transpose_a && !p.transpose_b && !p.bias && p.k > 0;
+    return p.in == DType::f32 && p.out == DType::f32 && p.transpose_a && !p.transpose_b && !p.bias && p.k > 0 &&
+           p.m * p.n >= 4096;
 }
 
 // What one thread does: some rows of some columns of C.
@@ -75,12 +74,15 @@ struct TransposedProduct {
 
 // scratch: one for each thread. Which thread makes an element changes nothing about how it is summed.
 inline void gemm_transposed(const GemmProblem& p, const float* a, const float* b, float* c,
-                            std::vector<TransposedProduct::Scratch>& scratch, int threads) {
+                            TransposedProduct::Scratch* scratch, int threads) {
     using Product = TransposedProduct;
     auto pieces = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
-    const int64_t width = round_up(pieces(p.n, pieces(p.n, Product::panel_columns)), Product::panel);
-    const int64_t blocks = pieces(p.n, width), strips = pieces(p.m, block_rows);
-    const int64_t parts = p.batch * blocks % threads ? threads : 1;  // of the rows
+    const int64_t strips = pieces(p.m, block_rows);
+    // A part of the rows copies B anew, a block of columns A: where there are more columns, threads share those.
+    const int64_t shares = p.m < p.n ? pieces(threads, p.batch) : 1;
+    const int64_t least = std::max(pieces(p.n, Product::panel_columns), shares);
+    const int64_t width = round_up(pieces(p.n, least), Product::panel), blocks = pieces(p.n, width);
+    const int64_t parts = p.batch * blocks % threads ? std::min<int64_t>(threads, strips) : 1;  // of the rows
 #pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (p.flops() > 100000)
     for (int64_t matrix = 0; matrix < p.batch; matrix++)
         for (int64_t block = 0; block < blocks; block++)
@@ -88,7 +90,7 @@ inline void gemm_transposed(const GemmProblem& p, const float* a, const float* b
                 const auto [begin, end] = part_of(strips, part, parts);
                 const int64_t i = begin * block_rows, m = std::min(end * block_rows, p.m) - i;
                 const int64_t j = block * width, n = std::min(width, p.n - j);
-                const Product product{p.k, p.lda, p.ldb, p.ldc, scratch[size_t(omp_get_thread_num())]};
+                const Product product{p.k, p.lda, p.ldb, p.ldc, scratch[omp_get_thread_num()]};
                 product.multiply(c + matrix * p.stride_c + i * p.ldc + j, a + matrix * p.stride_a + i,
                                  b + matrix * p.stride_b + j, m, n, p.accumulate);
             }

@@ -32,6 +32,7 @@ void multiply_widened(const GemmProblem& p, const bf16* a, const bf16* b, const 
     const int64_t b_rows = p.transpose_b ? p.n : p.k, b_columns = p.transpose_b ? p.k : p.n;
     float *fa = buffer, *fb = fa + p.batch * p.m * p.k, *fbias = fb + p.batch * p.k * p.n;
     float* fc = fbias + (p.bias ? p.n : 0);
+    if (!p.bias) fbias = nullptr;
 
     convert_rows(fa, a_columns, p.m * p.k, a, p.lda, p.stride_a, p.batch, a_rows, a_columns, threads);
     convert_rows(fb, b_columns, p.k * p.n, b, p.ldb, p.stride_b, p.batch, b_rows, b_columns, threads);

@@ -1,4 +1,4 @@
-// matmul and bias_backward; the multiplication itself is done by the GEMM library (gemm.h).
+// matmul and bias_backward. Most products are made by the GEMM library (gemm.h).
 #include <vector>
 
 #include "llmc/ops/cpu/backend.h"
@@ -13,7 +13,7 @@ namespace {
 // Two kinds of products are made here faster than by libraries.
 void gemm_f32(const GemmProblem& p, const float* a, const float* b, const float* bias, float* c, Context& ctx) {
     if (has_few_rows(p)) gemm_few_rows(p, a, b, bias, c, ctx.threads);
-    else if (is_transposed(p)) gemm_transposed(p, a, b, c, ctx.backend->packed, ctx.threads);
+    else if (is_transposed(p)) gemm_transposed(p, a, b, c, ctx.backend->packed.get(), ctx.threads);
     else if (p.k > 0) gemm(ctx.backend->gemm, p, a, b, bias, c);
     else gemm_loops(p, a, b, bias, c, ctx.threads);
 }
