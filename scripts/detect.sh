@@ -65,6 +65,8 @@ try_run() {
 cxx20=no
 echo '#include <bit>
 #include <span>
+typedef int pair __attribute__((vector_size(8)));
+pair turned(pair x) { return __builtin_shufflevector(x, x, 1, 0); }
 int main(int n, char**) { return std::has_single_bit(unsigned(n)) ? 0 : 1; }' > "$work/cxx20.cpp"
 [ -n "$compiler" ] && $cxx $flags -std=c++20 -fsyntax-only "$work/cxx20.cpp" 2>/dev/null && cxx20=yes
 openmp=
@@ -221,7 +223,7 @@ choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi;
     row part found "what it means"
     row backend "$backend" ""
     choose "${cxx20#no}" compiler "$compiler" "" \
-        "${compiler:-no $cxx}" "required: C++20, for example g++ 12 (g++)"
+        "${compiler:-no $cxx}" "required: C++20 and GNU vectors, for example g++ 12 (g++)"
     case $backend in
         cpu) row matmul "$gemm_text" "$gemm_note" ;;
         cuda) row matmul cuBLASLt "" ;;

@@ -180,6 +180,9 @@ test_cpu() {
         report build 4 "$failed" 0 0
     fi
     run_variant "" build/cpu
+    if wanted test_matmul; then  # where oneDNN has no bf16
+        ONEDNN_MAX_CPU_ISA=AVX2 run_gtest avx2:test_matmul build/cpu/test/test_matmul
+    fi
 
     if [ "$ASAN" = no ]; then
         skip "everything under ASan and UBSan: ASAN=no"
