@@ -1,4 +1,4 @@
-// A process that trains one model, as the coordinator of bench_train sees it: ours (train_worker.h) or PyTorch's
+// A process that trains one model, as the program that started it sees it: ours (train_worker.h) or PyTorch's
 // (pytorch_trainer.py). It answers every line with a JSON object, and sleeps in between.
 #pragma once
 #include <fcntl.h>
@@ -26,6 +26,8 @@ struct Worker {
     };
     std::vector<Sample> samples;
     bool failed = false;
+    // On a machine that is never quiet: time of its only thread, without the waiting. Caches are shared all the same.
+    bool subtract_waiting = false;
 
     Worker(const std::string& worker_name, std::vector<std::string> words) : name(worker_name) {
         int in[2], out[2];
@@ -87,7 +89,8 @@ struct Worker {
     std::vector<double> good_samples(double best_probe) const {
         std::vector<double> seconds;
         for (const Sample& s : samples)
-            if (s.probe >= 0.9 * best_probe && s.waited <= 0.05 * s.seconds) seconds.push_back(s.seconds);
+            if (s.probe >= 0.9 * best_probe && (subtract_waiting || s.waited <= 0.05 * s.seconds))
+                seconds.push_back(s.seconds - (subtract_waiting ? s.waited : 0));
         std::sort(seconds.begin(), seconds.end());
         return seconds;
     }
