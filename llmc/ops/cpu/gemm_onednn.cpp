@@ -187,8 +187,9 @@ GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem& p) : libra
 }
 GemmOfAnySize::~GemmOfAnySize() = default;
 
-// Inside a parallel region of OpenMP, oneDNN starts no threads.
+// Inside a parallel region of OpenMP, oneDNN starts no threads of its own, but a region of one thread is none to it.
 void GemmOfAnySize::multiply(const GemmProblem& p, const void* a, const void* b, void* c) const {
+    const ThreadScope scope(1);
     auto at = [this](const memory::desc& d, const void* data) {
         return memory(d, library->engine, const_cast<void*>(data));
     };
