@@ -62,6 +62,8 @@ inline std::vector<ScalingSweep> scaling_sweeps() {
                  [](int64_t value, BenchSize&, ScalingPoint& p) { p.threads = int(value); }),
         expert_sweep_of("E_mot", "experts E at equal FLOPs of experts", "mot", Values{8, 16, 32, 64, 128}, experts),
         expert_sweep_of("E_switch", "experts E at equal active FLOPs", "switch", Values{8, 16, 32, 64, 128}, experts),
+        expert_sweep_of("E_dropless", "experts E at equal active FLOPs", "dropless", Values{8, 16, 32, 64, 128},
+                        experts),
         expert_sweep_of("g", "group size g, 32 experts", "mot", Values{4, 8, 16, 32},
                         [](int64_t value, ModelConfig& m) { m.group_size = value; }),
     };

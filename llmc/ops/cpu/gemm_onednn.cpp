@@ -179,6 +179,7 @@ GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem& p) : libra
                            .stride_a = 0, .stride_b = 0, .stride_c = 0, .accumulate = p.accumulate, .bias = false};
     auto found = library->of_any_size.find(kind);
     if (found == library->of_any_size.end()) {
+        const ThreadScope scope(1);
         const auto pd = describe(kind, library->engine);
         const PrimitiveOfAnySize made{dnnl::matmul(pd), pd.scratchpad_desc()};
         found = library->of_any_size.emplace(kind, made).first;
