@@ -101,7 +101,7 @@ private:
                                               std::to_string(prober.ctx.threads)};
             if (o.worker.profile) words.push_back("--profile");
             workers.push_back(std::make_unique<Worker>(words[2], words));
-            workers.back()->subtract_waiting = o.busy && prober.ctx.threads == 1;
+            workers.back()->by_processor_time = o.busy && prober.ctx.threads == 1;
             turns.push_back({*workers.back(), prober});
         }
         sample_in_turn(turns, o.samples);
@@ -168,7 +168,7 @@ int main(int argc, char** argv) {
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
     app.add_option("--threads", o.worker.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
-    app.add_flag("--busy", o.busy, "for a machine that is never quiet: one thread, without its waiting for a CPU");
+    app.add_flag("--busy", o.busy, "for a machine that is never quiet: one thread, by its processor time");
     app.add_flag("--profile", o.worker.profile, "a table of op times for each point");
     app.add_option("--json", o.json_file, "also write the results here");
     app.add_option("--worker", o.worker_point, "run as the process of one point")->group("");

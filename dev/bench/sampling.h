@@ -34,7 +34,8 @@ struct Sampled {
         const nlohmann::json answer = worker.ask("sample");
         if (worker.failed) return;
         const double waits = worker.waited() - waited;
-        worker.samples.push_back({answer.at("seconds"), std::min(before, prober.probe()), waits});
+        worker.samples.push_back(
+            {answer.at("seconds"), answer.value("processor_seconds", 0.0), std::min(before, prober.probe()), waits});
     }
 };
 

@@ -154,9 +154,11 @@ inline int train_worker(const ModelConfig& config, const WorkerOptions& o, World
                       {"norms", norms}}
               << std::endl;
     while (turn.asked_for_a_sample()) {
-        const double start = seconds_now();
+        const double start = seconds_now(), processor_start = processor_seconds_now();
         one_step();
-        std::cout << json{{"seconds", seconds_now() - start}} << std::endl;
+        std::cout << json{{"seconds", seconds_now() - start},
+                          {"processor_seconds", processor_seconds_now() - processor_start}}
+                  << std::endl;
     }
     json end = {{"resident_bytes", peak_resident_bytes()}};
     if (ctx.profile) end["profile"] = to_json(profile_of(*ctx.profile, "step"));
