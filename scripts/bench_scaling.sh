@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures how the cost of a training step grows with each size, and plots it: table, JSON and plot in
-# build/bench-scaling. SWEEPS=T,V,... SAMPLES=5 THREADS=0 say what; BUSY=1 is for a machine that other programs keep busy:
-# one thread, and its processor time instead of the wall clock.
+# build/bench-scaling. SWEEPS=T,V,... SAMPLES=5 THREADS=0 say what; BUSY=1 is for a machine that other programs keep
+# busy: one thread, and its processor time instead of the wall clock.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=build/bench-scaling

@@ -131,12 +131,14 @@ private:
             std::printf("# %8lld %s\n", static_cast<long long>(point.value),
                         r.failed ? "did not run" : str("all ", r.all, " samples were disturbed").c_str());
         if (r.end.contains("profile")) profiled.push_back({r, {rates.prober.best, rates.bandwidth.rbegin()->second}});
-        return {{"value", point.value}, {"threads", rates.prober.ctx.threads},
-                {"seconds", r.median},  {"fastest", r.fastest},
-                {"slowest", r.slowest}, {"samples", r.all},
-                {"kept", r.kept},       {"flops", floor.flops},
-                {"bytes", floor.bytes}, {"floor", floor.seconds},
-                {"ready", r.ready},     {"end", r.end}};
+        return {
+            {"value", point.value}, {"threads", rates.prober.ctx.threads},
+            {"seconds", r.median},  {"fastest", r.fastest},
+            {"slowest", r.slowest}, {"samples", r.all},
+            {"kept", r.kept},       {"flops", floor.flops},
+            {"bytes", floor.bytes}, {"floor", floor.seconds},
+            {"ready", r.ready},     {"end", r.end},
+        };
     }
 
     const Options& o;

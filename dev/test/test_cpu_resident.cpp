@@ -1,5 +1,5 @@
-// What a run of train_mot takes of the machine: of its memory the plan and little more, and no thread that was not asked
-// for.
+// What a run of train_mot takes of the machine: of its memory the plan and little more, and no thread that was not
+// asked for.
 #include <cmath>
 #include <fstream>
 
