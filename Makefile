@@ -72,7 +72,7 @@ endif
 SHOW_TABLE := $(shell CXX='$(CXX)' CPPFLAGS='$(CPPFLAGS)' CXXFLAGS='$(CXXFLAGS)' LDFLAGS='$(LDFLAGS)' GEMM='$(GEMM)' \
     COMM='$(COMM)' CUDA_HOME='$(CUDA_HOME)' GPU_ARCH='$(GPU_ARCH)' BACKEND='$(BACKEND)' scripts/detect.sh $(B))
 include $(B)/config.mk
-NEED := $(MISSING) $(if $(filter tests bench bench-compare $(B)/test/%,$(MAKECMDGOALS)),$(MISSING_TESTS))
+NEED := $(MISSING) $(if $(filter tests bench bench-compare bench-scaling $(B)/test/%,$(MAKECMDGOALS)),$(MISSING_TESTS))
 ifneq ($(if $(filter-out table reconfigure,$(or $(MAKECMDGOALS),all)),$(strip $(NEED))),)
 $(info $(file <$(B)/table.txt))
 $(error missing: $(strip $(NEED)); `make deps` installs it)
@@ -250,7 +250,7 @@ $(BENCH_FILES): $(B)/bench/%: $(COMMON)/obj/dev/bench/%.o $(B)/libllmc.a | $(VER
 
 # --- goals
 .PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo test test-emu-full bench \
-    bench-compare clean gpu-report gpu-check list-kernel-tests help
+    bench-compare bench-scaling clean gpu-report gpu-check list-kernel-tests help
 
 # The programs in the root (and data/prepare) are links to the default backend's; nothing else ever moves them.
 root_link = $(if $(filter prepare,$1),../$(B)/$1 data/$1,$(B)/$1 $1)
@@ -293,6 +293,9 @@ bench: all $(BENCH_FILES) ## speed and memory
 bench-compare: $(B)/bench/bench_train ## against PyTorch (SIZES=tiny,medium,gpt2 KINDS=dense,mot,moe)
 	+@SIZES='$(SIZES)' KINDS='$(KINDS)' SAMPLES='$(SAMPLES)' THREADS='$(THREADS)' MODES='$(MODES)' PYTHON='$(PYTHON)' \
 	    scripts/bench_compare.sh $(B)
+
+bench-scaling: $(B)/bench/bench_scaling ## how the cost of a step grows with each size (SWEEPS=T,V,... BUSY=1)
+	+@SWEEPS='$(SWEEPS)' SAMPLES='$(SAMPLES)' THREADS='$(THREADS)' BUSY='$(BUSY)' scripts/bench_scaling.sh $(B)
 
 tests: $(TEST_FILES) ## only builds the tests
 	@$(call done_or_idle,the tests are)

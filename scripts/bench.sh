@@ -5,6 +5,9 @@ cd "$(dirname "$0")/.."
 if [ -x dev/bench/run.sh ]; then exec dev/bench/run.sh; fi
 for source in dev/bench/*.cpp; do
     [ -e "$source" ] || { echo "there are no benchmarks in dev/bench"; exit 0; }
-    [ "$source" != dev/bench/roofline.cpp ] || continue  # `make gpu-report` shows it
+    case $source in
+        dev/bench/roofline.cpp) continue ;;       # `make gpu-report` shows it
+        dev/bench/bench_scaling.cpp) continue ;;  # `make bench-scaling`, some minutes on its own
+    esac
     "${1:-build/cpu}/bench/$(basename "$source" .cpp)"
 done

@@ -1,4 +1,4 @@
-// The models that bench_train measures, by name: size_kind.
+// The models that whole training steps are measured on; bench_train knows them by name: size_kind.
 #pragma once
 #include "llmc/model/config.h"
 
@@ -25,11 +25,7 @@ inline std::vector<std::string> all_bench_models() {
 
 // Tied head, final norm, no biases; tanh-GELU in dense feed-forwards, ReLU in experts. Experts are in the last half of
 // the layers, 32 of a dense layer's size; sparse ones get one token in 32 each, all the same number.
-inline ModelConfig bench_model(const std::string& name) {
-    const size_t underscore = name.find('_');
-    const std::string kind = name.substr(underscore + 1);
-    const BenchSize& size = *std::find_if(bench_sizes.begin(), bench_sizes.end(),
-                                          [&](const BenchSize& s) { return s.name == name.substr(0, underscore); });
+inline ModelConfig bench_model(const BenchSize& size, const std::string& kind) {
     ModelConfig c;
     c.d_model = size.d_model, c.heads = size.heads, c.d_ff = 4 * size.d_model;
     c.vocab_size = size.vocabulary, c.context = size.context;
@@ -41,6 +37,13 @@ inline ModelConfig bench_model(const std::string& name) {
     c.pattern = str(size.layers / 2, "x(attention ffn) ", size.layers / 2, "x(attention ", block, ")");
     c.balanced_routing = block == "moe_token_choice", c.capacity_factor = 1.25, c.dropless = kind == "dropless";
     return resolved(c);
+}
+
+inline ModelConfig bench_model(const std::string& name) {
+    const size_t underscore = name.find('_');
+    const BenchSize& size = *std::find_if(bench_sizes.begin(), bench_sizes.end(),
+                                          [&](const BenchSize& s) { return s.name == name.substr(0, underscore); });
+    return bench_model(size, name.substr(underscore + 1));
 }
 
 }  // namespace llmc

@@ -14,14 +14,12 @@
 //
 // Each model lives in a process of its own (so that its peak memory is its own), waits until told to run a sample, and
 // answers with the time. Samples of the models of one size, or of one model and PyTorch, alternate: A B A B.
-//
-// Two virtual CPUs may share one core for a while, which nothing but speed betrays. So a short loop of fused
-// multiply-adds is timed before and after every sample, and a sample counts only if both reach 90 % of the best such
-// probe of the whole run. Nor does it count if its threads waited for a CPU for 5 % of its time: then other programs
-// were running. Sampling goes on until enough count, or four times as many have been taken.
+// Which samples count: sampling.h.
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
+#include "dev/bench/bench_models.h"
+#include "dev/bench/sampling.h"
 #include "dev/bench/train_tables.h"
 #include "dev/bench/train_worker.h"
 
@@ -32,7 +30,8 @@ namespace {
 
 struct Options {
     std::vector<std::string> models = {"tiny_dense", "tiny_mot", "medium_dense", "medium_mot"};
-    WorkerOptions worker;  // model: run as its process
+    WorkerOptions worker;
+    std::string worker_model;  // run as its process
     int64_t samples = 9;
     bool bound = false;
     std::string pytorch, json_file;
@@ -74,7 +73,7 @@ std::vector<Sitting> sittings_of(const Options& o, Context& ctx) {
 
 class Coordinator {
 public:
-    explicit Coordinator(const Options& options) : o(options), ctx({.threads = options.worker.threads}) {
+    explicit Coordinator(const Options& options) : o(options), prober(options.worker.threads), ctx(prober.ctx) {
         std::printf("%s, batch %lld\n", backend_description(ctx).c_str(), static_cast<long long>(o.worker.batch));
         if (o.ranks > 1)
             std::printf("one process of %d threads, against %d bound to a core each with %d\n", ctx.threads, o.ranks,
@@ -86,13 +85,13 @@ public:
         std::vector<Result> results;
         json file = json::array();
         for (const auto& w : all) {
-            results.push_back(summarise(*w, best_probe));
-            file.push_back(to_json(results.back(), best_probe));
+            results.push_back(summarise(*w, prober.best));
+            file.push_back(to_json(results.back(), prober.best));
         }
-        print_table(results, best_probe);
+        print_table(results, prober.best);
         if (o.bound || !o.pytorch.empty()) print_comparison(results);
         all.clear();  // they leave room to measure the bandwidth
-        const Machine machine{best_probe, o.worker.profile ? peak_bandwidth(ctx).bytes : 0};
+        const Machine machine{prober.best, o.worker.profile ? peak_bandwidth(ctx).bytes : 0};
         for (const Result& r : results)
             if (r.end.contains("profile")) print_profile(r, machine);
         if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(2) << "\n";
@@ -101,12 +100,6 @@ public:
     }
 
 private:
-    double probe() {
-        const double flops = peak_flops(DType::f32, ctx).flops;
-        best_probe = std::max(best_probe, flops);
-        return flops;
-    }
-
     void start(const std::string& name, const std::string& model, const std::string& mode,
                std::vector<std::string> words, int ranks = 1) {
         words.insert(words.end(), {"--worker", model, "--threads", std::to_string(std::max(1, ctx.threads / ranks))});
@@ -142,21 +135,9 @@ private:
     void measure(const Sitting& sitting) {
         const size_t first = all.size();
         for (const std::string& model : sitting.models) start_all(model, sitting.modes);
-        auto enough = [&] {
-            return std::all_of(all.begin() + int64_t(first), all.end(), [&](const auto& w) {
-                return w->failed || int64_t(w->good_samples(best_probe).size()) >= o.samples;
-            });
-        };
-        for (int64_t i = 0; i < 4 * o.samples && !enough(); i++) {
-            for (size_t w = first; w < all.size(); w++) {
-                const double before = probe(), waited = all[w]->waited();
-                const json answer = all[w]->ask("sample");
-                if (all[w]->failed) continue;
-                const double waits = all[w]->waited() - waited;
-                all[w]->samples.push_back({answer.at("seconds"), std::min(before, probe()), waits});
-            }
-            std::fprintf(stderr, "."), std::fflush(stderr);
-        }
+        std::vector<Sampled> turns;
+        for (size_t w = first; w < all.size(); w++) turns.push_back({*all[w], prober});
+        sample_in_turn(turns, o.samples);
         for (size_t w = first; w < all.size(); w++) {
             all[w]->end = all[w]->ask("end");
             if (o.bound && o.ranks == 1 && all[w]->mode.empty()) find_bound(*all[w]);
@@ -167,18 +148,19 @@ private:
     // Until nothing disturbs it, or three times; disturbed rates are low, so the least bound is the best known.
     void find_bound(Worker& w) {
         for (int i = 0; i < 3 && !w.failed; i++) {
-            const double before = probe(), waited = w.waited(), start = seconds_now();
+            const double before = prober.probe(), waited = w.waited(), start = seconds_now();
             const json bound = w.ask("bound");
             const double seconds = bound.value("seconds", 0.0);
             if (seconds > 0 && (w.bound.is_null() || seconds < w.bound.at("seconds"))) w.bound = bound;
             const bool undisturbed = w.waited() - waited <= 0.05 * (seconds_now() - start);
-            if (undisturbed && std::min(before, probe()) >= 0.9 * best_probe) break;
+            if (undisturbed && std::min(before, prober.probe()) >= 0.9 * prober.best) break;
         }
     }
 
     const Options& o;
-    Context ctx;
-    double best_probe = 0, step_flops = 0;
+    Prober prober;
+    Context& ctx;
+    double step_flops = 0;
     std::vector<std::unique_ptr<Worker>> all;
 };
 
@@ -205,15 +187,15 @@ int main(int argc, char** argv) {
     app.add_option("--ranks", o.ranks, "also measure each model shared by so many processes")
         ->check(CLI::Range(1, 1024));
     app.add_option("--shards", o.shards, "divided like this: none, optimizer, gradients, parameters")->delimiter(',');
-    app.add_option("--worker", o.worker.model, "run as the process of one model")->group("");
+    app.add_option("--worker", o.worker_model, "run as the process of one model")->group("");
     app.add_option("--shard", o.worker.shard, "of that process")->group("");
     app.add_option("--weights", o.worker.weights, "where that process writes its first weights and its batch")
         ->group("");
     try {
         app.parse(argc, argv);
-        if (o.worker.model.empty()) return Coordinator(o).run();
+        if (o.worker_model.empty()) return Coordinator(o).run();
         World world;
-        return train_worker(o.worker, world);
+        return train_worker(bench_model(o.worker_model), o.worker, world);
     } catch (const CLI::ParseError& e) {
         return app.exit(e) == 0 ? 0 : 2;
     } catch (const std::exception& e) {

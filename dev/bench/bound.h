@@ -63,6 +63,15 @@ inline double bandwidth_for(double bytes, const std::map<int64_t, double>& rates
     return best;
 }
 
+// Seconds of an op's calls at these rates, and the bandwidth that calls of their size get.
+struct OpBound {
+    double seconds, bandwidth;
+};
+inline OpBound op_bound(const OpCost& cost, double peak, const std::map<int64_t, double>& rates) {
+    const double bandwidth = bandwidth_for(double(cost.bytes) / double(std::max<int64_t>(1, cost.calls)), rates);
+    return {std::max(double(cost.flops) / peak, double(cost.bytes) / bandwidth), bandwidth};
+}
+
 // costs: of one step, by op. Products of the ops `matmul` and `head_loss` are expected to be in `products`.
 inline nlohmann::json measure_bound(const Products& products, const std::map<std::string, OpCost>& costs, int threads) {
     Bench bench({.threads = threads});
@@ -82,8 +91,7 @@ inline nlohmann::json measure_bound(const Products& products, const std::map<std
     const auto rates = measure_bandwidth(bench);
     for (const auto& [name, cost] : costs) {
         if (name == "matmul" || name == "head_loss") continue;
-        const double bandwidth = bandwidth_for(double(cost.bytes) / double(std::max<int64_t>(1, cost.calls)), rates);
-        const double seconds = std::max(double(cost.flops) / peak, double(cost.bytes) / bandwidth);
+        const auto [seconds, bandwidth] = op_bound(cost, peak, rates);
         other_time += seconds;
         others.push_back({{"op", name}, {"calls", cost.calls}, {"seconds", seconds}, {"bandwidth", bandwidth}});
     }

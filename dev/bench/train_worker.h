@@ -1,4 +1,4 @@
-// The process of one model, on our side of bench_train: trains a step whenever it is told to.
+// The process of one model, on our side: trains a step whenever it is told to.
 #pragma once
 #include <signal.h>
 #include <unistd.h>
@@ -6,7 +6,6 @@
 #include <fstream>
 #include <iostream>
 
-#include "dev/bench/bench_models.h"
 #include "dev/bench/bound.h"
 #include "dev/bench/count_step.h"
 #include "llmc/base/rng.h"
@@ -17,7 +16,7 @@
 namespace llmc {
 
 struct WorkerOptions {
-    std::string model, weights, shard = "none";
+    std::string weights, shard = "none";
     int64_t batch = 32;
     int threads = 0;
     bool profile = false;
@@ -103,10 +102,9 @@ inline void write_start(const std::string& path, const Model& model, const Bench
 
 // Answers on standard output, one JSON object per line read: "sample" -> seconds of one training step; then "end" ->
 // memory, and with --profile the profile; then "bound" -> see bound.h (one process only).
-inline int train_worker(const WorkerOptions& o, World& world) {
+inline int train_worker(const ModelConfig& config, const WorkerOptions& o, World& world) {
     using nlohmann::json;
     if (world.rank > 0 && !std::freopen("/dev/null", "w", stdout)) run_error("/dev/null cannot be opened");
-    const ModelConfig config = bench_model(o.model);
     TrainConfig train;
     if (o.batch % world.size) input_error("--batch ", o.batch, " cannot be dealt to ", world.size, " processes");
     train.micro_batch = o.batch / world.size, train.grad_accumulation = world.size;
@@ -156,9 +154,11 @@ inline int train_worker(const WorkerOptions& o, World& world) {
                       {"norms", norms}}
               << std::endl;
     while (turn.asked_for_a_sample()) {
-        const double start = seconds_now();
+        const double start = seconds_now(), processor_start = processor_seconds_now();
         one_step();
-        std::cout << json{{"seconds", seconds_now() - start}} << std::endl;
+        std::cout << json{{"seconds", seconds_now() - start},
+                          {"processor_seconds", processor_seconds_now() - processor_start}}
+                  << std::endl;
     }
     json end = {{"resident_bytes", peak_resident_bytes()}};
     if (ctx.profile) end["profile"] = to_json(profile_of(*ctx.profile, "step"));

@@ -180,6 +180,7 @@ GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem& p) : libra
                            .stride_a = 0, .stride_b = 0, .stride_c = 0, .accumulate = p.accumulate, .bias = false};
     auto found = library->of_any_size.find(kind);
     if (found == library->of_any_size.end()) {
+        const ThreadScope scope(1);
         const auto pd = describe(kind, library->engine);
         const PrimitiveOfAnySize made{dnnl::matmul(pd), pd.scratchpad_desc()};
         found = library->of_any_size.emplace(kind, made).first;
@@ -188,8 +189,9 @@ GemmOfAnySize::GemmOfAnySize(GemmLibrary* library, const GemmProblem& p) : libra
 }
 GemmOfAnySize::~GemmOfAnySize() = default;
 
-// Inside a parallel region of OpenMP, oneDNN starts no threads.
+// Inside a parallel region of OpenMP, oneDNN starts no threads of its own, but a region of one thread is none to it.
 void GemmOfAnySize::multiply(const GemmProblem& p, const void* a, const void* b, void* c) const {
+    const ThreadScope scope(1);
     auto at = [this](const memory::desc& d, const void* data) {
         return memory(d, library->engine, const_cast<void*>(data));
     };
