@@ -15,7 +15,6 @@ CUDA_HOME ?= $(or $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v nvcc))),
 DEFAULT_BACKEND := $(if $(and $(wildcard /dev/nvidia0),$(wildcard $(CUDA_HOME)/bin/nvcc)),cuda,cpu)
 BACKEND ?= $(DEFAULT_BACKEND)
 GPU_ARCH ?=
-ARCH ?= native
 GEMM ?=
 COMM ?=
 SANITIZE ?=
@@ -23,6 +22,10 @@ ifeq ($(origin CXX),default)
 CXX := g++
 endif
 Q := $(if $(V),,@)
+# What a compiler for other machines makes lies apart. Only one's own processor can be asked what it has.
+TARGET := $(firstword $(subst -, ,$(shell $(CXX) -dumpmachine 2>/dev/null)))
+CROSS := $(filter-out $(shell uname -m),$(TARGET))
+ARCH ?= $(if $(CROSS),,native)
 
 # --- what cannot work is refused in one sentence
 ifeq ($(filter cpu cuda emu,$(BACKEND)),)
@@ -38,6 +41,11 @@ endif
 endif
 ifneq ($(and $(SANITIZE),$(filter cuda,$(BACKEND))),)
 $(error SANITIZE=$(SANITIZE) does not go with BACKEND=cuda: use BACKEND=emu, or compute-sanitizer on a GPU)
+endif
+ifeq ($(ARCH),portable)
+ifneq ($(SANITIZE)$(filter-out x86_64,$(TARGET))$(findstring clang,$(CXX)),)
+$(error ARCH=portable is for g++ on x86-64 without SANITIZE: choose a -march value)
+endif
 endif
 ifneq ($(filter-out onednn openblas plain,$(GEMM)),)
 $(error GEMM=$(GEMM) is not known: choose onednn, openblas or plain)
@@ -60,7 +68,14 @@ endif
 
 # --- goals that only start scripts look for nothing; all others know the compiler and the libraries
 SUFFIX := $(patsubst %,-%,$(SANITIZE:address=asan))
-SUFFIX := $(SUFFIX:thread=tsan)
+SUFFIX := $(SUFFIX:thread=tsan)$(CROSS:%=-%)
+# ARCH=portable: any x86-64 runs the program. The kernels are compiled for each of these, and the program takes the last
+# one that the processor has (llmc/ops/cpu/portable/choose.cpp).
+ifeq ($(ARCH),portable)
+SUFFIX := $(SUFFIX)-portable
+KERNEL_PATHS := $(if $(filter cpu,$(BACKEND)),x86-64 x86-64-v3 x86-64-v4)
+override ARCH := x86-64
+endif
 B := build/$(BACKEND)$(SUFFIX)
 COMMON := build/common$(SUFFIX)
 SCRIPT_GOALS := help clean deps demo test test-emu-full gpu-check list-kernel-tests
@@ -147,7 +162,13 @@ BENCHES := $(basename $(notdir $(wildcard dev/bench/*.cpp)))
 # Objects of the backend's own sources lie with it, all others in build/common.
 OF_BACKEND := llmc/ops/cpu/% llmc/ops/cuda/% llmc/comm/nccl% dev/emu/% dev/test/test_emu%
 object = $(foreach s,$1,$(if $(filter $(OF_BACKEND),$s),$B,$(COMMON))/obj/$(basename $s).o)
+path_objects = $(foreach path,$(KERNEL_PATHS),$(patsubst %.cpp,$(B)/paths/$(path)/%.o,$1))
+ifdef KERNEL_PATHS
+PATH_OBJECTS := $(call path_objects,$(BACKEND_SOURCES))
+BACKEND_OBJECTS := $(B)/paths/kernels.o $(call object,llmc/ops/cpu/portable/choose.cpp)
+else
 BACKEND_OBJECTS := $(call object,$(BACKEND_SOURCES) $(EMULATOR_SOURCES))
+endif
 OPS_OBJECTS := $(call object,$(filter llmc/base/% llmc/ops/%,$(COMMON_SOURCES))) $(BACKEND_OBJECTS)
 LIBRARY_OBJECTS := $(call object,$(COMMON_SOURCES)) $(BACKEND_OBJECTS)
 TEST_HELPER_OBJECTS := $(call object,$(TEST_HELPERS))
@@ -168,6 +189,7 @@ $(shell mkdir -p $(COMMON))
 $(call stamp,$(COMMON)/compile.flags,$(COMPILE) for processor $(CPU_ID))
 $(call stamp,$(B)/cuda.flags,$(COMPILE_CUDA))
 $(call stamp,$(B)/link.flags,$(LINK) $(LIBRARY_OBJECTS) $(LIBRARIES) $(LDLIBS))
+$(if $(KERNEL_PATHS),$(call stamp,$(B)/paths.list,$(PATH_OBJECTS)))
 $(call stamp,$(B)/gemm.flags,$(GEMM_LIB) $(GEMM_FLAGS))
 $(call stamp,$(COMMON)/mpi.flags,$(MPI_FLAGS))
 $(call stamp,$(COMMON)/commit,$(COMMIT))
@@ -185,6 +207,16 @@ $(COMMON)/obj/%.o: %.cu $(COMMON)/compile.flags  # host code only: any C++ compi
 $(B)/obj/llmc/%.o: llmc/%.cpp $(COMMON)/compile.flags
 	$(call compile,$(COMPILE) $(EXTRA_FLAGS))
 
+define path_rules
+$(B)/paths/$1/%.o: %.cpp $(COMMON)/compile.flags
+	$$(call compile,$$(COMPILE) -march=$1 -fno-gnu-unique $$(EXTRA_FLAGS))
+endef
+$(foreach path,$(KERNEL_PATHS),$(eval $(call path_rules,$(path))))
+
+$(B)/paths/kernels.o: $(PATH_OBJECTS) $(B)/paths.list scripts/join_paths.sh
+	@echo "  join    $@"
+	$(Q)CXX='$(CXX)' scripts/join_paths.sh $(@D) $(BACKEND_SOURCES:.cpp=.o) -- $(KERNEL_PATHS)
+
 $(B)/obj/dev/test/%.o: dev/test/%.cpp $(B)/cuda.flags
 	$(call compile,$(COMPILE_CUDA),-x c++)
 
@@ -200,8 +232,9 @@ else
 	$(call compile,$(COMPILE_CUDA),-x c++)
 endif
 
-$(call object,$(GEMM_FILES)): EXTRA_FLAGS = $(GEMM_FLAGS)
-$(call object,$(GEMM_FILES)): $(B)/gemm.flags
+GEMM_OBJECTS := $(call object,$(GEMM_FILES)) $(call path_objects,$(GEMM_FILES))
+$(GEMM_OBJECTS): EXTRA_FLAGS = $(GEMM_FLAGS)
+$(GEMM_OBJECTS): $(B)/gemm.flags
 $(call object,$(COMM_mpi)): EXTRA_FLAGS = $(MPI_FLAGS)
 $(call object,$(COMM_mpi)): $(COMMON)/mpi.flags
 $(call object,llmc/comm/nccl.cpp): EXTRA_FLAGS = -isystem $(CUDA_HOME)/include
@@ -245,7 +278,7 @@ $(addprefix $(B)/test/,$(EMULATOR_TESTS)): $(B)/test/%: $(B)/obj/dev/test/%.o $(
 $(BENCH_FILES): $(B)/bench/%: $(COMMON)/obj/dev/bench/%.o $(B)/libllmc.a | $(VERSION_OBJECT)
 	$(call link_program,$<,$(LLMC))
 
--include $(patsubst %.o,%.d,$(LIBRARY_OBJECTS) $(TEST_HELPER_OBJECTS) $(VERSION_OBJECT) $(call object,\
+-include $(patsubst %.o,%.d,$(LIBRARY_OBJECTS) $(PATH_OBJECTS) $(TEST_HELPER_OBJECTS) $(VERSION_OBJECT) $(call object,\
     $(addsuffix .cu,$(PROGRAMS)) $(TOOLS:%=data/%.cpp) $(wildcard dev/test/test_*.cpp dev/bench/*.cpp)))
 
 # --- goals
@@ -333,5 +366,6 @@ help: ## this list
 	    GEMM=NAME 'insists on one library for matrix products: onednn, openblas or plain' \
 	    COMM=NAME 'insists on what connects processes: none (one process), mpi (CPU) or nccl (GPUs)' \
 	    ARCH=native 'any -march value, for example x86-64-v3; empty: what the compiler takes by itself' \
+	    ARCH=portable 'one program for any x86-64, with kernels for AVX2 and AVX-512 (g++ 12)' \
 	    SANITIZE=NAME 'address (ASan and UBSan) or, with BACKEND=emu, thread (TSan); built apart' \
 	    V=1 'shows the commands; CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, LDLIBS and -j work as always'

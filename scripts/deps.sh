@@ -4,7 +4,8 @@
 #   scripts/deps.sh build|test|demo|all     what to make possible
 #
 # DEPS=no: installs nothing, says what is missing and exits with 2. gnuplot (for the demo's plots), Open MPI (for more
-# than one process) and iproute2 (for the test with two hosts) are never required.
+# than one process), iproute2 (for the test with two hosts) and qemu-user (for the test on older processors) are never
+# required.
 set -eu
 cd "$(dirname "$0")/.."
 purpose=${1:-all}
@@ -31,7 +32,8 @@ case $purpose in demo | all) command -v gnuplot > /dev/null || wanted=gnuplot-no
 case $purpose in
     test | all)
         { command -v mpirun && command -v mpicc; } > /dev/null || wanted="$wanted libopenmpi-dev openmpi-bin"
-        command -v ip > /dev/null || wanted="$wanted iproute2" ;;
+        command -v ip > /dev/null || wanted="$wanted iproute2"
+        [ "$(uname -m)" != x86_64 ] || command -v qemu-x86_64 > /dev/null || wanted="$wanted qemu-user" ;;
 esac
 if [ -z "$required$wanted" ]; then
     [ "$purpose" != all ] || echo "nothing is missing"

@@ -54,11 +54,14 @@ EOF
 )
 has_header() { grep -qx "have_$1" <<< "$headers"; }
 links() { echo 'int main() {}' | $cxx $flags -x c++ - -o "$work/link" $link_flags "$@" 2>/dev/null; }
-# try_run SOURCE FLAGS...: compiles, links and runs a probe; its output is the answer (a version).
+# try_run SOURCE FLAGS...: compiles, links and runs a probe; its output is the answer (a version). Programs for another
+# machine cannot be asked.
+target=$($cxx $flags -dumpmachine 2>/dev/null)
 try_run() {
     local source=$1
     shift
-    $cxx $flags -x c++ - -o "$work/probe" $link_flags "$@" 2>/dev/null <<< "$source" && "$work/probe" 2>/dev/null
+    $cxx $flags -x c++ - -o "$work/probe" $link_flags "$@" 2>/dev/null <<< "$source" || return
+    if [ "${target%%-*}" = "$(uname -m)" ]; then "$work/probe" 2>/dev/null; else echo "for ${target%%-*}"; fi
 }
 
 # --- compiler and OpenMP

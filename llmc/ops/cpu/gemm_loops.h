@@ -2,15 +2,16 @@
 #pragma once
 #include "llmc/ops/cpu/cpu.h"
 #include "llmc/ops/cpu/gemm.h"
+#include "llmc/ops/cpu/tile.h"
 
 namespace llmc {
 
 // acc[rows of a strip][two lanes] += strip of A (depth x 6, packed) times strip of B (depth x two lanes, packed).
 template <class T>
 struct GemmTile {
-    typedef T Lane __attribute__((vector_size(64)));
-    static constexpr int64_t strip_rows = 6, strip_columns = 2 * 64 / sizeof(T);
-    static constexpr int64_t rows = 8 * strip_rows, columns = 4 * strip_columns, depth = 256;
+    using Lane = typename TileVector<T>::type;
+    static constexpr int64_t strip_rows = 6, strip_columns = 2 * tile_lanes<T>;
+    static constexpr int64_t rows = 8 * strip_rows, columns = 512 / sizeof(T), depth = 256;
 
     alignas(64) T a[rows * depth];
     alignas(64) T b[columns * depth];

@@ -147,15 +147,19 @@ bool backend_supports(DType act) { return act != DType::i32; }
 void synchronize(Context&) {}  // CPU ops are done when they return
 
 std::string backend_description(Context& ctx) {
+    // What this file is compiled for, not what the processor has: one program may hold this backend several times.
+#if defined(__AVX512F__)
+    const char* isa = "AVX-512";
+#elif defined(__AVX2__)
+    const char* isa = "AVX2";
+#elif defined(__AVX__)
+    const char* isa = "AVX";
+#elif defined(__SSE2__)
+    const char* isa = "SSE2";
+#elif defined(__ARM_NEON)
+    const char* isa = "NEON";
+#else
     const char* isa = "scalar";
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    isa = __builtin_cpu_supports("avx512f") ? "AVX-512"
-          : __builtin_cpu_supports("avx2")  ? "AVX2"
-          : __builtin_cpu_supports("avx")   ? "AVX"
-                                            : "SSE2";
-#elif defined(__aarch64__)
-    isa = "NEON";
 #endif
     return str("cpu, ", ctx.threads, ctx.threads == 1 ? " thread, " : " threads, ", isa, ", ", gemm_library());
 }

@@ -4,6 +4,7 @@
 
 #include "llmc/ops/backend.h"
 #include "llmc/ops/cpu/cpu.h"
+#include "llmc/ops/cpu/tile.h"
 
 namespace llmc {
 
@@ -12,24 +13,24 @@ namespace {
 // `rounds` times 12 independent vectors of multiply-adds: enough to hide the latency of an FMA at two per cycle.
 template <class T>
 T fma_rounds(int64_t rounds, T seed) {
-    typedef T Lane __attribute__((vector_size(64)));
+    using Lane = typename TileVector<T>::type;
     constexpr int chains = 12;
     Lane x[chains];
     for (int i = 0; i < chains; i++)
-        for (size_t j = 0; j < 64 / sizeof(T); j++) x[i][j] = seed + T(i);
+        for (int j = 0; j < tile_lanes<T>; j++) x[i][j] = seed + T(i);
     Lane scale = x[0] * T(0) + T(0.5), shift = x[0] * T(0) + T(1);
     for (int64_t r = 0; r < rounds; r++)
         for (int i = 0; i < chains; i++) x[i] = x[i] * scale + shift;
     T sum = 0;
     for (int i = 0; i < chains; i++)
-        for (size_t j = 0; j < 64 / sizeof(T); j++) sum += x[i][j];
+        for (int j = 0; j < tile_lanes<T>; j++) sum += x[i][j];
     return sum;
 }
 
 template <class T>
 double measured_flops(int threads) {
     using clock = std::chrono::steady_clock;
-    const int64_t flops_per_round = 2 * 12 * int64_t(64 / sizeof(T));
+    const int64_t flops_per_round = 2 * 12 * tile_lanes<T>;
     int64_t rounds = 1 << 16;
     double best = 0;
     volatile T sink = 0;  // so that the loop is not optimised away
