@@ -5,6 +5,8 @@
 // probe of the whole run. Nor does it count if its threads waited for a CPU for 5 % of its time: then other programs
 // were running (Worker::good_samples). Sampling goes on until enough count, or four times as many have been taken.
 #pragma once
+#include <thread>
+
 #include "dev/bench/worker.h"
 #include "llmc/ops/ops.h"
 
@@ -15,8 +17,13 @@ struct Prober {
     double best = 0;  // FLOP/s
 
     explicit Prober(int threads) : ctx({.threads = threads}) {}
+    // OpenMP's threads turn in circles for some milliseconds before they sleep, those of the worker before this, and
+    // this one's afterwards: each is given the time to end.
     double probe() {
+        constexpr std::chrono::milliseconds rest(20);
+        std::this_thread::sleep_for(rest);
         const double flops = peak_flops(DType::f32, ctx).flops;
+        std::this_thread::sleep_for(rest);
         best = std::max(best, flops);
         return flops;
     }
