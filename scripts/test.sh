@@ -10,9 +10,8 @@
 # The last line is `N passed, N failed, N skipped`; the lines before it name what failed or was skipped, and why.
 # A test that crashes, hangs or ends without a verdict is a failure. Exit code 1 if anything failed or nothing ran.
 #
-# Time budget, on two cores from a fresh clone (measured, minutes): CPU 7, CPU with ASan 8, emulated GPU 4, with ASan and
-# TSan 5, nvcc 3; and 2 for the portable program (half of its processor time): about 30 in all. `make test-emu-full` is
-# for the nights.
+# Time budget, on two cores from a fresh clone (measured, minutes): CPU and the portable program 9, CPU with ASan 8,
+# emulated GPU 7, with ASan and TSan 5, nvcc 2: about 30 in all. `make test-emu-full` is for the nights.
 set -u
 cd "$(dirname "$0")/.."
 FILTER=${FILTER:-} ASAN=${ASAN:-} GPU=${GPU:-} EMU=${EMU:-}
