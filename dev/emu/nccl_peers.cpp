@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -103,7 +104,9 @@ std::shared_ptr<Peers> Peers::meet(const std::string& name, int ranks, int rank)
     const int listener = new_socket();
     const double end = now() + settings().patience;
     bool met = bind(listener, mine.get(), mine.size) == 0 && listen(listener, ranks) == 0;
-    if (!met) fprintf(stderr, "emulated NCCL: there is another rank %d of %d: %s\n", rank, ranks, strerror(errno));
+    if (!met)
+        fprintf(stderr, "emulated NCCL: %s rank %d of %d: %s\n",
+                errno == EADDRINUSE ? "there is another" : "nobody can call", rank, ranks, strerror(errno));
     met = met && peers->call_lower(name, end) && peers->admit_higher(listener, end);
     close(listener);
     return met ? peers : nullptr;
@@ -131,6 +134,8 @@ bool Peers::admit_higher(int listener, double end) {
         pollfd wait{listener, POLLIN, 0};
         if (poll(&wait, 1, 1 + int(left * 1000)) != 1) continue;
         const int socket = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
+        const timeval second{1, 0};  // for one who calls and says nothing
+        setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof second);
         int peer = -1;
         const bool speaks = socket >= 0 && recv(socket, &peer, sizeof peer, MSG_WAITALL) == sizeof peer;
         if (speaks && peer > rank && peer < ranks && sockets[size_t(peer)] < 0) sockets[size_t(peer)] = socket;
