@@ -60,31 +60,10 @@ protected:
     // Training, validation, statistics and a checkpoint.
     void expect_planned(const std::string& pattern, const std::vector<std::string>& more) {
         std::vector<std::string> words = {"train_mot", "--data", data, "--run-dir", dir / "run", "--pattern", pattern};
-        for (const char* word : {"--d-model",
-                                 "256",
-                                 "--heads",
-                                 "4",
-                                 "--context",
-                                 "128",
-                                 "--experts",
-                                 "16",
-                                 "--group-size",
-                                 "16",
-                                 "--micro-batch",
-                                 "16",
-                                 "--grad-accumulation",
-                                 "2",
-                                 "--steps",
-                                 "3",
-                                 "--eval-interval",
-                                 "2",
-                                 "--statistics-interval",
-                                 "2",
-                                 "--warmup-steps",
-                                 "1",
-                                 "--threads",
-                                 "2"})
-            words.push_back(word);
+        std::istringstream sizes("--d-model 256 --heads 4 --context 128 --experts 16 --group-size 16 --micro-batch 16 "
+                                 "--grad-accumulation 2 --steps 3 --warmup-steps 1 --eval-interval 2 "
+                                 "--statistics-interval 2 --threads 2");
+        for (std::string word; sizes >> word;) words.push_back(word);
         words.insert(words.end(), more.begin(), more.end());
         const double peak = peak_of(words).anonymous, plan = planned();
         std::printf("%s: plan %.1f MiB, anonymous %.1f MiB: %+.1f\n", pattern.c_str(), plan / MiB, peak / MiB,

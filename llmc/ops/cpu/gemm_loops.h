@@ -33,21 +33,6 @@ struct GemmTile {
     }
 };
 
-// Copies count x k elements, (i, p) at from[i * step_i + p * step_p], into strips of `width` along i, zero-padded.
-template <int64_t width, class T>
-void pack_strips(T* to, const T* from, int64_t count, int64_t k, int64_t step_i, int64_t step_p) {
-    for (int64_t first = 0; first < count; first += width, to += width * k) {
-        const T* strip = from + first * step_i;
-        const int64_t here = std::min(width, count - first);
-        if (here < width) std::fill(to, to + width * k, T(0));
-        if (step_i == 1)
-            for (int64_t p = 0; p < k; p++) std::copy(strip + p * step_p, strip + p * step_p + here, to + p * width);
-        else  // along the other axis, where memory is contiguous
-            for (int64_t i = 0; i < here; i++)
-                for (int64_t p = 0; p < k; p++) to[p * width + i] = strip[i * step_i + p * step_p];
-    }
-}
-
 // Rows [i0, i0+m) and columns [j0, j0+n) of one matrix product.
 template <class T>
 void gemm_loops_block(GemmTile<T>& tile, const GemmProblem& p, const T* a, const T* b, const T* bias, T* c, int64_t i0,

@@ -1,8 +1,8 @@
 // Weight gradients: C (+)= A^T B with A [k, m] and B [k, n], k counting tokens. It is the library's slowest direction,
 // since A lies across. Blocked as in Goto & van de Geijn 2008: a thread copies up to 256 rows of its columns of B into
 // panels two vectors wide, and of A into strips of block_rows columns. A strip then stays in the first-level cache,
-// panels come from the second (512 KiB), and a block of C stays in registers. GFLOP/s of one core with a peak of 275 to 285, f32,
-// A and B not in the caches, both measured in one run:
+// panels come from the second (512 KiB), and a block of C stays in registers. GFLOP/s of one core with a peak of 275 to
+// 285, f32, A and B not in the caches, both measured in one run:
 //     k, C          4096, [512 x 128]   2048, [2048 x 512]   256, [3072 x 768]   512, [50257 x 512]
 //     oneDNN 2.6          190                  209                  189                 168
 //     here                209                  230                  230                 235
@@ -31,23 +31,12 @@ struct TransposedProduct {
     void multiply(float* c, const float* a, const float* b, int64_t m, int64_t n, bool accumulate) const {
         for (int64_t k0 = 0; k0 < k; k0 += depth) {
             const int64_t count = std::min(depth, k - k0);
-            pack<panel>(scratch.panels, b + k0 * ldb, ldb, count, n);
+            pack_strips<panel>(scratch.panels, b + k0 * ldb, n, count, 1, ldb);
             for (int64_t i = 0; i < m; i += strip_columns) {
                 const int64_t rows = std::min(strip_columns, m - i);
-                pack<block_rows>(scratch.strips, a + k0 * lda + i, lda, count, rows);
+                pack_strips<block_rows>(scratch.strips, a + k0 * lda + i, rows, count, 1, lda);
                 multiply_packed(c + i * ldc, rows, n, count, accumulate || k0 > 0);
             }
-        }
-    }
-
-    // to[part][row][width] = columns of `from`, `width` in a part; zeros past the last. Row by row, as memory likes it.
-    template <int64_t width>
-    static void pack(float* to, const float* from, int64_t ld, int64_t count, int64_t columns) {
-        const int64_t whole = columns / width * width;
-        for (int64_t row = 0; row < count; row++, from += ld, to += width) {
-            for (int64_t j = 0; j < whole; j += width) std::memcpy(to + j * count, from + j, width * sizeof(float));
-            for (int64_t j = whole; j < round_up(columns, width); j++)
-                to[whole * count + j - whole] = j < columns ? from[j] : 0.0f;
         }
     }
 

@@ -47,15 +47,6 @@ struct Weights {
     int64_t row_step, inner_step, rows, inner;
 };
 
-// packed[block][k][block_rows]: what the kernel reads, in its order. Rows beyond the last are zero.
-template <class A>
-void pack(A* packed, const Weights<A>& w) {
-    for (int64_t block = 0; block < w.rows; block += block_rows)
-        for (int64_t k = 0; k < w.inner; k++, packed += block_rows)
-            for (int64_t j = 0; j < block_rows; j++)
-                packed[j] = block + j < w.rows ? w.first[(block + j) * w.row_step + k * w.inner_step] : A(0);
-}
-
 // One register block of out (+)= weights x tile, of which only `rows` rows and `columns` columns exist.
 template <class T, class A>
 void mix_block(T* out, int64_t step, int64_t rows, int64_t columns, const A* packed, const A* tile, int64_t width,
@@ -89,7 +80,7 @@ template <class T, class A>
 void mix(Rows<T> out, const Weights<A>& weights, Rows<const T> in, int64_t columns, bool accumulate, A* scratch) {
     int64_t width = panel_width<A>(in.count, columns);
     A *tile = scratch, *packed = scratch + in.count * width;
-    pack(packed, weights);
+    pack_strips<block_rows>(packed, weights.first, weights.rows, weights.inner, weights.row_step, weights.inner_step);
     for (int64_t begin = 0; begin < columns; begin += width) {
         int64_t panel = std::min(width, columns - begin);
         gather(tile, width, in, begin, panel);

@@ -22,6 +22,24 @@ template <class F> struct TileVector {
 };
 template <class F> constexpr int tile_lanes = register_bytes / int(sizeof(F));
 
+// What kernels read, in their order: count x k elements, (i, p) at from[i * step_i + p * step_p], in strips of `width`
+// along i, zero-padded: to[strip][p][width]. In the order of memory, whichever axis is contiguous.
+template <int64_t width, class T>
+inline void pack_strips(T* to, const T* from, int64_t count, int64_t k, int64_t step_i, int64_t step_p) {
+    const int64_t whole = count / width * width, padded = (count + width - 1) / width * width;
+    if (step_i == 1) {
+        for (int64_t p = 0; p < k; p++, from += step_p, to += width) {
+            for (int64_t i = 0; i < whole; i += width) std::memcpy(to + i * k, from + i, width * sizeof(T));
+            for (int64_t i = whole; i < padded; i++) to[whole * k + i - whole] = i < count ? from[i] : T(0);
+        }
+        return;
+    }
+    for (int64_t i = 0; i < padded; i++) {
+        T* column = to + i / width * width * k + i % width;
+        for (int64_t p = 0; p < k; p++) column[p * width] = i < count ? from[i * step_i + p * step_p] : T(0);
+    }
+}
+
 // C (block_rows x vectors * tile_lanes) = or += op(A) B, with k rows in B.
 // op(A)[r,p] = transposed ? a[p * lda + r] : a[r * lda + p]
 template <bool transposed, int vectors, class F>
