@@ -62,13 +62,16 @@ TEST(Activation, BackwardMatchesFiniteDifferences) {
                     if (std::abs(v) < 1e-3) v = 0.5;  // not across relu's corner
                 Tensor x = device.tensor(type, {n}, values, "x"),
                        dout = device.tensor(type, {n}, random_vector(n, 3), "dout");
-                Tensor dx = device.tensor(type, {n}, "dx");
-                activation_backward(dx, dout, x, kind, device.ctx);
+                Tensor dx = device.tensor(type, {n}, "dx"), value = device.tensor(type, {n}, "value");
+                activation_backward(dx, {}, dout, x, kind, device.ctx);
                 Vector vx = device.read(x), vd = device.read(dout), want(vx.size());
                 for (size_t i = 0; i < want.size(); i++) want[i] = vd[i] * slope_oracle(kind, vx[i]);
                 EXPECT_TRUE(close(device.read(dx), want, tolerance(type) + 1e-9)) << int(kind) << " " << name_of(type);
-                activation_backward(dout, dout, x, kind, device.ctx);  // dx may alias dout
+                activation_backward(dout, value, dout, x, kind, device.ctx);  // dx may alias dout
                 EXPECT_EQ(device.read(dout), device.read(dx));
+                EXPECT_TRUE(close(device.read(value), map(vx, [&](double v) { return oracle(kind, v); }),
+                                  tolerance(type)))
+                    << int(kind) << " " << name_of(type);
             }
 }
 
@@ -78,8 +81,8 @@ TEST(Activation, ReluBackwardFromTheOutput) {
     Tensor dout = device.tensor(DType::f32, {65}, random_vector(65, 2), "dout");
     Tensor from_in = device.tensor(DType::f32, {65}, "from_in"), from_out = device.tensor(DType::f32, {65}, "from_out");
     activation_forward(out, x, Activation::relu, device.ctx);
-    activation_backward(from_in, dout, x, Activation::relu, device.ctx);
-    activation_backward(from_out, dout, out, Activation::relu, device.ctx);
+    activation_backward(from_in, {}, dout, x, Activation::relu, device.ctx);
+    activation_backward(from_out, {}, dout, out, Activation::relu, device.ctx);
     EXPECT_EQ(device.read(from_in), device.read(from_out));
 }
 
@@ -92,6 +95,8 @@ TEST(Activation, GatedMatchesFormulaAndFiniteDifferences) {
             Tensor up = device.tensor(type, {5, 13}, random_vector(n, 2), "up");
             Tensor dout = device.tensor(type, {5, 13}, random_vector(n, 3), "dout");
             Tensor out = device.tensor(type, {5, 13}, "out"), dgate = device.tensor(type, {5, 13}, "dgate");
+            Tensor dup = device.tensor(type, {5, 13}, "dup"), dgate_too = device.tensor(type, {5, 13}, "dgate_too");
+            Tensor again = device.tensor(type, {5, 13}, "again");
             Vector vg = device.read(gate), vu = device.read(up), vd = device.read(dout), want(vg.size()),
                    want_dgate(vg.size()), want_dup(vg.size());
             for (size_t i = 0; i < vg.size(); i++) {
@@ -100,10 +105,14 @@ TEST(Activation, GatedMatchesFormulaAndFiniteDifferences) {
                 want_dup[i] = vd[i] * oracle(kind, vg[i]);
             }
             gated_forward(out, gate, up, kind, device.ctx);
-            gated_backward(dgate, dout, dout, gate, up, kind, device.ctx);  // dup may alias dout
+            gated_backward(dgate_too, dup, again, dout, gate, up, kind, device.ctx);
+            gated_backward(dgate, dout, {}, dout, gate, up, kind, device.ctx);  // dup may alias dout
             EXPECT_TRUE(close(device.read(out), want, tolerance(type)));
             EXPECT_TRUE(close(device.read(dgate), want_dgate, tolerance(type) + 1e-9));
             EXPECT_TRUE(close(device.read(dout), want_dup, tolerance(type)));
+            EXPECT_TRUE(close(device.read(again), want, tolerance(type)));
+            EXPECT_EQ(device.read(dgate_too), device.read(dgate));
+            EXPECT_EQ(device.read(dup), device.read(dout));
         }
 }
 
@@ -141,14 +150,17 @@ TEST(Activation, ExtremeInputs) {
             Tensor x = device.tensor(type, {5}, {nan_value, infinity, 1e30, -1e30, -50}, "x"),
                    out = device.tensor(type, {5}, "out");
             Tensor dout = device.tensor(type, {5}, {1, 1, 1, 1, 1}, "dout"), dx = device.tensor(type, {5}, "dx");
+            Tensor again = device.tensor(type, {5}, "again");
             activation_forward(out, x, kind, device.ctx);
-            activation_backward(dx, dout, x, kind, device.ctx);
-            Vector y = device.read(out), d = device.read(dx), vx = device.read(x);
-            EXPECT_TRUE(std::isnan(y[0]));
-            EXPECT_EQ(y[1], infinity);
-            EXPECT_EQ(y[2], vx[2]);
-            EXPECT_NEAR(y[3], 0, 1e-15);
-            EXPECT_NEAR(y[4], 0, 1e-15);
+            activation_backward(dx, again, dout, x, kind, device.ctx);
+            Vector d = device.read(dx), vx = device.read(x);
+            for (const Vector& y : {device.read(out), device.read(again)}) {
+                EXPECT_TRUE(std::isnan(y[0]));
+                EXPECT_EQ(y[1], infinity);
+                EXPECT_EQ(y[2], vx[2]);
+                EXPECT_NEAR(y[3], 0, 1e-15);
+                EXPECT_NEAR(y[4], 0, 1e-15);
+            }
             EXPECT_EQ(Vector(d.begin() + 1, d.begin() + 3), (Vector{1, 1}));
             EXPECT_NEAR(d[3], 0, 1e-15);
             EXPECT_NEAR(d[4], 0, 1e-15);
@@ -160,7 +172,8 @@ TEST(Activation, NamesTheWrongTensor) {
     Tensor x = device.tensor(DType::f32, {4}, "x"), wrong = device.tensor(DType::f32, {5}, "wrong");
     Tensor half = device.tensor(DType::bf16, {4}, "half");
     EXPECT_TRUE(refuses([&] { activation_forward(wrong, x, Activation::relu, device.ctx); }, "wrong has shape [5]"));
-    EXPECT_TRUE(refuses([&] { activation_backward(x, half, x, Activation::relu, device.ctx); }, "half has dtype BF16"));
+    EXPECT_TRUE(
+        refuses([&] { activation_backward(x, {}, half, x, Activation::relu, device.ctx); }, "half has dtype BF16"));
     EXPECT_TRUE(refuses([&] { gated_forward(x, x, wrong, Activation::silu, device.ctx); }, "wrong has shape [5]"));
     EXPECT_TRUE(refuses([&] { activation_forward(x, x, Activation::none, device.ctx); }, "no activation"));
 }

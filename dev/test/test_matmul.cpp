@@ -61,7 +61,8 @@ TEST(Matmul, FewRows) {
 // Weight gradients: sizes around and beyond what is copied at a time, with remainders.
 TEST(Matmul, TransposedLeft) {
     Device device;
-    const int64_t sizes[][3] = {{77, 61, 300}, {40, 128, 256}, {9, 1061, 5}, {130, 545, 257}, {1, 8500, 3}, {4100, 1, 7}};
+    const int64_t sizes[][3] = {{77, 61, 300},   {40, 128, 256}, {9, 1061, 5},
+                                {130, 545, 257}, {1, 8500, 3},   {4100, 1, 7}};
     for (auto [m, n, k] : sizes)
         for (bool accumulate : {false, true})
             check_product(device, DType::f32, DType::f32, m, n, k, true, false, accumulate);
@@ -237,11 +238,14 @@ TEST(Matmul, BackThroughActivations) {
                     Tensor a = device.tensor(type, l.a, random_vector(l.m * l.k, 1), "a");
                     Tensor b = device.tensor(type, l.b, random_vector(l.b.numel(), 2), "b");
                     Tensor pre = device.tensor(type, l.out, random_vector(l.m * l.n, 3, 4.0), "pre");
-                    Tensor out = device.tensor(type, l.out, "out");
-                    matmul(out, a, b, {.transpose_b = true, .backward = kind, .pre = pre}, device.ctx);
+                    Tensor out = device.tensor(type, l.out, "out"), value = device.tensor(type, l.out, "value");
+                    matmul(out, a, b, {.transpose_b = true, .backward = kind, .pre = pre, .value = value}, device.ctx);
                     Vector want = layer_oracle(l, device.read(a), device.read(b)), x = device.read(pre);
                     for (size_t i = 0; i < want.size(); i++) want[i] *= slope_of(kind, x[i]);
                     EXPECT_TRUE(close(device.read(out), want, tolerance(type, l.k) + 2.3 * roundoff(type)))
+                        << name_of(type) << " activation " << int(kind) << " columns " << l.n;
+                    for (double& v : x) v = value_of(kind, v);
+                    EXPECT_TRUE(close(device.read(value), x, tolerance(type)))
                         << name_of(type) << " activation " << int(kind) << " columns " << l.n;
                 }
     }
@@ -351,6 +355,7 @@ TEST(Matmul, NamesTheWrongTensor) {
     EXPECT_TRUE(refused({.backward = relu}, "result needs `pre`"));
     EXPECT_TRUE(refused({.activation = relu, .backward = relu, .pre = out}, "together with the gradient of one"));
     EXPECT_TRUE(refused({.pre = b}, "weight_b is given without an activation"));
+    EXPECT_TRUE(refused({.value = b}, "weight_b is given without the gradient of an activation"));
     EXPECT_TRUE(refused({.activation = relu, .pre = b}, "weight_b has shape [5, 6]"));
     Tensor wide = device.tensor(DType::f32, {3, 8}, "wide");
     wide.shape.dim[1] = 6;

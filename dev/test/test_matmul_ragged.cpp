@@ -193,13 +193,18 @@ TEST(MatmulRagged, BackThroughActivationsOfOwnedRowsAlone) {
                 Tensor b =
                     device.tensor(type, weight_shape(r, c.k, c.n, false), random_vector(r.experts * c.k * c.n, 2), "b");
                 Tensor pre = device.tensor(type, {r.rows, c.n}, r.values(c.n, 3, 4.0), "pre");
-                Tensor out = r.untouched(device, type, c.n, "out");
-                matmul_ragged(out, a, b, r.tensor(device), {.backward = kind, .pre = pre}, device.ctx);
+                Tensor out = r.untouched(device, type, c.n, "out"), value = r.untouched(device, type, c.n, "value");
+                matmul_ragged(out, a, b, r.tensor(device), {.backward = kind, .pre = pre, .value = value}, device.ctx);
                 Vector want = rows_oracle(r, device.read(a), device.read(b), c.n, c.k, false, 7.0);
                 const Vector x = device.read(pre);
-                for (int64_t i = 0; i < r.owned() * c.n; i++)  // at the kink of relu the row is one that fills up: 0 0
+                Vector want_value(x.size(), 7.0);
+                for (int64_t i = 0; i < r.owned() * c.n; i++) {  // at relu's kink the row is one that fills up: 0 0
                     want[size_t(i)] *= slope_of(kind, x[size_t(i)]);
+                    want_value[size_t(i)] = value_of(kind, x[size_t(i)]);
+                }
                 EXPECT_TRUE(close(device.read(out), want, tolerance(type, c.k) + 2.3 * roundoff(type)))
+                    << name_of(type) << " activation " << int(kind) << ", " << c.text();
+                EXPECT_TRUE(close(device.read(value), want_value, tolerance(type)))
                     << name_of(type) << " activation " << int(kind) << ", " << c.text();
             }
 }

@@ -17,8 +17,8 @@ struct Model::Run {
     Tensor draw{};
 };
 
-// What forward leaves for the backward of one block. With recomputation only x (and decisions) outlive the forward
-// pass.
+// What forward leaves for the backward of one block: x and what the block saves, with recomputation only x and
+// decisions. The norm of x is made again: one pass over memory costs less than keeping it.
 struct Model::Kept {
     Tensor x, normed, mean, rstd;  // [B,T,C], [B,T,C], [B,T], [B,T]
     std::vector<Tensor> slots;     // the block's saved tensors (recomputing: only its decisions)
@@ -235,8 +235,8 @@ Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& r
     int64_t mark = run.arena.mark();
     pass.slots = kept.slots;
     append_slots(pass.slots, specs, false, run.arena);
-    normalize(i, kept, x, i == 0 ? Tensor{} : branch, run);
     int64_t temporaries = run.arena.mark();
+    normalize(i, kept, x, i == 0 ? Tensor{} : branch, run);
     blocks[i]->forward(pass, branch, kept.normed);
     if (run.training && !run.recompute) {
         kept.slots = pass.slots;
@@ -255,11 +255,11 @@ void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept)
     int64_t mark = run.arena.mark();
     Pass pass = pass_for(i, run);
     pass.slots = kept.slots;
+    normalize(i, kept, kept.x, {}, run);
     if (run.recompute) {  // the same forward once more, with the decisions of the first
         const Range again("recompute", ctx);
         append_slots(pass.slots, blocks[i]->declare_saved(run.B, run.T, pass), false, run.arena);
         pass.recomputing = true, pass.metrics = {};
-        normalize(i, kept, kept.x, {}, run);
         int64_t temporaries = run.arena.mark();
         blocks[i]->forward(pass, run.arena.tensor("branch", precision.act, dstream.shape), kept.normed);
         run.arena.release(temporaries);

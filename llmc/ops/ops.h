@@ -89,6 +89,7 @@ struct MatmulOptions {
     // Like out. With `activation`, if given, it gets the values before the activation; with `backward` it holds them
     // (for relu, the activation's output will do).
     Tensor pre{};
+    Tensor value{};  // like out; with `backward`, if given, it gets f(pre) again
 };
 // out = act(op(a) op(b) + bias), row-major, op transposes if asked.
 // If out, a and b all have rank 3, the first axis is a batch: out [n,M,N], a [n,M,K], b [n,K,N].
@@ -103,12 +104,14 @@ void bias_backward(Tensor dbias, Tensor dout, bool accumulate, Context& ctx);
 // out = f(x). gelu: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))  (Hendrycks & Gimpel 2016); silu: x sigmoid(x).
 // out may alias x.
 void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx);
-// dx = dout * f'(x). For relu, x may be the output as well as the input. dx may alias dout.
-void activation_backward(Tensor dx, Tensor dout, Tensor x, Activation kind, Context& ctx);
+// dx = dout * f'(x); value, if given, gets f(x) again. For relu, x may be the output as well as the input. dx may alias
+// dout.
+void activation_backward(Tensor dx, Tensor value, Tensor dout, Tensor x, Activation kind, Context& ctx);
 // out = f(gate) * up: SwiGLU with f = silu (Shazeer 2020).
 void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context& ctx);
-// dup may alias dout.
-void gated_backward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up, Activation kind, Context& ctx);
+// value, if given, gets f(gate) * up again. dup may alias dout.
+void gated_backward(Tensor dgate, Tensor dup, Tensor value, Tensor dout, Tensor gate, Tensor up, Activation kind,
+                    Context& ctx);
 
 // --------------------------------------------------------------------------------------------------- attention
 // Causal multi-head attention without a T x T matrix in memory (Dao et al. 2022): tiles, online softmax.

@@ -20,12 +20,21 @@ void FeedForward::declare_params(Unit& unit) const {
     }
 }
 
+static Shape with_last(Shape shape, int64_t columns) {
+    shape.dim[size_t(shape.rank - 1)] = columns;
+    return shape;
+}
+
 void FeedForward::declare_saved(std::vector<SavedSpec>& list, const Shape& input, DType act) const {
-    Shape wide = input;
-    wide.dim[size_t(wide.rank - 1)] = sizes.hidden;
+    const Shape wide = with_last(input, sizes.hidden);
     if (gated) list.push_back({saved.gate.c_str(), act, wide});
     if (gated || keeps_product()) list.push_back({saved.up.c_str(), act, wide});
-    list.push_back({saved.hidden.c_str(), act, wide});
+    if (!makes_hidden_again()) list.push_back({saved.hidden.c_str(), act, wide});
+}
+
+// f(...) [...,F] of x [...,C]: room for it, or what forward has left there.
+Tensor FeedForward::hidden(const Pass& p, const Tensor& x) const {
+    return makes_hidden_again() ? p.temp("hidden", with_last(x.shape, sizes.hidden)) : p.saved(saved.hidden.c_str());
 }
 
 void FeedForward::product(const Pass& p, Tensor out, Tensor a, Tensor b, const MatmulOptions& options,
@@ -37,7 +46,7 @@ void FeedForward::product(const Pass& p, Tensor out, Tensor a, Tensor b, const M
 }
 
 void FeedForward::forward(const Pass& p, Tensor y, Tensor x, Tensor offsets) const {
-    Tensor hidden = p.saved(saved.hidden.c_str());  // [...,F]
+    Tensor hidden = this->hidden(p, x);  // [...,F]
     if (gated) {
         Tensor gate = p.saved(saved.gate.c_str()), up = p.saved(saved.up.c_str());
         product(p, gate, x, param(p, weights.gate), {.transpose_b = true}, offsets);
@@ -54,7 +63,7 @@ void FeedForward::forward(const Pass& p, Tensor y, Tensor x, Tensor offsets) con
 }
 
 void FeedForward::backward(const Pass& p, Tensor dx, Tensor dy, Tensor x, Tensor offsets) const {
-    Tensor hidden = p.saved(saved.hidden.c_str());
+    Tensor hidden = this->hidden(p, x), again = makes_hidden_again() ? hidden : Tensor{};
     Tensor dhidden = p.temp("dhidden", hidden.shape);  // [...,F], before the activation (gated: of up)
     Tensor dgate = gated ? p.temp("dgate", hidden.shape) : Tensor{};
     const MatmulOptions gradient{.transpose_a = true, .accumulate = p.accumulate};
@@ -63,10 +72,10 @@ void FeedForward::backward(const Pass& p, Tensor dx, Tensor dy, Tensor x, Tensor
     if (gated) {
         Tensor gate = p.saved(saved.gate.c_str()), up = p.saved(saved.up.c_str());
         product(p, dhidden, dy, param(p, weights.down), {}, offsets);
-        gated_backward(dgate, dhidden, dhidden, gate, up, f, p.ctx);
+        gated_backward(dgate, dhidden, again, dhidden, gate, up, f, p.ctx);
     } else {
         const Tensor pre = keeps_product() ? p.saved(saved.up.c_str()) : f == Activation::relu ? hidden : Tensor{};
-        product(p, dhidden, dy, param(p, weights.down), {.backward = f, .pre = pre}, offsets);
+        product(p, dhidden, dy, param(p, weights.down), {.backward = f, .pre = pre, .value = again}, offsets);
     }
     product(p, grad(weights.down), dy, hidden, gradient, offsets);
     if (sizes.bias) bias_backward(grad(weights.down_bias), dy, p.accumulate, p.ctx);

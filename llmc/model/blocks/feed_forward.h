@@ -30,6 +30,9 @@ public:
 
 private:
     bool keeps_product() const { return f != Activation::none && f != Activation::relu; }  // relu' is known from relu
+    // Whether backward makes f(...) again, on its way through f: cheaper than kept.
+    bool makes_hidden_again() const { return gated || keeps_product(); }
+    Tensor hidden(const Pass& p, const Tensor& x) const;
     Tensor param(const Pass& p, const std::string& name) const { return p.param(name.c_str()); }
     void product(const Pass& p, Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Tensor offsets) const;
 

@@ -58,8 +58,10 @@ inline void check_matmul_options(const Tensor& out, const Tensor& a, int64_t n, 
     if (backward && !o.pre)
         run_error("matmul: ", out.name, " needs `pre`, the values before the activation, for its gradient");
     if (o.pre && !forward && !backward) run_error("matmul: ", o.pre.name, " is given without an activation");
+    if (o.value && !backward) run_error("matmul: ", o.value.name, " is given without the gradient of an activation");
     if (o.bias) check(o.bias, a.dtype, {n}, "matmul:");
-    if (o.pre) check(o.pre, out.dtype, out.shape, "matmul:");
+    for (const Tensor& t : {o.pre, o.value})
+        if (t) check(t, out.dtype, out.shape, "matmul:");
     if ((forward || backward) && !out.contiguous())
         run_error("matmul: ", out.name, " must be contiguous where an activation is applied");
 }
@@ -89,7 +91,7 @@ inline GemmProblem check_matmul(const Tensor& out, const Tensor& a, const Tensor
 }
 
 inline int64_t matmul_bytes(const Tensor& out, const Tensor& a, const Tensor& b, const MatmulOptions& o) {
-    return total_bytes({out, a, b, o.bias, o.pre}) + (o.accumulate ? out.bytes() : 0);
+    return total_bytes({out, a, b, o.bias, o.pre, o.value}) + (o.accumulate ? out.bytes() : 0);
 }
 
 // What matmul_ragged is asked for. Rows form: out [R,N] = a [R,K] b_e. Sums form: out_e [M,N] (+)= a_e^T b_e.

@@ -15,22 +15,26 @@ template <class A> A clamp(A x, A limit) {
     return x < -limit ? -limit : x;
 }
 
-// Each kind has value(x) = f(x) and slope(x) = f'(x).
+// Each kind has value(x) = f(x), and both(x) = {f(x), f'(x)}, which share most of their arithmetic.
+template <class A> struct Both { A value, slope; };
 
 struct Relu {  // max(x, 0); NaN stays NaN
     template <class A> static A value(A x) { return x < A(0) ? A(0) : x; }
-    template <class A> static A slope(A x) { return x > A(0) ? A(1) : A(0); }
+    template <class A> static Both<A> both(A x) { return {value(x), x > A(0) ? A(1) : A(0)}; }
 };
+
+// x where it is not below `near`, which is x within limits: f(x) = x there, and 0 to all digits below.
+template <class A> A upper(A x, A near) { return x < near ? near : x; }
 
 // 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps digits where tanh u = -1.
 struct Gelu {
     static constexpr double two_root = 2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi, cubic = 0.044715;
     template <class A> static A value(A x) { return x * fast_sigmoid(A(two_root) * (x + A(cubic) * x * x * x)); }
-    template <class A> static A slope(A x) {
-        x = clamp(x, A(10));  // f' is 0 or 1 there to all digits, e finite
+    template <class A> static Both<A> both(A far) {
+        const A x = clamp(far, A(10));  // f' is 0 or 1 there to all digits, e finite
         A e = fast_exp(A(-two_root) * (x + A(cubic) * x * x * x));
         A s = A(1) / (A(1) + e);  // 1 - s = e s without cancellation
-        return s + x * s * (e * s) * A(two_root) * (A(1) + A(3 * cubic) * x * x);
+        return {upper(far, x) * s, s + x * s * (e * s) * A(two_root) * (A(1) + A(3 * cubic) * x * x)};
     }
 };
 
@@ -57,19 +61,19 @@ struct GeluErf {  // x Phi(x), Phi the distribution function of the standard nor
         A tail = normal_tail(x, fast_exp(A(-0.5) * x * x));
         return x * (x < A(0) ? tail : A(1) - tail);
     }
-    template <class A> static A slope(A x) {
-        x = clamp(x, A(100));  // infinity times density 0 would be NaN
-        A density = fast_exp(A(-0.5) * x * x), tail = normal_tail(x, density);
-        return (x < A(0) ? tail : A(1) - tail) + x * density * A(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
+    template <class A> static Both<A> both(A far) {
+        const A x = clamp(far, A(100));  // infinity times density 0 would be NaN
+        A density = fast_exp(A(-0.5) * x * x), tail = normal_tail(x, density), phi = x < A(0) ? tail : A(1) - tail;
+        return {upper(far, x) * phi, phi + x * density * A(std::numbers::inv_sqrtpi / std::numbers::sqrt2)};
     }
 };
 
 struct Silu {  // x sigmoid(x)
     template <class A> static A value(A x) { return x * fast_sigmoid(x); }
-    template <class A> static A slope(A x) {
-        x = clamp(x, A(87));
+    template <class A> static Both<A> both(A far) {
+        const A x = clamp(far, A(87));
         A e = fast_exp(-x), s = A(1) / (A(1) + e);
-        return s + x * s * (e * s);
+        return {upper(far, x) * s, s + x * s * (e * s)};
     }
 };
 
@@ -121,6 +125,9 @@ void map_blocks(const Tensor (&out)[outputs], const Tensor (&in)[inputs], int th
     }
 }
 
+// Of a reference to an array.
+template <class Reference> constexpr size_t length_of = std::extent_v<std::remove_reference_t<Reference>>;
+
 // What all four ops share: checks, the Op, the choice of kind and type. Per element: `evaluations` of the activation or
 // its slope and `rest` operations more.
 template <size_t inputs, size_t outputs, class F>
@@ -146,12 +153,17 @@ void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx) {
                 });
 }
 
-void activation_backward(Tensor dx, Tensor dout, Tensor x, Activation kind, Context& ctx) {
-    elementwise("activation_backward", {dx}, {x, dout}, kind, 1, 1, ctx,
-                [](auto k, auto& from, auto& to, int64_t n) {
+void activation_backward(Tensor dx, Tensor value, Tensor dout, Tensor x, Activation kind, Context& ctx) {
+    auto pass = [](auto k, auto& from, auto& to, int64_t n) {
 #pragma omp simd
-                    for (int64_t j = 0; j < n; j++) to[0][j] = from[1][j] * k.slope(from[0][j]);
-                });
+        for (int64_t j = 0; j < n; j++) {
+            const auto f = k.both(from[0][j]);
+            to[0][j] = from[1][j] * f.slope;
+            if constexpr (length_of<decltype(to)> == 2) to[1][j] = f.value;
+        }
+    };
+    if (value) elementwise("activation_backward", {dx, value}, {x, dout}, kind, 1, 2, ctx, pass);
+    else elementwise("activation_backward", {dx}, {x, dout}, kind, 1, 1, ctx, pass);
 }
 
 void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context& ctx) {
@@ -163,15 +175,20 @@ void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context&
 }
 
 // dgate = dout * up * f'(gate), dup = dout * f(gate).
-void gated_backward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up, Activation kind, Context& ctx) {
-    elementwise("gated_backward", {dgate, dup}, {gate, up, dout}, kind, 2, 3, ctx,
-                [](auto k, auto& from, auto& to, int64_t n) {
+void gated_backward(Tensor dgate, Tensor dup, Tensor value, Tensor dout, Tensor gate, Tensor up, Activation kind,
+                    Context& ctx) {
+    auto pass = [](auto k, auto& from, auto& to, int64_t n) {
 #pragma omp simd
-                    for (int64_t j = 0; j < n; j++) {
-                        to[0][j] = from[2][j] * from[1][j] * k.slope(from[0][j]);
-                        to[1][j] = from[2][j] * k.value(from[0][j]);
-                    }
-                });
+        for (int64_t j = 0; j < n; j++) {
+            const auto f = k.both(from[0][j]);
+            const auto u = from[1][j], d = from[2][j];
+            to[0][j] = d * u * f.slope;
+            to[1][j] = d * f.value;
+            if constexpr (length_of<decltype(to)> == 3) to[2][j] = f.value * u;
+        }
+    };
+    if (value) elementwise("gated_backward", {dgate, dup, value}, {gate, up, dout}, kind, 1, 4, ctx, pass);
+    else elementwise("gated_backward", {dgate, dup}, {gate, up, dout}, kind, 1, 3, ctx, pass);
 }
 
 }  // namespace llmc

@@ -57,7 +57,7 @@ void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Contex
         if (op.run) gemm_any(p, a.data, b.data, options.bias.data, product.data, ctx);
     }
     if (forward) activation_forward(out, product, options.activation, ctx);
-    if (backward) activation_backward(out, out, options.pre, options.backward, ctx);
+    if (backward) activation_backward(out, options.value, out, options.pre, options.backward, ctx);
 }
 
 namespace {

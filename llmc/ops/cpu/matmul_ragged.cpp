@@ -151,9 +151,10 @@ void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulO
                 multiply_by_library(pieces, product, a, b, ctx);
         }
     }
-    auto rows = [owned](const Tensor& t) { return t.slice(0, owned); };
+    auto rows = [owned](const Tensor& t) { return t ? t.slice(0, owned) : t; };
     if (forward) activation_forward(rows(out), rows(product), options.activation, ctx);
-    if (backward) activation_backward(rows(out), rows(out), rows(options.pre), options.backward, ctx);
+    if (backward)
+        activation_backward(rows(out), rows(options.value), rows(out), rows(options.pre), options.backward, ctx);
 }
 
 }  // namespace llmc

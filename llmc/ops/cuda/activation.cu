@@ -18,6 +18,14 @@ template <class Kind>
 struct Backward {
     __device__ void operator()(float* out, const float* in) const { out[0] = in[1] * Kind::slope(in[0]); }
 };
+// And value = f(x).
+template <class Kind>
+struct BackwardWithValue {
+    __device__ void operator()(float* out, const float* in) const {
+        Backward<Kind>{}(out, in);
+        out[1] = Kind::value(in[0]);
+    }
+};
 // out = f(gate) up; in: gate, up
 template <class Kind>
 struct GatedForward {
@@ -31,8 +39,16 @@ struct GatedBackward {
         out[1] = in[2] * Kind::value(in[0]);
     }
 };
+// And value = f(gate) up.
+template <class Kind>
+struct GatedBackwardWithValue {
+    __device__ void operator()(float* out, const float* in) const {
+        GatedBackward<Kind>{}(out, in);
+        out[2] = Kind::value(in[0]) * in[1];
+    }
+};
 
-// Checks, the Op, the choice of kind and type: all that the four ops share.
+// Checks, the Op, the choice of kind and type: all that the ops share.
 template <template <class> class F, size_t inputs, size_t outputs>
 void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&in)[inputs], Activation kind,
                  int64_t evaluations, int64_t rest, Context& ctx) {
@@ -56,16 +72,20 @@ void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx) {
     elementwise<Forward>("activation_forward", {out}, {x}, kind, 1, 0, ctx);
 }
 
-void activation_backward(Tensor dx, Tensor dout, Tensor x, Activation kind, Context& ctx) {
-    elementwise<Backward>("activation_backward", {dx}, {x, dout}, kind, 1, 1, ctx);
+void activation_backward(Tensor dx, Tensor value, Tensor dout, Tensor x, Activation kind, Context& ctx) {
+    if (value) elementwise<BackwardWithValue>("activation_backward", {dx, value}, {x, dout}, kind, 1, 2, ctx);
+    else elementwise<Backward>("activation_backward", {dx}, {x, dout}, kind, 1, 1, ctx);
 }
 
 void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context& ctx) {
     elementwise<GatedForward>("gated_forward", {out}, {gate, up}, kind, 1, 1, ctx);
 }
 
-void gated_backward(Tensor dgate, Tensor dup, Tensor dout, Tensor gate, Tensor up, Activation kind, Context& ctx) {
-    elementwise<GatedBackward>("gated_backward", {dgate, dup}, {gate, up, dout}, kind, 2, 3, ctx);
+void gated_backward(Tensor dgate, Tensor dup, Tensor value, Tensor dout, Tensor gate, Tensor up, Activation kind,
+                    Context& ctx) {
+    const char* name = "gated_backward";
+    if (value) elementwise<GatedBackwardWithValue>(name, {dgate, dup, value}, {gate, up, dout}, kind, 1, 4, ctx);
+    else elementwise<GatedBackward>(name, {dgate, dup}, {gate, up, dout}, kind, 1, 3, ctx);
 }
 
 }  // namespace llmc

@@ -63,14 +63,20 @@ void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Contex
     dispatch(p.in, [](auto) {});  // refuses f64
     const bool forward = options.activation != Activation::none, backward = options.backward != Activation::none;
     const Tensor product = forward && options.pre ? options.pre : out;
+    bool done = false;
     {
         Op op(ctx, "matmul", p.flops(), gemm_workspace_bytes, matmul_bytes(out, a, b, options));
-        if (op.run && fused(p, out, a, b, options, op.workspace, ctx)) return;
-        if (op.run) product_with_bias(p, a.data, b.data, options.bias.data, product.data, op.workspace, ctx);
+        done = op.run && fused(p, out, a, b, options, op.workspace, ctx);
+        if (op.run && !done)
+            product_with_bias(p, a.data, b.data, options.bias.data, product.data, op.workspace, ctx);
+    }
+    if (done) {
+        if (options.value) activation_forward(options.value, options.pre, options.backward, ctx);
+        return;
     }
     // Also while counting, when nobody knows yet: the FLOPs are those of separate passes.
     if (forward) activation_forward(out, product, options.activation, ctx);
-    if (backward) activation_backward(out, out, options.pre, options.backward, ctx);
+    if (backward) activation_backward(out, options.value, out, options.pre, options.backward, ctx);
 }
 
 // ------------------------------------------------------------------------------------------------------- bias_backward

@@ -34,6 +34,7 @@ template <class Out>
 struct RaggedEpilogue {
     Out* out;
     Out* pre;
+    Out* value;
     Activation activation, backward;
     bool accumulate, packed;
 };
@@ -99,6 +100,11 @@ __device__ inline void finish(const RaggedEpilogue<Out>& e, int64_t at, Floats<W
     if (e.backward != Activation::none) {
         const Floats<W> before = load<W>(e.pre + at);
         for (int j = 0; j < W; j++) x[j] *= activation_slope(e.backward, before[j]);
+        if (e.value) {
+            Floats<W> value;
+            for (int j = 0; j < W; j++) value[j] = activation_value(e.backward, before[j]);
+            store<W>(e.value + at, value);
+        }
     }
     if (e.activation != Activation::none) {
         if (e.pre) store<W>(e.pre + at, x);
@@ -164,8 +170,9 @@ template <class T, class Out>
 void multiply(const RaggedProblem& p, const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& offsets,
               const MatmulOptions& o, Context& ctx) {
     const GemmProblem& g = p.of_expert;
-    const bool out_packed = aligned(out, o.pre) && g.n % Pack<Out>::size == 0;
-    const RaggedArgs<T, Out> args{{ptr<Out>(out), ptr<Out>(o.pre), o.activation, o.backward, o.accumulate, out_packed},
+    const bool out_packed = aligned(out, o.pre, o.value) && g.n % Pack<Out>::size == 0;
+    const RaggedArgs<T, Out> args{{ptr<Out>(out), ptr<Out>(o.pre), ptr<Out>(o.value), o.activation, o.backward,
+                                   o.accumulate, out_packed},
                                   ptr<const T>(a),
                                   ptr<const T>(b),
                                   ptr<const int32_t>(offsets),
@@ -190,7 +197,7 @@ void multiply(const RaggedProblem& p, const Tensor& out, const Tensor& a, const 
 // Operations of the epilogue, per result.
 int64_t epilogue_flops(const MatmulOptions& o) {
     if (o.activation != Activation::none) return activation_flops("matmul_ragged", o.activation);
-    return o.backward != Activation::none ? activation_flops("matmul_ragged", o.backward) + 1 : 0;
+    return o.backward != Activation::none ? activation_flops("matmul_ragged", o.backward) + (o.value ? 2 : 1) : 0;
 }
 
 }  // namespace
