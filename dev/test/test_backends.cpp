@@ -209,8 +209,8 @@ TEST(Launches, AreFewPerBlock) {
         const char* kind;
         int64_t forward, both;
     };
-    for (const Case& c : {Case{"attention", 4, 13}, Case{"ffn", 4, 15}, Case{"mot", 8, 23},
-                          Case{"moe_token_choice", 12, 30}, Case{"moe_expert_choice", 11, 30}}) {
+    for (const Case& c : {Case{"attention", 4, 14}, Case{"ffn", 4, 16}, Case{"mot", 8, 24},
+                          Case{"moe_token_choice", 12, 31}, Case{"moe_expert_choice", 11, 31}}) {
         const Launches launches = launches_of_block(c.kind);
         EXPECT_EQ(launches.forward, c.forward) << c.kind;
         EXPECT_EQ(launches.both, c.both) << c.kind;

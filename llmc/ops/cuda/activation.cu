@@ -43,8 +43,10 @@ struct GatedBackward {
 template <class Kind>
 struct GatedBackwardWithValue {
     __device__ void operator()(float* out, const float* in) const {
-        GatedBackward<Kind>{}(out, in);
-        out[2] = Kind::value(in[0]) * in[1];
+        const float value = Kind::value(in[0]);
+        out[0] = in[2] * in[1] * Kind::slope(in[0]);
+        out[1] = in[2] * value;
+        out[2] = in[1] * value;
     }
 };
 
