@@ -10,38 +10,48 @@ namespace llmc {
 namespace {
 
 // scores -> exp(scores - max) in place, with the running max and sum of every query; factor = exp(old max - new max).
+// A block of keys at a time, so that max and sum stay in registers meanwhile.
 template <class F>
 void online_softmax(F* scores, F* max, F* sum, F* factor, const TilePair<F>& pair) {
+    constexpr int64_t block = block_rows * attention_tile;
     const int64_t queries = pair.queries;
     std::copy_n(max, queries, factor);
-    for (int64_t key = 0; key < pair.keys; key++) {
+    for (int64_t key = 0; key < pair.keys; key += block_rows) {
         const F* s = scores + key * attention_tile;
 #pragma omp simd
-        for (int64_t i = pair.first_query(key); i < queries; i++) max[i] = s[i] > max[i] ? s[i] : max[i];
+        for (int64_t i = pair.first_query(key); i < queries; i++) {
+            F largest = max[i];
+#pragma GCC unroll 8
+            for (int64_t at = i; at < i + block; at += attention_tile) largest = s[at] > largest ? s[at] : largest;
+            max[i] = largest;
+        }
     }
 #pragma omp simd
     for (int64_t i = 0; i < queries; i++) {
         factor[i] = fast_exp(factor[i] - max[i]);
         sum[i] *= factor[i];
     }
-    for (int64_t key = 0; key < pair.keys; key++) {
+    for (int64_t key = 0; key < pair.keys; key += block_rows) {
         F* s = scores + key * attention_tile;
 #pragma omp simd
         for (int64_t i = pair.first_query(key); i < queries; i++) {
-            s[i] = fast_exp(s[i] - max[i]);
-            sum[i] += s[i];
+            const F largest = max[i];
+            F total = sum[i];
+#pragma GCC unroll 8
+            for (int64_t at = i; at < i + block; at += attention_tile) total += s[at] = fast_exp(s[at] - largest);
+            sum[i] = total;
         }
     }
 }
 
 // The online softmax over all keys for the query tile in w.q_transposed: w.out = sum of exp(s - max) v, w.max, w.sum.
 template <class F>
-void attend_tile(const AttendScratch<F>& w, int64_t q0, int64_t queries, int64_t keys, int64_t size) {
+void attend_tile(const AttendScratch<F>& w, int64_t q0, int64_t queries, int64_t keys, int64_t size, RowsAhead& ahead) {
     const int64_t padded = round_up(size, tile_lanes<F>);
     std::fill_n(w.max, queries, -std::numeric_limits<F>::infinity());
     std::fill_n(w.sum, queries, F(0));
     for (int64_t k0 = 0; k0 <= q0; k0 += attention_tile) {
-        const TilePair<F> pair{std::min(attention_tile, keys - k0), queries, size, k0 == q0};
+        const TilePair<F> pair{std::min(attention_tile, keys - k0), queries, size, k0 == q0, ahead};
         pair.products(w.scores, w.k + k0 * padded, w.q_transposed);
         pair.mask(w.scores);
         online_softmax(w.scores, w.max, w.sum, w.factor, pair);
@@ -58,7 +68,7 @@ void attend_tile(const AttendScratch<F>& w, int64_t q0, int64_t queries, int64_t
 
 template <class T, class F>
 void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t first, int64_t n, int64_t size,
-                 const AttendScratch<F>& w) {
+                 const AttendScratch<F>& w, RowsAhead& ahead) {
     const int64_t padded = round_up(size, tile_lanes<F>), end = first + n, keys = round_up(end, tile_step<F>);
     const F scale = F(1 / std::sqrt(double(size)));
     pack_rows(w.k, x.k, 0, keys, end, size, F(1));
@@ -67,7 +77,7 @@ void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t fir
         const int64_t queries = std::min(attention_tile, keys - q0);
         pack_rows(w.q, x.q, q0 - first, queries, n, size, scale);
         transpose_tile(w.q_transposed, w.q, queries, size);
-        attend_tile(w, q0, queries, keys, size);
+        attend_tile(w, q0, queries, keys, size, ahead);
         for (int64_t t = std::max(first, q0); t < std::min(end, q0 + attention_tile); t++) {
             const int64_t i = t - q0;
             unpack_row(out[t - first], w.out + i * padded, size, 1 / w.sum[i]);
@@ -77,11 +87,11 @@ void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t fir
 }
 
 template void attend_head(HeadRows<float>, float*, const HeadQkv<const float>&, int64_t, int64_t, int64_t,
-                          const AttendScratch<float>&);
+                          const AttendScratch<float>&, RowsAhead&);
 template void attend_head(HeadRows<bf16>, float*, const HeadQkv<const bf16>&, int64_t, int64_t, int64_t,
-                          const AttendScratch<float>&);
+                          const AttendScratch<float>&, RowsAhead&);
 template void attend_head(HeadRows<double>, double*, const HeadQkv<const double>&, int64_t, int64_t, int64_t,
-                          const AttendScratch<double>&);
+                          const AttendScratch<double>&, RowsAhead&);
 
 void attention_forward(Tensor out, Tensor lse, Tensor qkv, int64_t heads, Context& ctx) {
     const AttentionShape s = check_attention_forward(out, lse, qkv, heads);
@@ -93,15 +103,16 @@ void attention_forward(Tensor out, Tensor lse, Tensor qkv, int64_t heads, Contex
         const int64_t bytes = int64_t(counter.next);
         Op op(ctx, "attention_forward", s.forward_flops(), ctx.threads * bytes, total_bytes({out, lse, qkv}));
         if (!op.run) return;
-        int64_t sequence = -1;
-#pragma omp parallel for num_threads(ctx.threads) schedule(static) firstprivate(sequence)
+#pragma omp parallel for num_threads(ctx.threads) schedule(static)
         for (int64_t bh = 0; bh < s.B * s.H; bh++) {
             Carver carver{uintptr_t(op.workspace) + uintptr_t(omp_get_thread_num() * bytes)};
             const AttendScratch<F> scratch(carver, s.T, s.D);
-            const int64_t b = bh / s.H, h = bh % s.H;
-            if (s.B >= ctx.threads) visit_sequence(b, sequence, {qkv});
-            attend_head(head_of(ptr<T>(out), s, b, h), ptr<F>(lse) + bh * s.T, head_of_qkv(ptr<const T>(qkv), s, b, h),
-                        0, s.T, s.D, scratch);
+            const int64_t next = std::min(bh + 1, s.B * s.H - 1);
+            const HeadRows<T> o = head_of(ptr<T>(out), s, bh);
+            const HeadQkv<const T> x = head_of_qkv(ptr<const T>(qkv), s, bh);
+            const HeadQkv<const T> later = head_of_qkv(ptr<const T>(qkv), s, next);
+            RowsAhead ahead(s, 2, o, later.q, later.k, later.v);
+            attend_head(o, ptr<F>(lse) + bh * s.T, x, 0, s.T, s.D, scratch, ahead);
         }
     });
 }

@@ -26,24 +26,23 @@ template <class F> struct BackwardScratch {
     }
 };
 
-// p = exp(p - lse) of a tile of scores.
+// p = exp(p - lse) of a tile of scores p, and ds = p (ds - delta) of ds = <dout, v>. A block of keys at a time, so that
+// lse and delta stay in registers meanwhile.
 template <class F>
-void probabilities(F* p, const F* lse, const TilePair<F>& pair) {
-    for (int64_t key = 0; key < pair.keys; key++) {
-        F* row = p + key * attention_tile;
+void score_gradients(F* p, F* ds, const F* lse, const F* delta, const TilePair<F>& pair) {
+    for (int64_t key = 0; key < pair.keys; key += block_rows) {
+        F* weight = p + key * attention_tile;
+        F* gradient = ds + key * attention_tile;
 #pragma omp simd
-        for (int64_t i = pair.first_query(key); i < pair.queries; i++) row[i] = fast_exp(row[i] - lse[i]);
-    }
-}
-
-// ds = p (ds - delta), ds = <dout, v> before.
-template <class F>
-void score_gradients(F* ds, const F* p, const F* delta, const TilePair<F>& pair) {
-    for (int64_t key = 0; key < pair.keys; key++) {
-        F* row = ds + key * attention_tile;
-        const F* weight = p + key * attention_tile;
-#pragma omp simd
-        for (int64_t i = pair.first_query(key); i < pair.queries; i++) row[i] = weight[i] * (row[i] - delta[i]);
+        for (int64_t i = pair.first_query(key); i < pair.queries; i++) {
+            const F l = lse[i], d = delta[i];
+#pragma GCC unroll 8
+            for (int64_t at = i; at < i + block_rows * attention_tile; at += attention_tile) {
+                const F x = fast_exp(weight[at] - l);
+                weight[at] = x;
+                gradient[at] = x * (gradient[at] - d);
+            }
+        }
     }
 }
 
@@ -54,10 +53,9 @@ void backward_pair(const BackwardScratch<F>& w, int64_t k0, const TilePair<F>& p
     const int64_t at = k0 * pair.padded();
     pair.products(w.p, w.k + at, w.q_transposed);
     pair.mask(w.p);
-    probabilities(w.p, w.lse, pair);
-    pair.sum_over_queries(w.dv + at, w.p, w.dout, !pair.diagonal);
     pair.products(w.ds, w.v + at, w.dout_transposed);
-    score_gradients(w.ds, w.p, w.delta, pair);
+    score_gradients(w.p, w.ds, w.lse, w.delta, pair);
+    pair.sum_over_queries(w.dv + at, w.p, w.dout, !pair.diagonal);
     pair.sum_over_queries(w.dk + at, w.ds, w.q, !pair.diagonal);
     pair.sum_over_keys(w.dq, w.ds, w.k + at, k0 > 0);
 }
@@ -87,7 +85,7 @@ void load_queries(const BackwardScratch<F>& w, HeadRows<const T> q, HeadRows<con
 // One head of one sequence of n positions.
 template <class T, class F>
 void backward_head(const HeadQkv<T>& dx, HeadRows<const T> dout, const HeadQkv<const T>& x, HeadRows<const T> out,
-                   const F* lse, int64_t n, int64_t size, const BackwardScratch<F>& w) {
+                   const F* lse, int64_t n, int64_t size, const BackwardScratch<F>& w, RowsAhead& ahead) {
     const int64_t padded = round_up(size, tile_lanes<F>), keys = round_up(n, tile_step<F>);
     pack_rows(w.k, x.k, 0, keys, n, size, F(1));
     pack_rows(w.v, x.v, 0, keys, n, size, F(1));
@@ -95,7 +93,7 @@ void backward_head(const HeadQkv<T>& dx, HeadRows<const T> dout, const HeadQkv<c
         const int64_t queries = std::min(attention_tile, keys - q0);
         load_queries(w, x.q, dout, out, lse, q0, queries, n, size);
         for (int64_t k0 = 0; k0 <= q0; k0 += attention_tile)
-            backward_pair(w, k0, TilePair<F>{std::min(attention_tile, keys - k0), queries, size, k0 == q0});
+            backward_pair(w, k0, TilePair<F>{std::min(attention_tile, keys - k0), queries, size, k0 == q0, ahead});
         for (int64_t t = q0; t < std::min(n, q0 + attention_tile); t++)
             unpack_row(dx.q[t], w.dq + (t - q0) * padded, size, F(1 / std::sqrt(double(size))));
     }
@@ -118,16 +116,17 @@ void attention_backward(Tensor dqkv, Tensor dout, Tensor qkv, Tensor out, Tensor
         Op op(ctx, "attention_backward", s.backward_flops(), ctx.threads * bytes,
               total_bytes({dqkv, dout, qkv, out, lse}));
         if (!op.run) return;
-        int64_t sequence = -1;
-#pragma omp parallel for num_threads(ctx.threads) schedule(static) firstprivate(sequence)
+#pragma omp parallel for num_threads(ctx.threads) schedule(static)
         for (int64_t bh = 0; bh < s.B * s.H; bh++) {
             Carver carver{uintptr_t(op.workspace) + uintptr_t(omp_get_thread_num() * bytes)};
             const BackwardScratch<F> scratch(carver, s.T, s.D);
-            const int64_t b = bh / s.H, h = bh % s.H;
-            if (s.B >= ctx.threads) visit_sequence(b, sequence, {qkv, dout, out});
-            backward_head(head_of_qkv(ptr<T>(dqkv), s, b, h), head_of(ptr<const T>(dout), s, b, h),
-                          head_of_qkv(ptr<const T>(qkv), s, b, h), head_of(ptr<const T>(out), s, b, h),
-                          ptr<const F>(lse) + bh * s.T, s.T, s.D, scratch);
+            const int64_t next = std::min(bh + 1, s.B * s.H - 1);
+            const HeadQkv<T> dx = head_of_qkv(ptr<T>(dqkv), s, bh);
+            const HeadQkv<const T> later = head_of_qkv(ptr<const T>(qkv), s, next);
+            RowsAhead ahead(s, 5, dx.q, dx.k, dx.v, later.q, later.k, later.v, head_of(ptr<const T>(dout), s, next),
+                            head_of(ptr<const T>(out), s, next));
+            backward_head(dx, head_of(ptr<const T>(dout), s, bh), head_of_qkv(ptr<const T>(qkv), s, bh),
+                          head_of(ptr<const T>(out), s, bh), ptr<const F>(lse) + bh * s.T, s.T, s.D, scratch, ahead);
         }
     });
 }

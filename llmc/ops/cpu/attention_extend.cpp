@@ -71,11 +71,12 @@ void attention_extend(Tensor out, Tensor keys, Tensor values, Tensor qkv, int64_
             F* scores = carver.take<F>(context);
             const int64_t b = bh / s.H, h = bh % s.H;
             const int64_t cached = b * context * s.C + h * s.D;
-            const HeadRows<T> o = head_of(ptr<T>(out), s, b, h);
-            const HeadQkv<const T> x{head_of_qkv(ptr<const T>(qkv), s, b, h).q, {ptr<T>(keys) + cached, s.C},
+            const HeadRows<T> o = head_of(ptr<T>(out), s, bh);
+            const HeadQkv<const T> x{head_of_qkv(ptr<const T>(qkv), s, bh).q, {ptr<T>(keys) + cached, s.C},
                                      {ptr<T>(values) + cached, s.C}};
+            RowsAhead none;
             if (s.T >= enough_for_tiles)
-                attend_head(o, static_cast<F*>(nullptr), x, first_position, s.T, s.D, scratch);
+                attend_head(o, static_cast<F*>(nullptr), x, first_position, s.T, s.D, scratch, none);
             else
                 for (int64_t t = 0; t < s.T; t++)
                     attend_one(o[t], x.q[t], x.k, x.v, first_position + t + 1, s.D, scores, scratch.out);

@@ -5,6 +5,7 @@
 // them, and of all operands only the query tile has to be transposed. Only the diagonal tile (keys and queries at the
 // same positions) is masked; in it whole vectors of queries before a key are skipped.
 #pragma once
+#include <array>
 #include <limits>
 
 #include "llmc/ops/checks/attention.h"
@@ -27,30 +28,38 @@ template <class T> struct HeadRows {
 // Queries, keys and values of one head of one sequence.
 template <class T> struct HeadQkv { HeadRows<T> q, k, v; };
 
-// Head h of sequence b in out [B,T,C] and in qkv [B,T,3C]. T may be const.
-template <class T> HeadRows<T> head_of(T* out, const AttentionShape& s, int64_t b, int64_t h) {
-    return {out + b * s.T * s.C + h * s.D, s.C};
+// Head bh % H of sequence bh / H in out [B,T,C] and in qkv [B,T,3C]. T may be const.
+template <class T> HeadRows<T> head_of(T* out, const AttentionShape& s, int64_t bh) {
+    return {out + bh / s.H * s.T * s.C + bh % s.H * s.D, s.C};
 }
-template <class T> HeadQkv<T> head_of_qkv(T* qkv, const AttentionShape& s, int64_t b, int64_t h) {
+template <class T> HeadQkv<T> head_of_qkv(T* qkv, const AttentionShape& s, int64_t bh) {
     const int64_t wide = 3 * s.C;
-    T* q = qkv + b * s.T * wide + h * s.D;
+    T* q = qkv + bh / s.H * s.T * wide + bh % s.H * s.D;
     return {{q, wide}, {q + s.C, wide}, {q + 2 * s.C, wide}};
 }
 
-// Rows of one head lie far apart in memory, and processors fetch such rows slowly. So a thread that comes to sequence b
-// of `tensors` [B,T,...] first reads the rows of all heads through in their order, if they fit the second-level cache.
-// `current`: the thread's own note of the sequence it was at.
-inline void visit_sequence(int64_t b, int64_t& current, std::initializer_list<Tensor> tensors) {
-    int64_t total = 0;
-    for (const Tensor& t : tensors) total += t.bytes() / t.shape[0];
-    if (b != current && total <= int64_t(1) << 19)
-        for (const Tensor& t : tensors) {
-            const int64_t bytes = t.bytes() / t.shape[0];
-            const auto* data = static_cast<const volatile char*>(t.data) + b * bytes;
-            for (int64_t i = 0; i < bytes; i += 64) (void)data[i];
-        }
-    current = b;
-}
+// Rows of one head lie far apart in memory, and processors fetch such rows slowly. So they are asked for early: every
+// block of products fetches a few of the rows that this head will write and the next one will read.
+struct RowsAhead {
+    std::array<HeadRows<const char>, 8> rows{};  // strides in bytes
+    int64_t kinds = 0, row_bytes = 0, end = 0, at_once = 0, position = 0;
+
+    RowsAhead() = default;  // fetches nothing
+    // Fetches `all` T rows in the course of a head. `products`: how many a pair of tiles has.
+    template <class... E>
+    RowsAhead(const AttentionShape& s, int64_t products, HeadRows<E>... all)
+        : rows{HeadRows<const char>{reinterpret_cast<const char*>(all.data), all.stride * int64_t(sizeof(E))}...},
+          kinds(sizeof...(E)), row_bytes(s.D * int64_t(sizeof(std::common_type_t<E...>))), end(s.T) {
+        const int64_t tiles = round_up(s.T, attention_tile) / attention_tile;
+        const int64_t blocks = round_up(std::min(s.T, attention_tile), block_rows) / block_rows;  // of one product
+        at_once = s.T / std::max(int64_t(1), tiles * (tiles + 1) / 2 * products * blocks) + 1;
+    }
+    void fetch() {
+        for (const int64_t stop = std::min(end, position + at_once); position < stop; position++)
+            for (int64_t kind = 0; kind < kinds; kind++)
+                for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(rows[kind][position] + byte);
+    }
+};
 
 // Hands out 64-byte aligned pieces of a workspace; with base 0 it only counts.
 struct Carver {
@@ -98,15 +107,17 @@ void transpose_tile(F* dst, const F* src, int64_t queries, int64_t size) {
 template <class F> struct TilePair {
     int64_t keys, queries, size;
     bool diagonal;
+    RowsAhead& ahead;
 
     static_assert(attention_tile % tile_step<F> == 0);
     int64_t padded() const { return round_up(size, tile_lanes<F>); }
-    // First query column that exists in row `key` of the scores.
+    // First query column that exists in row `key` of the scores: the same for all keys of a block of rows.
     int64_t first_query(int64_t key) const { return diagonal ? key / tile_step<F> * tile_step<F> : 0; }
 
     // scores[key][query] = <rows[key], columns[.][query]>: rows [keys, padded], columns [size, attention_tile].
     void products(F* scores, const F* rows, const F* columns) const {
         for (int64_t key = 0; key < keys; key += block_rows) {
+            ahead.fetch();
             const int64_t q = first_query(key);
             multiply_rows<false>(scores + key * attention_tile + q, attention_tile, rows + key * padded(), padded(),
                                  columns + q, attention_tile, queries - q, size, false);
@@ -121,13 +132,16 @@ template <class F> struct TilePair {
     }
     // out[query] (+)= sum over keys: weights[key][query] rows[key].   out [queries, padded], rows [keys, padded]
     void sum_over_keys(F* out, const F* weights, const F* rows, bool accumulate) const {
-        for (int64_t q = 0; q < queries; q += block_rows)
+        for (int64_t q = 0; q < queries; q += block_rows) {
+            ahead.fetch();
             multiply_rows<true>(out + q * padded(), padded(), weights + q, attention_tile, rows, padded(), padded(),
                                 diagonal ? std::min(keys, q + block_rows) : keys, accumulate);
+        }
     }
     // out[key] (+)= sum over queries: weights[key][query] rows[query].   out [keys, padded], rows [queries, padded]
     void sum_over_queries(F* out, const F* weights, const F* rows, bool accumulate) const {
         for (int64_t key = 0; key < keys; key += block_rows) {
+            ahead.fetch();
             const int64_t q = diagonal ? key : 0;
             multiply_rows<false>(out + key * padded(), padded(), weights + key * attention_tile + q, attention_tile,
                                  rows + q * padded(), padded(), padded(), queries - q, accumulate);
@@ -155,6 +169,6 @@ template <class F> struct AttendScratch {
 // A query's result has the same bits whatever first and n are.
 template <class T, class F>
 void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t first, int64_t n, int64_t size,
-                 const AttendScratch<F>& w);
+                 const AttendScratch<F>& w, RowsAhead& ahead);
 
 }  // namespace llmc
