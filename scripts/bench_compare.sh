@@ -56,7 +56,8 @@ for size in ${SIZES//,/ }; do
                 if [ -n "$others" ]; then compare medium 8 "$others"; fi
                 compare medium 32 "$KINDS" ;;
         gpt2) others=$(without_mot)
-              if [ -n "$others" ]; then compare gpt2 4 "$others"; fi ;;
+              if [ -n "$others" ]; then compare gpt2 4 "$others"; fi
+              if [ "$others" != "$KINDS" ]; then compare gpt2 32 mot; fi ;;
         *) echo "SIZES=$size is not known: choose among tiny, medium, gpt2" >&2; exit 2 ;;
     esac
 done

@@ -13,7 +13,8 @@
 // into memory together.
 //
 // Each model lives in a process of its own (so that its peak memory is its own), waits until told to run a sample, and
-// answers with the time. Samples of the models of one size, or of one model and PyTorch, alternate: A B A B.
+// answers with the time. Samples of the models of one size, or of one model and PyTorch, alternate: A B A B; unless the
+// memory is for one of them only.
 // Which samples count: sampling.h.
 #include <CLI/CLI.hpp>
 #include <filesystem>
@@ -40,13 +41,21 @@ struct Options {
     std::vector<std::string> shards = {"none", "parameters"};
 };
 
-// Models, and ways to run PyTorch, that are measured in turn.
+// Models, and ways to run PyTorch, that are measured in turn; or one after the other, each alone in memory.
 struct Sitting {
     std::vector<std::string> models, modes;
+    bool alone = false;
 };
 
-// All models of one size together; or, with PyTorch, one model with all modes or (where the memory is short) with one.
-// That PyTorch needs up to 1.7 times our memory is an estimate.
+// The process of a model.
+struct Recipe {
+    std::string name, model, mode;
+    std::vector<std::string> words;
+    int ranks = 1;
+};
+
+// All models of one size together; or, with PyTorch, one model with all modes or (where the memory is short) with one,
+// or alone. That PyTorch needs up to 1.7 times our memory is an estimate.
 std::vector<Sitting> sittings_of(const Options& o, Context& ctx) {
     std::vector<Sitting> sittings;
     for (const std::string& model : o.models) {
@@ -64,9 +73,11 @@ std::vector<Sitting> sittings_of(const Options& o, Context& ctx) {
             sittings.push_back({{model}, o.modes});
         else if (ours * (1 + 1.7) <= available)
             for (const std::string& mode : o.modes) sittings.push_back({{model}, {mode}});
-        else
-            std::fprintf(stderr, "%s is left out: with PyTorch beside it, it needs about %s and %s are free\n",
+        else {
+            std::fprintf(stderr, "%s: PyTorch comes after it, not in turn: both need about %s and %s are free\n",
                          model.c_str(), bytes_text(2.7 * ours).c_str(), bytes_text(available).c_str());
+            sittings.push_back({{model}, o.modes, true});
+        }
     }
     return sittings;
 }
@@ -100,41 +111,54 @@ public:
     }
 
 private:
-    void start(const std::string& name, const std::string& model, const std::string& mode,
-               std::vector<std::string> words, int ranks = 1) {
-        words.insert(words.end(), {"--worker", model, "--threads", std::to_string(std::max(1, ctx.threads / ranks))});
-        all.push_back(std::make_unique<Worker>(name, words));
-        all.back()->model = model, all.back()->mode = mode;
+    void start(Recipe r) {
+        r.words.insert(r.words.end(),
+                       {"--worker", r.model, "--threads", std::to_string(std::max(1, ctx.threads / r.ranks))});
+        all.push_back(std::make_unique<Worker>(r.name, r.words));
+        all.back()->model = r.model, all.back()->mode = r.mode;
         if (!all.back()->failed && all.back()->ready.contains("flops"))
             step_flops = all.back()->ready.at("flops");
         else
             all.back()->ready["flops"] = step_flops;  // PyTorch's row follows ours and is charged with the same work
     }
 
-    void start_all(const std::string& model, const std::vector<std::string>& modes) {
+    // Ours writes the weights that PyTorch begins with.
+    std::vector<Recipe> recipes_of(const std::string& model, const std::vector<std::string>& modes,
+                                   const std::string& weights) const {
         const std::string self = std::filesystem::read_symlink("/proc/self/exe");
-        const std::string weights = str("build/bench_weights.", ::getpid(), ".safetensors");
         const std::vector<std::string> batch = {"--batch", std::to_string(o.worker.batch)};
         std::vector<std::string> words = {self, batch[0], batch[1]};
         if (o.worker.profile) words.push_back("--profile");
         if (!o.pytorch.empty()) words.insert(words.end(), {"--weights", weights});
-        start(model, model, "", words);
+        std::vector<Recipe> recipes = {{model, model, "", words}};
         for (const std::string& shard : o.ranks > 1 ? o.shards : std::vector<std::string>{})
-            start(str(model, ", ", shard), model, "",
-                  {"mpirun", "--allow-run-as-root", "--bind-to", "core", "--map-by", "core", "-np",
-                   std::to_string(o.ranks), self, "--shard", shard, batch[0], batch[1]},
-                  o.ranks);
+            recipes.push_back({str(model, ", ", shard), model, "",
+                               {"mpirun", "--allow-run-as-root", "--bind-to", "core", "--map-by", "core", "-np",
+                                std::to_string(o.ranks), self, "--shard", shard, batch[0], batch[1]},
+                               o.ranks});
         for (const std::string& mode : o.pytorch.empty() ? std::vector<std::string>{} : modes)
-            start(str("  PyTorch ", mode), model, mode,
-                  {"env", "MALLOC_MMAP_MAX_=0", "MALLOC_TRIM_THRESHOLD_=100000000000", o.pytorch,
-                   "dev/bench/pytorch_trainer.py", "--weights", weights, "--mode", mode, "--heads",
-                   std::to_string(bench_model(model).heads)});
-        std::filesystem::remove(weights);
+            recipes.push_back({str("  PyTorch ", mode), model, mode,
+                               {"env", "MALLOC_MMAP_MAX_=0", "MALLOC_TRIM_THRESHOLD_=100000000000", o.pytorch,
+                                "dev/bench/pytorch_trainer.py", "--weights", weights, "--mode", mode, "--heads",
+                                std::to_string(bench_model(model).heads)}});
+        return recipes;
     }
 
     void measure(const Sitting& sitting) {
+        const std::string weights = str("build/bench_weights.", ::getpid(), ".safetensors");
+        std::vector<Recipe> together;
+        for (const std::string& model : sitting.models)
+            for (const Recipe& recipe : recipes_of(model, sitting.modes, weights)) {
+                together.push_back(recipe);
+                if (sitting.alone) sample(std::exchange(together, {}));
+            }
+        if (!sitting.alone) sample(together);
+        std::filesystem::remove(weights);
+    }
+
+    void sample(const std::vector<Recipe>& together) {
         const size_t first = all.size();
-        for (const std::string& model : sitting.models) start_all(model, sitting.modes);
+        for (const Recipe& recipe : together) start(recipe);
         std::vector<Sampled> turns;
         for (size_t w = first; w < all.size(); w++) turns.push_back({*all[w], prober});
         sample_in_turn(turns, o.samples);

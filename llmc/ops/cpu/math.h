@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace llmc {
 
@@ -36,10 +37,9 @@ inline ExpParts exp_parts(float x) {
 // e^x within 1.5 ulp for x >= -86.99; below (results under 1.7e-38, -inf) exactly 0, so that no denormals slow the
 // callers down; overflow and +inf give +inf; NaN gives NaN.
 inline float fast_exp(float x) {
-    x = x > 89.0f ? 89.0f : x;
-    x = x < -87.5f ? -87.5f : x;
-    const ExpParts e = exp_parts(x);
-    return (e.q * e.half_scale + e.half_scale) * 2.0f;
+    const ExpParts e = exp_parts(x < -87.5f ? -87.5f : x);
+    const float y = (e.q * e.half_scale + e.half_scale) * 2.0f;
+    return x > 89.0f ? std::numeric_limits<float>::infinity() : y;  // of what exp_parts made of it, nothing is left
 }
 inline double fast_exp(double x) { return std::exp(x); }
 
