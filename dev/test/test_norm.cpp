@@ -149,8 +149,12 @@ Backward run_backward(Device& d, DType act, Shape shape, Norm kind, const Vector
         d.write(dx, dout), d.write(dweight, w);
         if (dbias) d.write(dbias, b);
     }
-    norm_backward(dx, dweight, dbias, d.tensor(act, shape, dout, "dout"), tx, mean, rstd, weight, kind, accumulate,
-                  accumulate, d.ctx);
+    Tensor tdout = d.tensor(act, shape, dout, "dout");
+    norm_backward(dx, dweight, dbias, tdout, tx, mean, rstd, weight, kind, accumulate, accumulate, d.ctx);
+    if (!accumulate) {  // dx may alias dout
+        norm_backward(tdout, dweight, dbias, tdout, tx, mean, rstd, weight, kind, false, false, d.ctx);
+        EXPECT_EQ(d.read(tdout), d.read(dx));
+    }
     return {d.read(dx), d.read(dweight), dbias ? d.read(dbias) : Vector()};
 }
 

@@ -22,6 +22,7 @@ struct Model::Run {
 struct Model::Kept {
     Tensor x, normed, mean, rstd;  // [B,T,C], [B,T,C], [B,T], [B,T]
     std::vector<Tensor> slots;     // the block's saved tensors (recomputing: only its decisions)
+    int64_t mark = 0;              // of the arena before all of this: backward gives it back
 };
 
 Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everything, Context& ctx,
@@ -230,6 +231,7 @@ Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& r
     Pass pass = pass_for(i, run);
     std::vector<SavedSpec> specs = blocks[i]->declare_saved(run.B, run.T, pass);
     Kept kept;
+    kept.mark = run.arena.mark();
     kept.x = i == 0 || !run.training ? x : run.arena.tensor("x", precision.act, x.shape);
     append_slots(kept.slots, specs, true, run.arena);
     int64_t mark = run.arena.mark();
@@ -252,7 +254,6 @@ Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& r
 void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept) {
     announce(i, run, Phase::backward, true);
     const Range range(blocks[i]->kind(), ctx);
-    int64_t mark = run.arena.mark();
     Pass pass = pass_for(i, run);
     pass.slots = kept.slots;
     normalize(i, kept, kept.x, {}, run);
@@ -267,7 +268,7 @@ void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept)
     Tensor dnormed = run.arena.tensor("dnormed", precision.act, dstream.shape);
     blocks[i]->backward(pass, dnormed, dstream, kept.normed);
     normalize_backward(i, kept, dstream, dnormed, true, run);
-    run.arena.release(mark);
+    run.arena.release(kept.mark);
     announce(i, run, Phase::backward, false);
 }
 
@@ -286,11 +287,11 @@ Tensor Model::embed(Tensor tokens, const Run& run) {
     return x;
 }
 
-// The head's input [B,T,C]. Training: kept gets one entry per block and one for the final norm, if there is one.
-Tensor Model::forward(Tensor tokens, const Run& run, std::vector<Kept>& kept) {
+// The head's input [B,T,C]. Training: kept gets one entry per block and one for the final norm, if there is one. branch
+// [B,T,C]: scratch.
+Tensor Model::forward(Tensor tokens, Tensor branch, const Run& run, std::vector<Kept>& kept) {
     const Range range("forward", ctx);
     Tensor x = embed(tokens, run);
-    Tensor branch = run.arena.tensor("branch", precision.act, x.shape);
     for (size_t i = 0; i < blocks.size(); i++) {
         kept.push_back(forward_block(i, x, branch, run));
         x = kept.back().x;
@@ -309,6 +310,7 @@ Tensor Model::finish_stream(Tensor x, Tensor branch, const Run& run, std::vector
     const Range range("final norm", ctx);
     const Unit& unit = *table.find_unit("final_norm");
     Kept last;
+    last.mark = run.arena.mark();
     last.x = run.training ? run.arena.tensor("x", precision.act, x.shape) : x;
     run.hooks.before(unit, Phase::forward);
     normalize(blocks.size(), last, x, branch, run);
@@ -317,16 +319,15 @@ Tensor Model::finish_stream(Tensor x, Tensor branch, const Run& run, std::vector
     return last.normed;
 }
 
-// dh [B,T,C]: gradient of the head's input; is overwritten.
-void Model::backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>& kept) {
+// dstream [B,T,C]: gradient of the head's input; is overwritten by those of the residual stream, block after block.
+void Model::backward(Tensor dstream, Tensor tokens, const Run& run, std::vector<Kept>& kept) {
     const Range range("backward", ctx);
-    Tensor dstream = dh;
     if (config.final_norm) {
         const Range range("final norm", ctx);
         const Unit& unit = *table.find_unit("final_norm");
         run.hooks.before(unit, Phase::backward);
-        dstream = run.arena.tensor("dstream", precision.act, dh.shape);
-        normalize_backward(blocks.size(), kept.back(), dstream, dh, false, run);
+        normalize_backward(blocks.size(), kept.back(), dstream, dstream, false, run);
+        run.arena.release(kept.back().mark);
         run.hooks.after(unit, Phase::backward);
     }
     for (size_t i = blocks.size(); i-- > 0;) backward_block(i, dstream, run, kept[i]);
@@ -364,14 +365,15 @@ void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHoo
     run.draw = batch.draw ? batch.draw : zero_draw(arena);
     std::vector<Kept> kept;
     kept.reserve(blocks.size() + 1);
-    Tensor h = forward(batch.tokens, run, kept);  // [B,T,C]
-    Tensor dh = arena.tensor("dh", precision.act, h.shape);
+    Tensor branch = arena.tensor("branch", precision.act, {B, T, C});
+    Tensor h = forward(batch.tokens, branch, run, kept);  // [B,T,C]
+    Tensor dstream = branch;                              // the last branch has been added to the stream
 
     with_head(run, [&](const UnitView& head) {
-        head_loss(batch.losses, dh.view({B * T, C}), head.grad(head_weight()), h.view({B * T, C}),
+        head_loss(batch.losses, dstream.view({B * T, C}), head.grad(head_weight()), h.view({B * T, C}),
                   head.param(head_weight()), batch.targets.view({B * T}), batch.dloss, run.accumulate, ctx);
     });
-    backward(dh, batch.tokens, run, kept);
+    backward(dstream, batch.tokens, run, kept);
     arena.release(mark);
 }
 
@@ -385,7 +387,7 @@ void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOpt
     int64_t mark = arena.mark();
     run.draw = zero_draw(arena);
     std::vector<Kept> kept;
-    Tensor h = forward(tokens, run, kept);
+    Tensor h = forward(tokens, arena.tensor("branch", precision.act, {B, T, C}), run, kept);
     with_head(run, [&](const UnitView& head) {
         head_loss(losses, {}, {}, h.view({B * T, C}), head.param(head_weight()), targets.view({B * T}), 0, false, ctx);
     });
@@ -400,7 +402,8 @@ void Model::logits(Tensor logits, Tensor tokens, const EvalOptions& options, Are
     int64_t mark = arena.mark();
     run.draw = zero_draw(arena);
     std::vector<Kept> kept;
-    Tensor h = forward(tokens, run, kept);
+    Tensor branch = arena.tensor("branch", precision.act, {run.B, run.T, config.d_model});
+    Tensor h = forward(tokens, branch, run, kept);
     with_head(run,
               [&](const UnitView& head) { matmul(logits, h, head.param(head_weight()), {.transpose_b = true}, ctx); });
     arena.release(mark);

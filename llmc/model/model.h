@@ -132,8 +132,8 @@ private:
     void backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept);
     Tensor embed(Tensor tokens, const Run& run);
     Tensor finish_stream(Tensor x, Tensor branch, const Run& run, std::vector<Kept>& kept);
-    Tensor forward(Tensor tokens, const Run& run, std::vector<Kept>& kept);
-    void backward(Tensor dh, Tensor tokens, const Run& run, std::vector<Kept>& kept);
+    Tensor forward(Tensor tokens, Tensor branch, const Run& run, std::vector<Kept>& kept);
+    void backward(Tensor dstream, Tensor tokens, const Run& run, std::vector<Kept>& kept);
 
     Context& ctx;
     Mesh* mesh;

@@ -70,7 +70,8 @@ void norm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight,
 // sum = x + branch; then as above with x = sum. One pass over memory. `sum` may alias `x`.
 void residual_norm_forward(Tensor sum, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor branch, Tensor weight,
                            Tensor bias, Norm kind, double eps, Context& ctx);
-// dx += (accumulate_dx) or = gradient through the norm; dweight, dbias [C] f32 (dbias not given if there is no bias).
+// dx += (accumulate_dx) or = gradient through the norm; dweight, dbias [C] f32 (dbias not given if there is no bias). dx
+// may alias dout, unless it accumulates.
 void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd,
                    Tensor weight, Norm kind, bool accumulate_dx, bool accumulate, Context& ctx);
 // out = a + b, elementwise. out may alias a.
