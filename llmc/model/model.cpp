@@ -246,6 +246,7 @@ Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& r
     } else {
         run.arena.release(mark);
     }
+    kept.normed = kept.mean = kept.rstd = {};
     announce(i, run, Phase::forward, false);
     return kept;
 }

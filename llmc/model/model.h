@@ -3,8 +3,8 @@
 //   x_0 = embedding(tokens);   x_{i+1} = x_i + block_i(norm_i(x_i));   losses = head([final_norm](x_n), targets)
 //
 // The model owns the parameter-shaped buffers (parameters, compute copy, gradients, Adam's moments). Activations live
-// on an Arena used as a stack: forward pushes what each block saves, backward pushes temporaries above, and the end of
-// the micro-batch pops it all, so the arena's peak is the activation memory.
+// on an Arena used as a stack: forward pushes what each block saves, backward pushes temporaries above and pops a block
+// with its gradient, so the arena's peak is the activation memory.
 #pragma once
 #include <functional>
 #include <memory>

@@ -70,8 +70,8 @@ void norm_forward(Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor weight,
 // sum = x + branch; then as above with x = sum. One pass over memory. `sum` may alias `x`.
 void residual_norm_forward(Tensor sum, Tensor out, Tensor mean, Tensor rstd, Tensor x, Tensor branch, Tensor weight,
                            Tensor bias, Norm kind, double eps, Context& ctx);
-// dx += (accumulate_dx) or = gradient through the norm; dweight, dbias [C] f32 (dbias not given if there is no bias). dx
-// may alias dout, unless it accumulates.
+// dx += (accumulate_dx) or = gradient through the norm; dweight, dbias [C] f32 (dbias not given if there is no bias).
+// dx may alias dout, unless it accumulates.
 void norm_backward(Tensor dx, Tensor dweight, Tensor dbias, Tensor dout, Tensor x, Tensor mean, Tensor rstd,
                    Tensor weight, Norm kind, bool accumulate_dx, bool accumulate, Context& ctx);
 // out = a + b, elementwise. out may alias a.
@@ -90,7 +90,7 @@ struct MatmulOptions {
     // Like out. With `activation`, if given, it gets the values before the activation; with `backward` it holds them
     // (for relu, the activation's output will do).
     Tensor pre{};
-    Tensor value{};  // like out; with `backward`, if given, it gets f(pre) again
+    Tensor value{};  // like out; with `backward`, if given, it gets f(pre) again, of pre as it is stored
 };
 // out = act(op(a) op(b) + bias), row-major, op transposes if asked.
 // If out, a and b all have rank 3, the first axis is a batch: out [n,M,N], a [n,M,K], b [n,K,N].
@@ -243,7 +243,7 @@ void moe_weights_backward(Tensor dweights, Tensor dout, Tensor y, Tensor where, 
 // Products of ragged rows with a matrix per expert (offsets as above), as `matmul` with the same options otherwise:
 //   out [R,N] = a [R,K] b_e, b [E,K,N] ([E,N,K] with transpose_b): every row times the matrix of its expert;
 //   out [E,M,N] (+)= a_e^T b_e, a [R,M] with transpose_a, b [R,N]: for every expert a sum over its rows (0 for none).
-// Rows that belong to nobody are neither read nor, in out and pre, defined.
+// Rows that belong to nobody are neither read nor, in out, pre and value, defined.
 void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulOptions& options, Context& ctx);
 
 // Gates that sum to one: gates[n,e] = probs[n,e] / sum of probs[n,:] over the chosen experts (where != -1), 0 for all

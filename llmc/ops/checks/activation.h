@@ -17,7 +17,7 @@ inline int64_t activation_flops(const char* name, Activation kind) {
 }
 
 // All tensors of these ops have the dtype and shape of the first input. Returns the FLOPs of an op that per element
-// evaluates the activation or its slope `evaluations` times and does `rest` operations more.
+// evaluates the activation, its slope or both at once `evaluations` times and does `rest` operations more.
 template <size_t inputs, size_t outputs>
 int64_t check_elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&in)[inputs], Activation kind,
                           int64_t evaluations, int64_t rest) {

@@ -91,7 +91,7 @@ inline GemmProblem check_matmul(const Tensor& out, const Tensor& a, const Tensor
 }
 
 inline int64_t matmul_bytes(const Tensor& out, const Tensor& a, const Tensor& b, const MatmulOptions& o) {
-    return total_bytes({out, a, b, o.bias, o.pre, o.value}) + (o.accumulate ? out.bytes() : 0);
+    return total_bytes({out, a, b, o.bias, o.pre}) + (o.accumulate ? out.bytes() : 0);
 }
 
 // What matmul_ragged is asked for. Rows form: out [R,N] = a [R,K] b_e. Sums form: out_e [M,N] (+)= a_e^T b_e.

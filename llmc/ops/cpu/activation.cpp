@@ -128,8 +128,8 @@ void map_blocks(const Tensor (&out)[outputs], const Tensor (&in)[inputs], int th
 // Of a reference to an array.
 template <class Reference> constexpr size_t length_of = std::extent_v<std::remove_reference_t<Reference>>;
 
-// What all four ops share: checks, the Op, the choice of kind and type. Per element: `evaluations` of the activation or
-// its slope and `rest` operations more.
+// What all four ops share: checks, the Op, the choice of kind and type. Per element: `evaluations` of the activation,
+// its slope or both at once, and `rest` operations more.
 template <size_t inputs, size_t outputs, class F>
 void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&in)[inputs], Activation kind,
                  int64_t evaluations, int64_t rest, Context& ctx, F f) {

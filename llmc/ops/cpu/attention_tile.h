@@ -45,7 +45,7 @@ struct RowsAhead {
     int64_t kinds = 0, row_bytes = 0, end = 0, at_once = 0, position = 0;
 
     RowsAhead() = default;  // fetches nothing
-    // Fetches `all` T rows in the course of a head. `products`: how many a pair of tiles has.
+    // Fetches `all` T rows, or nearly, in the course of a head. `products`: how many a pair of tiles has.
     template <class... E>
     RowsAhead(const AttentionShape& s, int64_t products, HeadRows<E>... all)
         : rows{HeadRows<const char>{reinterpret_cast<const char*>(all.data), all.stride * int64_t(sizeof(E))}...},

@@ -15,7 +15,7 @@ struct ExpParts {
     float half_scale;  // 2^(n-1); 0 for n = -126: the halves keep n = 128 within the exponent field
 };
 
-// x in [-87.5, 89] or NaN.
+// x in [-87.5, 89] or NaN; above, something.
 inline ExpParts exp_parts(float x) {
     // Adding 1.5 * 2^23 rounds to an integer that then sits in the low bits; + 126 makes it the exponent field of
     // 2^(n-1).

@@ -106,10 +106,16 @@ int64_t padded_slots(int64_t experts) {
     return round_up(experts, block_columns<A>);
 }
 
+// Rows of a panel of the weights' gradient: tokens, and slots twice.
+template <class A>
+int64_t gradient_rows(int64_t size, int64_t experts) {
+    return round_up(size, block_rows) + 2 * padded_slots<A>(experts);
+}
+
 template <class A>
 int64_t gradient_scratch(int64_t size, int64_t experts, int64_t columns) {  // elements, per thread
-    const int64_t rows = round_up(size, block_rows) + 2 * padded_slots<A>(experts);
-    return round_up(rows * panel_width<A>(size, columns), 16);
+    const int64_t rows = gradient_rows<A>(size, experts);
+    return round_up(rows * panel_width<A>(rows, columns), 16);
 }
 
 // gradient(i, e) (+)= <tokens[i,:], slots[e,:]> for one group; row i of the gradient begins at gradient + i * step.
@@ -117,7 +123,8 @@ int64_t gradient_scratch(int64_t size, int64_t experts, int64_t columns) {  // e
 template <class T, class A>
 void weights_gradient(A* gradient, int64_t step, Rows<const T> tokens, Rows<const T> slots, int64_t columns,
                       bool accumulate, A* scratch) {
-    const int64_t width = panel_width<A>(tokens.count, columns), across = padded_slots<A>(slots.count);
+    const int64_t width = panel_width<A>(gradient_rows<A>(tokens.count, slots.count), columns);
+    const int64_t across = padded_slots<A>(slots.count);
     A *left = scratch, *right = left + round_up(tokens.count, block_rows) * width, *transposed = right + across * width;
     for (int64_t begin = 0; begin == 0 || begin < columns; begin += width) {
         const int64_t panel = std::min(width, columns - begin);

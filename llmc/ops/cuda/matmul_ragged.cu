@@ -207,7 +207,7 @@ void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulO
     dispatch(a.dtype, [&](auto zero) {
         using T = decltype(zero);
         Op op(ctx, "matmul_ragged", p.flops + epilogue_flops(options) * p.pairs * p.of_expert.n, 0,
-              matmul_bytes(out, a, b, options) + offsets.bytes());
+              matmul_bytes(out, a, b, options) + options.value.bytes() + offsets.bytes());
         if (!op.run) return;
         if (out.dtype == a.dtype)
             multiply<T, T>(p, out, a, b, offsets, options, ctx);
