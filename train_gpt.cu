@@ -219,7 +219,7 @@ struct Gpt {
             matmul(a.dhidden, a.dstream, p.down, {}, ctx);
             matmul(dp.down, a.dstream, s.hidden, {.transpose_a = true}, ctx);
             bias_backward(dp.down_bias, a.dstream, false, ctx);
-            activation_backward(a.dhidden, a.dhidden, s.hidden, relu, ctx);
+            activation_backward(a.dhidden, {}, a.dhidden, s.hidden, relu, ctx);
             matmul(a.dnorm, a.dhidden, p.up, {}, ctx);
             matmul(dp.up, a.dhidden, s.norm2, {.transpose_a = true}, ctx);
             bias_backward(dp.up_bias, a.dhidden, false, ctx);
