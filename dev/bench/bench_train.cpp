@@ -13,9 +13,8 @@
 // into memory together.
 //
 // Each model lives in a process of its own (so that its peak memory is its own), waits until told to run a sample, and
-// answers with the time. Samples of the models of one size, or of one model and PyTorch, alternate: A B A B; unless the
-// memory is for one of them only.
-// Which samples count: sampling.h.
+// answers with the time. Samples of the models of one size, or of one model and PyTorch, alternate: A B A B, unless the
+// memory is for one of them only. Which samples count: sampling.h.
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
@@ -54,7 +53,7 @@ struct Recipe {
     int ranks = 1;
 };
 
-// All models of one size together; or, with PyTorch, one model with all modes or (where the memory is short) with one,
+// All models of one size together; or, with PyTorch, one model with all modes or, where the memory is short, with one
 // or alone. That PyTorch needs up to 1.7 times our memory is an estimate; of models that fill the memory, most is
 // parameters: 1.25 times (measured: 1.16, 1.18).
 std::vector<Sitting> sittings_of(const Options& o, Context& ctx) {

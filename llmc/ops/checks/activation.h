@@ -4,7 +4,8 @@
 
 namespace llmc {
 
-// What one value or slope of an activation costs in operations, roughly. RunError if there is nothing to apply.
+// What a value of an activation, its slope or both at once cost in operations, roughly. RunError if there is nothing to
+// apply.
 inline int64_t activation_flops(const char* name, Activation kind) {
     switch (kind) {
         case Activation::relu: return 1;
@@ -17,14 +18,14 @@ inline int64_t activation_flops(const char* name, Activation kind) {
 }
 
 // All tensors of these ops have the dtype and shape of the first input. Returns the FLOPs of an op that per element
-// evaluates the activation, its slope or both at once `evaluations` times and does `rest` operations more.
+// evaluates the activation, its slope or both at once, and does `rest` operations more.
 template <size_t inputs, size_t outputs>
 int64_t check_elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&in)[inputs], Activation kind,
-                          int64_t evaluations, int64_t rest) {
+                          int64_t rest) {
     const Tensor& x = in[0];
     for (const Tensor& t : in) check(t, x.dtype, x.shape, name);
     for (const Tensor& t : out) check(t, x.dtype, x.shape, name);
-    return (evaluations * activation_flops(name, kind) + rest) * x.numel();
+    return (activation_flops(name, kind) + rest) * x.numel();
 }
 
 template <size_t inputs, size_t outputs>

@@ -128,12 +128,12 @@ void map_blocks(const Tensor (&out)[outputs], const Tensor (&in)[inputs], int th
 // Of a reference to an array.
 template <class Reference> constexpr size_t length_of = std::extent_v<std::remove_reference_t<Reference>>;
 
-// What all four ops share: checks, the Op, the choice of kind and type. Per element: `evaluations` of the activation,
-// its slope or both at once, and `rest` operations more.
+// What all four ops share: checks, the Op, the choice of kind and type. rest: operations per element besides those of
+// the activation.
 template <size_t inputs, size_t outputs, class F>
 void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&in)[inputs], Activation kind,
-                 int64_t evaluations, int64_t rest, Context& ctx, F f) {
-    Op op(ctx, name, check_elementwise(name, out, in, kind, evaluations, rest), 0, elementwise_bytes(out, in));
+                 int64_t rest, Context& ctx, F f) {
+    Op op(ctx, name, check_elementwise(name, out, in, kind, rest), 0, elementwise_bytes(out, in));
     if (!op.run) return;
     dispatch_kind(kind, [&](auto k) {
         dispatch(in[0].dtype, [&](auto zero) {
@@ -146,7 +146,7 @@ void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&
 }  // namespace
 
 void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx) {
-    elementwise("activation_forward", {out}, {x}, kind, 1, 0, ctx,
+    elementwise("activation_forward", {out}, {x}, kind, 0, ctx,
                 [](auto k, auto& from, auto& to, int64_t n) {
 #pragma omp simd
                     for (int64_t j = 0; j < n; j++) to[0][j] = k.value(from[0][j]);
@@ -162,12 +162,12 @@ void activation_backward(Tensor dx, Tensor value, Tensor dout, Tensor x, Activat
             if constexpr (length_of<decltype(to)> == 2) to[1][j] = f.value;
         }
     };
-    if (value) elementwise("activation_backward", {dx, value}, {x, dout}, kind, 1, 2, ctx, pass);
-    else elementwise("activation_backward", {dx}, {x, dout}, kind, 1, 1, ctx, pass);
+    if (value) elementwise("activation_backward", {dx, value}, {x, dout}, kind, 2, ctx, pass);
+    else elementwise("activation_backward", {dx}, {x, dout}, kind, 1, ctx, pass);
 }
 
 void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context& ctx) {
-    elementwise("gated_forward", {out}, {gate, up}, kind, 1, 1, ctx,
+    elementwise("gated_forward", {out}, {gate, up}, kind, 1, ctx,
                 [](auto k, auto& from, auto& to, int64_t n) {
 #pragma omp simd
                     for (int64_t j = 0; j < n; j++) to[0][j] = k.value(from[0][j]) * from[1][j];
@@ -187,8 +187,8 @@ void gated_backward(Tensor dgate, Tensor dup, Tensor value, Tensor dout, Tensor 
             if constexpr (length_of<decltype(to)> == 3) to[2][j] = f.value * u;
         }
     };
-    if (value) elementwise("gated_backward", {dgate, dup, value}, {gate, up, dout}, kind, 1, 4, ctx, pass);
-    else elementwise("gated_backward", {dgate, dup}, {gate, up, dout}, kind, 1, 3, ctx, pass);
+    if (value) elementwise("gated_backward", {dgate, dup, value}, {gate, up, dout}, kind, 4, ctx, pass);
+    else elementwise("gated_backward", {dgate, dup}, {gate, up, dout}, kind, 3, ctx, pass);
 }
 
 }  // namespace llmc

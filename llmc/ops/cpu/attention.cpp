@@ -76,7 +76,7 @@ void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t fir
     for (int64_t q0 = first / attention_tile * attention_tile; q0 < end; q0 += attention_tile) {
         const int64_t queries = std::min(attention_tile, keys - q0);
         pack_rows(w.q, x.q, q0 - first, queries, n, size, scale);
-        transpose_tile(w.q_transposed, w.q, queries, size);
+        transpose_tile(w.q_transposed, attention_tile, w.q, padded, queries, size);
         attend_tile(w, q0, queries, keys, size, ahead);
         for (int64_t t = std::max(first, q0); t < std::min(end, q0 + attention_tile); t++) {
             const int64_t i = t - q0;

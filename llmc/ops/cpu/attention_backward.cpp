@@ -67,8 +67,8 @@ void load_queries(const BackwardScratch<F>& w, HeadRows<const T> q, HeadRows<con
     const int64_t padded = round_up(size, tile_lanes<F>);
     pack_rows(w.q, q, q0, queries, n, size, F(1 / std::sqrt(double(size))));
     pack_rows(w.dout, dout, q0, queries, n, size, F(1));
-    transpose_tile(w.q_transposed, w.q, queries, size);
-    transpose_tile(w.dout_transposed, w.dout, queries, size);
+    transpose_tile(w.q_transposed, attention_tile, w.q, padded, queries, size);
+    transpose_tile(w.dout_transposed, attention_tile, w.dout, padded, queries, size);
     std::fill_n(w.lse, queries, F(0));
     std::fill_n(w.delta, queries, F(0));
     for (int64_t i = 0; i < std::min(queries, n - q0); i++) {

@@ -94,15 +94,6 @@ void unpack_row(T* dst, const F* src, int64_t size, F scale) {
     for (int64_t d = 0; d < size; d++) dst[d] = T(src[d] * scale);
 }
 
-// dst[d][q] = src[q][d]: src [queries, padded], dst [padded, attention_tile].
-template <class F>
-void transpose_tile(F* dst, const F* src, int64_t queries, int64_t size) {
-    const int64_t padded = round_up(size, tile_lanes<F>);
-    for (int64_t q = 0; q < queries; q += tile_lanes<F>)
-        for (int64_t d = 0; d < size; d += tile_lanes<F>)
-            transpose_square(dst + d * attention_tile + q, attention_tile, src + q * padded + d, padded);
-}
-
 // A pair of tiles: `keys` x `queries` positions (multiples of tile_step), head size `size`.
 template <class F> struct TilePair {
     int64_t keys, queries, size;

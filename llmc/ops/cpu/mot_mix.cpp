@@ -130,9 +130,7 @@ void weights_gradient(A* gradient, int64_t step, Rows<const T> tokens, Rows<cons
         const int64_t panel = std::min(width, columns - begin);
         gather(left, width, tokens, begin, panel);
         gather(right, width, slots, begin, panel);
-        for (int64_t c = 0; c < panel; c += tile_lanes<A>)
-            for (int64_t e = 0; e < slots.count; e += tile_lanes<A>)
-                transpose_square(transposed + c * across + e, across, right + e * width + c, width);
+        transpose_tile(transposed, across, right, width, slots.count, panel);
         for (int64_t i = 0; i < tokens.count; i += block_rows)
             for (int64_t e = 0; e < slots.count; e += block_columns<A>)
                 mix_block<false>(gradient + i * step + e, step, tokens.count - i, slots.count - e, left + i * width,

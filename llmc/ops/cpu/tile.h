@@ -113,4 +113,13 @@ inline void transpose_square(F* dst, int64_t dst_stride, const F* src, int64_t s
     for (int r = 0; r < tile_lanes<F>; r++) std::memcpy(dst + r * dst_stride, &row[r], sizeof row[r]);
 }
 
+// dst[c][r] = src[r][c], in whole squares: both have room for rows and columns rounded up to tile_lanes.
+template <class F>
+inline void transpose_tile(F* dst, int64_t dst_stride, const F* src, int64_t src_stride, int64_t rows,
+                           int64_t columns) {
+    for (int64_t r = 0; r < rows; r += tile_lanes<F>)
+        for (int64_t c = 0; c < columns; c += tile_lanes<F>)
+            transpose_square(dst + c * dst_stride + r, dst_stride, src + r * src_stride + c, src_stride);
+}
+
 }  // namespace llmc

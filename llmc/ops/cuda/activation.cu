@@ -53,8 +53,8 @@ struct GatedBackwardWithValue {
 // Checks, the Op, the choice of kind and type: all that the ops share.
 template <template <class> class F, size_t inputs, size_t outputs>
 void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&in)[inputs], Activation kind,
-                 int64_t evaluations, int64_t rest, Context& ctx) {
-    Op op(ctx, name, check_elementwise(name, out, in, kind, evaluations, rest), 0, elementwise_bytes(out, in));
+                 int64_t rest, Context& ctx) {
+    Op op(ctx, name, check_elementwise(name, out, in, kind, rest), 0, elementwise_bytes(out, in));
     if (!op.run) return;
     dispatch(in[0].dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -71,23 +71,23 @@ void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&
 }  // namespace
 
 void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx) {
-    elementwise<Forward>("activation_forward", {out}, {x}, kind, 1, 0, ctx);
+    elementwise<Forward>("activation_forward", {out}, {x}, kind, 0, ctx);
 }
 
 void activation_backward(Tensor dx, Tensor value, Tensor dout, Tensor x, Activation kind, Context& ctx) {
-    if (value) elementwise<BackwardWithValue>("activation_backward", {dx, value}, {x, dout}, kind, 1, 2, ctx);
-    else elementwise<Backward>("activation_backward", {dx}, {x, dout}, kind, 1, 1, ctx);
+    if (value) elementwise<BackwardWithValue>("activation_backward", {dx, value}, {x, dout}, kind, 2, ctx);
+    else elementwise<Backward>("activation_backward", {dx}, {x, dout}, kind, 1, ctx);
 }
 
 void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context& ctx) {
-    elementwise<GatedForward>("gated_forward", {out}, {gate, up}, kind, 1, 1, ctx);
+    elementwise<GatedForward>("gated_forward", {out}, {gate, up}, kind, 1, ctx);
 }
 
 void gated_backward(Tensor dgate, Tensor dup, Tensor value, Tensor dout, Tensor gate, Tensor up, Activation kind,
                     Context& ctx) {
     const char* name = "gated_backward";
-    if (value) elementwise<GatedBackwardWithValue>(name, {dgate, dup, value}, {gate, up, dout}, kind, 1, 4, ctx);
-    else elementwise<GatedBackward>(name, {dgate, dup}, {gate, up, dout}, kind, 1, 3, ctx);
+    if (value) elementwise<GatedBackwardWithValue>(name, {dgate, dup, value}, {gate, up, dout}, kind, 4, ctx);
+    else elementwise<GatedBackward>(name, {dgate, dup}, {gate, up, dout}, kind, 3, ctx);
 }
 
 }  // namespace llmc
