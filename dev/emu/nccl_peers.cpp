@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <thread>
 
+#include "dev/emu/sanitizers.h"
 #include "dev/emu/settings.h"
 
 namespace emu {
@@ -149,12 +150,20 @@ bool Peers::miss(int peer) const {
     return false;
 }
 
+// The last owner closes. That the others are done is known from the count of owners, which TSan does not see here.
+struct Use {
+    void* of;
+    ~Use() { release(of); }
+};
+
 Peers::~Peers() {
+    acquire(this);
     for (int socket : sockets)
         if (socket >= 0) close(socket);
 }
 
 bool Peers::exchange(const std::vector<Letter>& out, const std::vector<Letter>& in) {
+    const Use use{this};
     std::vector<Lane> lanes;
     for (int peer = 0; peer < ranks; peer++)
         if (peer != rank) lanes.emplace_back(peer, true, out), lanes.emplace_back(peer, false, in);
@@ -174,6 +183,7 @@ bool Peers::exchange(const std::vector<Letter>& out, const std::vector<Letter>& 
 
 // The other side sees it too: an abort of one rank is an error of all.
 void Peers::abort() {
+    const Use use{this};
     aborted = true;
     aborted.notify_all();
     for (int socket : sockets)
