@@ -44,6 +44,35 @@ TEST(Arena, CountedThenReal) {
     EXPECT_TRUE(refuses([&] { arena.allocate(1000); }, "in use already"));
 }
 
+// The workspace of an op lies above the tensors in use, is in the peak, and is free again after the op.
+TEST(Arena, LendsOpsTheirWorkspace) {
+    auto use = [](Arena& arena, Context& ctx) {
+        const WorkspaceOnArena workspace(arena, ctx);
+        const Tensor below = arena.tensor("below", DType::f32, {3});
+        { Op op(ctx, "small", 0, 300); }
+        Op outer(ctx, "outer", 0, 1000);
+        Op inner(ctx, "inner", 0, 600);
+        EXPECT_EQ(static_cast<char*>(outer.workspace) - static_cast<char*>(below.data), 256);
+        EXPECT_EQ(static_cast<char*>(inner.workspace) - static_cast<char*>(outer.workspace), 1024);
+        return arena.mark();
+    };
+    Context counting({.counting = true});
+    Arena plan("test", counting);
+    EXPECT_EQ(use(plan, counting), 256 + 1024 + 768);
+    EXPECT_EQ(plan.mark(), 256);
+    EXPECT_EQ(plan.peak(), 256 + 1024 + 768);
+    EXPECT_EQ(counting.workspace_needed, 0);
+
+    Context ctx;
+    Arena arena("test", ctx);
+    arena.allocate(plan.peak());
+    use(arena, ctx);
+    EXPECT_EQ(arena.mark(), 256);
+    EXPECT_EQ(ctx.workspace.bytes, 0);
+    const WorkspaceOnArena workspace(arena, ctx);
+    EXPECT_TRUE(refuses([&] { Op op(ctx, "too_large", 0, 10000); }, "too_large [10000] needs 10240 bytes"));
+}
+
 TEST(Arena, CountingAllocatesNothing) {
     Context counting({.counting = true});
     Arena arena("test", counting);

@@ -362,6 +362,7 @@ void Model::train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHoo
     // What is added up slice by slice starts anew in every micro-batch.
     Run run{arena, hooks, B, T, true, recompute, batch.accumulate && !sharding.gradients(), {}, batch.metrics};
     run.aux_scale = batch.dloss * double(B * T);
+    const WorkspaceOnArena workspace(arena, ctx);
     int64_t mark = arena.mark();
     run.draw = batch.draw ? batch.draw : zero_draw(arena);
     std::vector<Kept> kept;
@@ -385,6 +386,7 @@ void Model::evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOpt
     if (options.discrete) check_discrete(config);
     hooks.begin(false);
     Run run{arena, hooks, B, T, false, false, false, options};
+    const WorkspaceOnArena workspace(arena, ctx);
     int64_t mark = arena.mark();
     run.draw = zero_draw(arena);
     std::vector<Kept> kept;
@@ -400,6 +402,7 @@ void Model::logits(Tensor logits, Tensor tokens, const EvalOptions& options, Are
     if (options.discrete) check_discrete(config);
     hooks.begin(false);
     Run run{arena, hooks, tokens.shape[0], tokens.shape[1], false, false, false, options};
+    const WorkspaceOnArena workspace(arena, ctx);
     int64_t mark = arena.mark();
     run.draw = zero_draw(arena);
     std::vector<Kept> kept;
@@ -435,6 +438,7 @@ void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const E
                     " tokens");
     hooks.begin(false);
     Run run{arena, hooks, B, n, false, false, false, options, {}, generation.position, true};
+    const WorkspaceOnArena workspace(arena, ctx);
     int64_t mark = arena.mark();
     Tensor x = embed(tokens, run), branch = arena.tensor("branch", precision.act, x.shape);
     std::vector<Kept> kept;

@@ -13,14 +13,18 @@ Arena::~Arena() {
 }
 
 Tensor Arena::tensor(const char* tensor_name, DType dtype, Shape shape) {
-    int64_t bytes = (shape.numel() * size_of(dtype) + alignment - 1) / alignment * alignment;
+    return Tensor(take(shape.numel() * size_of(dtype), tensor_name, shape), dtype, shape, tensor_name);
+}
+
+void* Arena::take(int64_t bytes, const char* tensor_name, Shape shape) {
+    bytes = (bytes + alignment - 1) / alignment * alignment;
     if (base && used + bytes > size)
         run_error("arena ", name, " is full: ", tensor_name, " ", shape.text(), " needs ", bytes, " bytes, ",
                   size - used, " are left");
-    Tensor t((base ? base : fake_base) + used, dtype, shape, tensor_name);
+    char* taken = (base ? base : fake_base) + used;
     used += bytes;
-    if (used > most) most = used;
-    return t;
+    most = std::max(most, used);
+    return taken;
 }
 
 void Arena::allocate(int64_t bytes) {

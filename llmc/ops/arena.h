@@ -17,6 +17,9 @@ public:
     // A contiguous tensor, 256-byte aligned. `tensor_name` must outlive the tensor. RunError past the allocated end.
     Tensor tensor(const char* tensor_name, DType dtype, Shape shape);
 
+    // The same, without a type: an op's workspace. `shape` is for the message.
+    void* take(int64_t bytes, const char* tensor_name, Shape shape);
+
     int64_t mark() const { return used; }
     void release(int64_t mark) { used = mark; }  // everything taken since mark() is free again
 
@@ -29,6 +32,23 @@ private:
     Context& ctx;
     char* base = nullptr;
     int64_t size = 0, used = 0, most = 0;
+};
+
+// While it lives, ops find their workspace above the tensors of `arena`, in place of memory of its own. The largest
+// workspace (the logits of a part of the rows, in the head's loss) then costs nothing wherever another moment of the step
+// needs more; and the arena's peak has it in.
+class WorkspaceOnArena {
+public:
+    WorkspaceOnArena(Arena& arena, Context& ctx) : ctx(ctx), before(ctx.workspace_arena) {
+        ctx.workspace_arena = &arena;
+    }
+    ~WorkspaceOnArena() { ctx.workspace_arena = before; }
+    WorkspaceOnArena(const WorkspaceOnArena&) = delete;
+    WorkspaceOnArena& operator=(const WorkspaceOnArena&) = delete;
+
+private:
+    Context& ctx;
+    Arena* before;
 };
 
 }  // namespace llmc

@@ -3,6 +3,7 @@
 
 #include <thread>
 
+#include "llmc/ops/arena.h"
 #include "llmc/ops/backend.h"
 
 namespace llmc {
@@ -41,28 +42,15 @@ Context::Context(const ContextOptions& options)
 Context::~Context() = default;
 
 Op::Op(Context& context, const char* op_name, int64_t flops, int64_t workspace_bytes, int64_t bytes)
-    : run(!context.counting), ctx(context), name(op_name) {
+    : run(!context.counting), ctx(context), name(op_name), arena(context.workspace_arena) {
     ctx.flops += flops;
     if (ctx.counting) {
         OpCost& cost = ctx.costs[name];
         cost.calls++, cost.flops += flops, cost.bytes += bytes;
     }
     ctx.write_down({.kind = Event::op, .name = name, .flops = flops, .bytes = bytes});
-    ctx.workspace_needed = std::max(ctx.workspace_needed, workspace_bytes);
+    if (workspace_bytes > 0) take_workspace(workspace_bytes);
     if (!run) return;
-
-    if (workspace_bytes > 0) {
-        auto& shared = ctx.workspace;
-        if (shared.in_use) run_error("op ", name, " needs the workspace that another op still holds");
-        if (workspace_bytes > shared.bytes) {
-            if (shared.fixed)
-                run_error("op ", name, " needs a workspace of ", workspace_bytes, " bytes, the memory plan reserved ",
-                          shared.bytes);
-            set_workspace(workspace_bytes, ctx);
-        }
-        workspace = shared.data;
-        shared.in_use = true;
-    }
     if (ctx.profile) {
         synchronize(ctx);
         ctx.profile->begin_op(name, flops, bytes);
@@ -70,14 +58,34 @@ Op::Op(Context& context, const char* op_name, int64_t flops, int64_t workspace_b
     backend_op_begins(name, ctx);
 }
 
-Op::~Op() {
-    if (!run) return;
-    backend_op_ends(ctx);
-    if (ctx.profile) {
-        synchronize(ctx);
-        ctx.profile->end();
+void Op::take_workspace(int64_t bytes) {
+    if (arena) {
+        mark = arena->mark();
+        workspace = arena->take(bytes, name, {bytes});
+        return;
     }
-    if (workspace) ctx.workspace.in_use = false;
+    ctx.workspace_needed = std::max(ctx.workspace_needed, bytes);
+    if (!run) return;
+    auto& shared = ctx.workspace;
+    if (shared.in_use) run_error("op ", name, " needs the workspace that another op still holds");
+    if (bytes > shared.bytes) {
+        if (shared.fixed)
+            run_error("op ", name, " needs a workspace of ", bytes, " bytes, the memory plan reserved ", shared.bytes);
+        set_workspace(bytes, ctx);
+    }
+    workspace = shared.data;
+    shared.in_use = true;
+}
+
+Op::~Op() {
+    if (run) {
+        backend_op_ends(ctx);
+        if (ctx.profile) {
+            synchronize(ctx);
+            ctx.profile->end();
+        }
+    }
+    if (workspace) arena ? arena->release(mark) : void(ctx.workspace.in_use = false);
 }
 
 Range::Range(const char* name, Context& context) : ctx(context) {

@@ -17,6 +17,7 @@
 
 namespace llmc {
 
+class Arena;          // arena.h
 struct Backend;      // defined by the backend that is linked in
 struct GemmProblem;  // in checks/matmul.h
 struct BackendDeleter {
@@ -51,7 +52,7 @@ struct Context {
     bool counting, guard;
     int threads;
     int64_t flops = 0;             // floating point operations of all ops so far (one fused multiply-add is two)
-    int64_t workspace_needed = 0;  // largest workspace any op has asked for so far, in bytes
+    int64_t workspace_needed = 0;  // largest workspace any op has asked the Context for so far, in bytes
     int64_t launches = 0;                 // kernels and library calls given to a GPU so far
     std::map<std::string, OpCost> costs;  // by op, filled while counting
     std::vector<Event>* events = nullptr;  // if given, gets everything that is counted
@@ -59,7 +60,8 @@ struct Context {
     // If given: how often the CPU's GEMM library was asked for which product, except by matmul_ragged.
     std::map<GemmProblem, int64_t>* products = nullptr;
 
-    struct {                   // scratch of the ops, one op at a time
+    Arena* workspace_arena = nullptr;  // while set, ops take their workspace there: see WorkspaceOnArena
+    struct {                   // scratch of the other ops, one op at a time
         void* data = nullptr;
         int64_t bytes = 0;
         bool in_use = false;
@@ -88,8 +90,12 @@ struct Op {
     bool run;                   // false: the Context is only counting
     void* workspace = nullptr;  // workspace_bytes of scratch until the op ends; ops do not nest while they hold one
 private:
+    void take_workspace(int64_t bytes);
+
     Context& ctx;
     const char* name;
+    Arena* const arena;  // that the workspace is on; nullptr: it is the Context's
+    int64_t mark = 0;    // of the arena below the workspace
 };
 
 // A named stretch of the timeline, for profilers and Context::profile: a step, a block's forward pass. The name is a
