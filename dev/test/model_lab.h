@@ -80,7 +80,7 @@ struct Lab {
     explicit Lab(const ModelConfig& config, const std::string& precision = "fp32",
                  ContextOptions options = {.threads = 1})
         : ctx(options), model(config, Precision::from_name(precision), true, ctx), arena("test", ctx) {
-        arena.allocate(4 << 20);
+        arena.allocate(64 << 20);  // on GPUs half of it for the library of products
         model.allocate(true);
         model.initialize(1);
         for (const NamedTensor& p : model.parameters()) {  // norms and biases too should be no special numbers
