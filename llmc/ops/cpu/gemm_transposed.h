@@ -1,11 +1,12 @@
 // Weight gradients: C (+)= A^T B with A [k, m] and B [k, n], k counting tokens. It is the library's slowest direction,
 // since A lies across. Blocked as in Goto & van de Geijn 2008: a thread copies up to 256 rows of its columns of B into
 // panels two vectors wide, and of A into strips of block_rows columns. A strip then stays in the first-level cache,
-// panels come from the second (512 KiB), and a block of C stays in registers. GFLOP/s of one core with a peak of 275 to
-// 285, f32, A and B not in the caches, both measured in one run:
+// panels come from the second (512 KiB), and a block of C stays in registers. With few columns of B a strip would be
+// read only a few times: then A is read where it lies. GFLOP/s of one core with a peak of 275 to 285, f32, A and B not
+// in the caches, both measured in one run:
 //     k, C          4096, [512 x 128]   2048, [2048 x 512]   256, [3072 x 768]   512, [50257 x 512]
 //     oneDNN 2.6          190                  209                  189                 168
-//     here                209                  230                  230                 235
+//     here                230                  230                  230                 235
 #pragma once
 #include "llmc/ops/cpu/gemm.h"
 #include "llmc/ops/cpu/tile.h"
@@ -22,6 +23,7 @@ inline bool is_transposed(const GemmProblem& p) {
 struct TransposedProduct {
     static constexpr int64_t depth = 256, strip_columns = 64, panel_columns = 512;  // most that is copied at a time
     static constexpr int64_t panel = block_vectors * tile_lanes<float>;
+    static constexpr int64_t few_columns = 128;  // of B: to copy A takes longer than it saves
     struct Scratch { alignas(64) float strips[depth * strip_columns], panels[depth * panel_columns]; };
 
     int64_t k, lda, ldb, ldc;
@@ -34,24 +36,31 @@ struct TransposedProduct {
             pack_strips<panel>(scratch.panels, b + k0 * ldb, n, count, 1, ldb);
             for (int64_t i = 0; i < m; i += strip_columns) {
                 const int64_t rows = std::min(strip_columns, m - i);
-                pack_strips<block_rows>(scratch.strips, a + k0 * lda + i, rows, count, 1, lda);
-                multiply_packed(c + i * ldc, rows, n, count, accumulate || k0 > 0);
+                const float* columns = a + k0 * lda + i;
+                Strips strips{columns, block_rows, lda};
+                if (n > few_columns || rows % block_rows) {
+                    pack_strips<block_rows>(scratch.strips, columns, rows, count, 1, lda);
+                    strips = {scratch.strips, block_rows * count, block_rows};
+                }
+                multiply_packed(c + i * ldc, strips, rows, n, count, accumulate || k0 > 0);
             }
         }
     }
 
+    struct Strips { const float* data; int64_t next, ld; };  // strip i: rows of block_rows at data + i * next, ld apart
+
     // C row by row of blocks: it is read and written in its order.
-    void multiply_packed(float* c, int64_t m, int64_t n, int64_t count, bool accumulate) const {
+    void multiply_packed(float* c, const Strips& strips, int64_t m, int64_t n, int64_t count, bool accumulate) const {
         for (int64_t i = 0; i < m; i += block_rows)
             for (int64_t j = 0; j < n; j += panel) {
-                const float *strip = scratch.strips + i * count, *columns = scratch.panels + j * count;
+                const float *strip = strips.data + i / block_rows * strips.next, *columns = scratch.panels + j * count;
                 float* out = c + i * ldc + j;
                 if (m - i >= block_rows && n - j >= panel) {
-                    multiply_block<true, block_vectors>(out, ldc, strip, block_rows, columns, panel, count, accumulate);
+                    multiply_block<true, block_vectors>(out, ldc, strip, strips.ld, columns, panel, count, accumulate);
                     continue;
                 }
                 float block[block_rows * panel];
-                multiply_block<true, block_vectors>(block, panel, strip, block_rows, columns, panel, count, false);
+                multiply_block<true, block_vectors>(block, panel, strip, strips.ld, columns, panel, count, false);
                 for (int64_t row = 0; row < std::min<int64_t>(block_rows, m - i); row++)
                     for (int64_t column = 0; column < std::min(panel, n - j); column++) {
                         float& element = out[row * ldc + column];
