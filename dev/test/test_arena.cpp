@@ -50,17 +50,16 @@ TEST(Arena, LendsOpsTheirWorkspace) {
         const WorkspaceOnArena workspace(arena, ctx);
         const Tensor below = arena.tensor("below", DType::f32, {3});
         { Op op(ctx, "small", 0, 300); }
-        Op outer(ctx, "outer", 0, 1000);
-        Op inner(ctx, "inner", 0, 600);
-        EXPECT_EQ(static_cast<char*>(outer.workspace) - static_cast<char*>(below.data), 256);
-        EXPECT_EQ(static_cast<char*>(inner.workspace) - static_cast<char*>(outer.workspace), 1024);
+        Op op(ctx, "large", 0, 1000);
+        EXPECT_EQ(static_cast<char*>(op.workspace) - static_cast<char*>(below.data), 256);
+        EXPECT_TRUE(refuses([&] { Op inner(ctx, "inner", 0, 100); }, "inner"));
         return arena.mark();
     };
     Context counting({.counting = true});
     Arena plan("test", counting);
-    EXPECT_EQ(use(plan, counting), 256 + 1024 + 768);
+    EXPECT_EQ(use(plan, counting), 256 + 1024);
     EXPECT_EQ(plan.mark(), 256);
-    EXPECT_EQ(plan.peak(), 256 + 1024 + 768);
+    EXPECT_EQ(plan.peak(), 256 + 1024);
     EXPECT_EQ(counting.workspace_needed, 0);
 
     Context ctx;

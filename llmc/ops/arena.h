@@ -34,9 +34,8 @@ private:
     int64_t size = 0, used = 0, most = 0;
 };
 
-// While it lives, ops find their workspace above the tensors of `arena`, in place of memory of its own. The largest
-// workspace (the logits of a part of the rows, in the head's loss) then costs nothing wherever another moment of the step
-// needs more; and the arena's peak has it in.
+// While it lives, ops find their workspace above the tensors of `arena`, in place of memory of its own. The largest,
+// logits in the head's loss, then costs nothing where another moment of the step needs more. The peak counts it.
 class WorkspaceOnArena {
 public:
     WorkspaceOnArena(Arena& arena, Context& ctx) : ctx(ctx), before(ctx.workspace_arena) {

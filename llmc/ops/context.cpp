@@ -59,22 +59,22 @@ Op::Op(Context& context, const char* op_name, int64_t flops, int64_t workspace_b
 }
 
 void Op::take_workspace(int64_t bytes) {
+    auto& own = ctx.workspace;
+    if (own.in_use) run_error("op ", name, " needs the workspace that another op still holds");
     if (arena) {
         mark = arena->mark();
         workspace = arena->take(bytes, name, {bytes});
-        return;
+    } else {
+        ctx.workspace_needed = std::max(ctx.workspace_needed, bytes);
+        if (!run) return;
+        if (bytes > own.bytes) {
+            if (own.fixed)
+                run_error("op ", name, " needs a workspace of ", bytes, " bytes, the memory plan reserved ", own.bytes);
+            set_workspace(bytes, ctx);
+        }
+        workspace = own.data;
     }
-    ctx.workspace_needed = std::max(ctx.workspace_needed, bytes);
-    if (!run) return;
-    auto& shared = ctx.workspace;
-    if (shared.in_use) run_error("op ", name, " needs the workspace that another op still holds");
-    if (bytes > shared.bytes) {
-        if (shared.fixed)
-            run_error("op ", name, " needs a workspace of ", bytes, " bytes, the memory plan reserved ", shared.bytes);
-        set_workspace(bytes, ctx);
-    }
-    workspace = shared.data;
-    shared.in_use = true;
+    own.in_use = true;
 }
 
 Op::~Op() {
@@ -85,7 +85,9 @@ Op::~Op() {
             ctx.profile->end();
         }
     }
-    if (workspace) arena ? arena->release(mark) : void(ctx.workspace.in_use = false);
+    if (!workspace) return;
+    if (arena) arena->release(mark);
+    ctx.workspace.in_use = false;
 }
 
 Range::Range(const char* name, Context& context) : ctx(context) {

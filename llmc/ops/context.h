@@ -17,7 +17,7 @@
 
 namespace llmc {
 
-class Arena;          // arena.h
+class Arena;         // arena.h
 struct Backend;      // defined by the backend that is linked in
 struct GemmProblem;  // in checks/matmul.h
 struct BackendDeleter {

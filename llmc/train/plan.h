@@ -11,7 +11,8 @@ namespace llmc {
 struct Plan {
     int64_t parameter_bytes = 0, copy_bytes = 0, gradient_bytes = 0, moment_bytes = 0;
     int64_t unit_bytes = 0;  // of divided units in use: gathered parameters, gradients that are not summed yet
-    int64_t activation_bytes = 0, workspace_bytes = 0;
+    int64_t activation_bytes = 0;  // with the workspace of the ops of a pass
+    int64_t workspace_bytes = 0;   // of ops outside of passes
     int64_t step_flops = 0;     // of everything a step executes, recomputation included
     int64_t forward_flops = 0;  // of one evaluation of a micro-batch
     int64_t total() const {

@@ -2,8 +2,8 @@
 // since A lies across. Blocked as in Goto & van de Geijn 2008: a thread copies up to 256 rows of its columns of B into
 // panels two vectors wide, and of A into strips of block_rows columns. A strip then stays in the first-level cache,
 // panels come from the second (512 KiB), and a block of C stays in registers. With few columns of B a strip would be
-// read only a few times: then A is read where it lies. GFLOP/s of one core with a peak of 275 to 285, f32, A and B not
-// in the caches, both measured in one run:
+// read only a few times: then A is read where it lies, if its rows do not lie badly. GFLOP/s of one core with a peak of
+// 275 to 285, f32, A and B not in the caches, both measured in one run:
 //     k, C          4096, [512 x 128]   2048, [2048 x 512]   256, [3072 x 768]   512, [50257 x 512]
 //     oneDNN 2.6          190                  209                  189                 168
 //     here                230                  230                  230                 235
@@ -23,7 +23,8 @@ inline bool is_transposed(const GemmProblem& p) {
 struct TransposedProduct {
     static constexpr int64_t depth = 256, strip_columns = 64, panel_columns = 512;  // most that is copied at a time
     static constexpr int64_t panel = block_vectors * tile_lanes<float>;
-    static constexpr int64_t few_columns = 128;  // of B: to copy A takes longer than it saves
+    static constexpr int64_t few_columns = 128;  // that read a strip: to copy it takes longer than it saves
+    static constexpr int64_t page = 4096 / sizeof(float);  // rows whole pages apart share few lines of a cache
     struct Scratch { alignas(64) float strips[depth * strip_columns], panels[depth * panel_columns]; };
 
     int64_t k, lda, ldb, ldc;
@@ -38,7 +39,7 @@ struct TransposedProduct {
                 const int64_t rows = std::min(strip_columns, m - i);
                 const float* columns = a + k0 * lda + i;
                 Strips strips{columns, block_rows, lda};
-                if (n > few_columns || rows % block_rows) {
+                if (n > few_columns || rows % block_rows || lda % page == 0) {
                     pack_strips<block_rows>(scratch.strips, columns, rows, count, 1, lda);
                     strips = {scratch.strips, block_rows * count, block_rows};
                 }
