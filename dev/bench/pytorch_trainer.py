@@ -33,7 +33,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(args.th
 
 import torch  # noqa: E402  after the number of threads is set
 import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import library, nn  # noqa: E402
 
 LEARNING_RATE, CHECKED_STEPS = 1e-3, 4  # as in train_worker.h
 GROUP, CAPACITY, BALANCE = 32, 1.25, 0.01
@@ -46,10 +46,10 @@ def onednn(x, weight):
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
-if args.mode == "compile" and hasattr(torch.library, "custom_op"):
+if args.mode == "compile" and hasattr(library, "custom_op"):
     # The compiler knows this product with constant weights only; as an operator of our own it leaves it as it is.
-    onednn = torch.library.custom_op("bench::product", onednn, mutates_args=(),
-                                     schema="(Tensor x, Tensor weight) -> Tensor")
+    onednn = library.custom_op("bench::product", onednn, mutates_args=(),
+                               schema="(Tensor x, Tensor weight) -> Tensor")
     onednn.register_fake(lambda x, weight: x.new_empty(*x.shape[:-1], weight.shape[0]))
 
 
@@ -89,7 +89,7 @@ class Products:
     """How to multiply: `linear` for [..., in] by [out, in], `experts` for [E, rows, in] by [E, out, in]."""
 
     linear, experts, of_matrices = staticmethod(F.linear), staticmethod(batched_linear), staticmethod(F.linear)
-    library = "torch's default"
+    made_by = "torch's default"
 
     @classmethod
     def choose(cls, rows, d):
@@ -109,7 +109,7 @@ class Products:
 
         if best(OneDnnLinear.apply) < best(F.linear):
             cls.linear, cls.experts, cls.of_matrices = OneDnnLinear.apply, OneDnnExperts.apply, staticmethod(onednn)
-            cls.library = "oneDNN"
+            cls.made_by = "oneDNN"
 
 
 class HeadLoss(torch.autograd.Function):
@@ -309,7 +309,7 @@ def main():
 
     checked = [step() for _ in range(CHECKED_STEPS)]
     answer(tokens=tokens.numel(), parameters=sum(p.numel() for p in parameters), torch=torch.__version__,
-           products=Products.library, losses=[loss for loss, _ in checked], norms=[norm for _, norm in checked])
+           products=Products.made_by, losses=[loss for loss, _ in checked], norms=[norm for _, norm in checked])
     if args.profile:
         with torch.profiler.profile() as profiler:
             step()

@@ -57,7 +57,7 @@ TEST(Memory, OneByteLessIsNotEnough) {
 }
 
 TEST(Memory, RecomputingNeedsLess) {
-    ModelConfig config = tiny("12x(attention ffn)");
+    ModelConfig config = tiny("12x(attention ffn)");  // so many that what both need, workspace too, does not matter
     TrainConfig train = training(8);
     const int64_t saved = make_plan(config, train, true, 1).activation_bytes;
     train.recompute = "blocks";

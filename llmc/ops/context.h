@@ -64,7 +64,7 @@ struct Context {
     struct {                   // scratch of the other ops, one op at a time
         void* data = nullptr;
         int64_t bytes = 0;
-        bool in_use = false;
+        bool in_use = false;   // by an op, wherever its workspace is
         bool fixed = false;    // the plan is made: asking for more is an error now, not an allocation
     } workspace;
     int64_t counted_bytes = 0;  // fake addresses handed out while counting

@@ -48,12 +48,10 @@ struct Workbench {
         twin.allocate(false);
         Arena measure("activations", counting);
         calls(twin, measure);
-        const int64_t needed = measure.peak() + counting.workspace_needed, available = device_memory_available(ctx);
+        const int64_t needed = measure.peak(), available = device_memory_available(ctx);
         if (needed > available)
             input_error("this needs ", needed >> 20, " MiB beside the model but ", available >> 20,
                         " MiB are available");
-        ctx.workspace.fixed = false;
-        reserve_workspace(counting.workspace_needed, ctx);
         arena.allocate(measure.peak());
     }
 };

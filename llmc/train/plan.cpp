@@ -179,7 +179,7 @@ std::string describe_plan(const Plan& plan, const Model& model, const TrainConfi
     if (plan.unit_bytes)
         text += row("units in use", bytes_text(double(plan.unit_bytes)), "gathered, or not yet summed");
     text += row("activations", bytes_text(double(plan.activation_bytes)), name_of(model.precision.act));
-    text += row("workspace", bytes_text(double(plan.workspace_bytes)), "of the update; others lie above activations");
+    text += row("workspace", bytes_text(double(plan.workspace_bytes)), "of ops outside of passes");
     text += row("total", bytes_text(double(plan.total())));
     if (ranks == 1) return text;
     int64_t sent = 0;

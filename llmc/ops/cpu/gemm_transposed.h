@@ -3,10 +3,11 @@
 // panels two vectors wide, and of A into strips of block_rows columns. A strip then stays in the first-level cache,
 // panels come from the second (512 KiB), and a block of C stays in registers. With few columns of B a strip would be
 // read only a few times: then A is read where it lies, if its rows do not lie badly. GFLOP/s of one core with a peak of
-// 275 to 285, f32, A and B not in the caches, both measured in one run:
+// 275 to 285, f32, A and B not in the caches, both measured in one run, A copied:
 //     k, C          4096, [512 x 128]   2048, [2048 x 512]   256, [3072 x 768]   512, [50257 x 512]
 //     oneDNN 2.6          190                  209                  189                 168
-//     here                230                  230                  230                 235
+//     here                209                  230                  230                 235
+// The first with A in place, in runs of their own: 230 to 241, copied in these 206 to 211.
 #pragma once
 #include "llmc/ops/cpu/gemm.h"
 #include "llmc/ops/cpu/tile.h"
@@ -43,7 +44,7 @@ struct TransposedProduct {
                     pack_strips<block_rows>(scratch.strips, columns, rows, count, 1, lda);
                     strips = {scratch.strips, block_rows * count, block_rows};
                 }
-                multiply_packed(c + i * ldc, strips, rows, n, count, accumulate || k0 > 0);
+                multiply_panels(c + i * ldc, strips, rows, n, count, accumulate || k0 > 0);
             }
         }
     }
@@ -51,7 +52,7 @@ struct TransposedProduct {
     struct Strips { const float* data; int64_t next, ld; };  // strip i: rows of block_rows at data + i * next, ld apart
 
     // C row by row of blocks: it is read and written in its order.
-    void multiply_packed(float* c, const Strips& strips, int64_t m, int64_t n, int64_t count, bool accumulate) const {
+    void multiply_panels(float* c, const Strips& strips, int64_t m, int64_t n, int64_t count, bool accumulate) const {
         for (int64_t i = 0; i < m; i += block_rows)
             for (int64_t j = 0; j < n; j += panel) {
                 const float *strip = strips.data + i / block_rows * strips.next, *columns = scratch.panels + j * count;
