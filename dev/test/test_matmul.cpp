@@ -169,7 +169,8 @@ struct Layer {
 const std::vector<Layer> layers = {{{3, 11, 24}, {3, 11, 7}, {24, 7}, 33, 24, 7},
                                    {{33, 17}, {33, 7}, {17, 7}, 33, 17, 7},
                                    {{3, 5, 16}, {3, 5, 9}, {3, 16, 9}, 15, 16, 9},
-                                   {{3, 5, 9}, {3, 5, 16}, {3, 9, 16}, 15, 9, 16}};
+                                   {{3, 5, 9}, {3, 5, 16}, {3, 9, 16}, 15, 9, 16},
+                                   {{2, 40, 72}, {2, 40, 33}, {72, 33}, 80, 72, 33}};
 
 // a b^T in float64, b one matrix or one for each in a.
 Vector layer_oracle(const Layer& l, const Vector& a, const Vector& b) {

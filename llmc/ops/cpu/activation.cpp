@@ -1,6 +1,8 @@
 // Activations and gated activations: one pass over memory each, arithmetic in float (double for f64).
 #include <numbers>
 
+#include "llmc/ops/cpu/activation.h"
+
 #include "llmc/ops/checks/activation.h"
 #include "llmc/ops/cpu/cpu.h"
 #include "llmc/ops/cpu/math.h"
@@ -143,27 +145,44 @@ void elementwise(const char* name, const Tensor (&out)[outputs], const Tensor (&
     });
 }
 
+// The two passes over a block.
+constexpr auto forward_pass = [](auto k, auto& from, auto& to, int64_t n) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) to[0][j] = k.value(from[0][j]);
+};
+constexpr auto backward_pass = [](auto k, auto& from, auto& to, int64_t n) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        const auto f = k.both(from[0][j]);
+        to[0][j] = from[1][j] * f.slope;
+        if constexpr (length_of<decltype(to)> == 2) to[1][j] = f.value;
+    }
+};
+
 }  // namespace
 
+void activate(float* out, const float* x, int64_t n, Activation kind) {
+    const float* const from[] = {x};
+    float* const to[] = {out};
+    dispatch_kind(kind, [&](auto k) { forward_pass(k, from, to, n); });
+}
+
+void activate_backward(float* dx, float* value, const float* dout, const float* x, int64_t n, Activation kind) {
+    const float* const from[] = {x, dout};
+    float *const one[] = {dx}, *const two[] = {dx, value};
+    dispatch_kind(kind, [&](auto k) {
+        if (value) backward_pass(k, from, two, n);
+        else backward_pass(k, from, one, n);
+    });
+}
+
 void activation_forward(Tensor out, Tensor x, Activation kind, Context& ctx) {
-    elementwise("activation_forward", {out}, {x}, kind, 0, ctx,
-                [](auto k, auto& from, auto& to, int64_t n) {
-#pragma omp simd
-                    for (int64_t j = 0; j < n; j++) to[0][j] = k.value(from[0][j]);
-                });
+    elementwise("activation_forward", {out}, {x}, kind, 0, ctx, forward_pass);
 }
 
 void activation_backward(Tensor dx, Tensor value, Tensor dout, Tensor x, Activation kind, Context& ctx) {
-    auto pass = [](auto k, auto& from, auto& to, int64_t n) {
-#pragma omp simd
-        for (int64_t j = 0; j < n; j++) {
-            const auto f = k.both(from[0][j]);
-            to[0][j] = from[1][j] * f.slope;
-            if constexpr (length_of<decltype(to)> == 2) to[1][j] = f.value;
-        }
-    };
-    if (value) elementwise("activation_backward", {dx, value}, {x, dout}, kind, 2, ctx, pass);
-    else elementwise("activation_backward", {dx}, {x, dout}, kind, 1, ctx, pass);
+    if (value) elementwise("activation_backward", {dx, value}, {x, dout}, kind, 2, ctx, backward_pass);
+    else elementwise("activation_backward", {dx}, {x, dout}, kind, 1, ctx, backward_pass);
 }
 
 void gated_forward(Tensor out, Tensor gate, Tensor up, Activation kind, Context& ctx) {

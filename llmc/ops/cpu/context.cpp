@@ -20,7 +20,7 @@ Backend* backend_create(const ContextOptions&, int threads) {
     Backend* backend = new Backend;
     backend->gemm = gemm_create(threads);
     // Not written to: a thread that uses its own makes it memory, near itself.
-    backend->packed = std::make_unique_for_overwrite<TransposedProduct::Scratch[]>(size_t(threads));
+    backend->packed = std::make_unique_for_overwrite<PackedProduct::Scratch[]>(size_t(threads));
     return backend;
 }
 

@@ -1,6 +1,8 @@
-// matmul and bias_backward. Most products are made by the GEMM library (gemm.h).
+// matmul and bias_backward. Products are made here in f32, and by the GEMM library (gemm.h).
 #include <vector>
 
+#include "llmc/ops/checks/activation.h"
+#include "llmc/ops/cpu/activation.h"
 #include "llmc/ops/cpu/backend.h"
 #include "llmc/ops/cpu/gemm_few_rows.h"
 #include "llmc/ops/cpu/gemm_loops.h"
@@ -10,10 +12,11 @@ namespace llmc {
 
 namespace {
 
-// Two kinds of products are made here faster than by libraries.
+// Most products are made here, faster than by libraries.
 void gemm_f32(const GemmProblem& p, const float* a, const float* b, const float* bias, float* c, Context& ctx) {
     if (has_few_rows(p)) gemm_few_rows(p, a, b, bias, c, ctx.threads);
-    else if (is_transposed(p)) gemm_transposed(p, a, b, c, ctx.backend->packed.get(), ctx.threads);
+    else if (is_packed(p))
+        gemm_packed(p, a, b, bias, c, ctx.backend->packed.get(), ctx.threads, [](float*, int64_t) {});
     else if (p.k > 0) gemm(ctx.backend->gemm, p, a, b, bias, c);
     else gemm_loops(p, a, b, bias, c, ctx.threads);
 }
@@ -46,12 +49,38 @@ void gemm_any(const GemmProblem& p, const void* a, const void* b, const void* bi
                          ctx);
 }
 
-// Activations are passes of their own. (oneDNN could apply a ReLU on the way, but its ReLU turns NaN into 0 and would
-// hide a model that has diverged.)
+namespace {
+
+// A product and an activation, or the gradient of one, in one pass: what lies in the first-level cache of a thread that
+// has just made it is activated there.
+void activated_matmul(const GemmProblem& p, Tensor out, Tensor product, Tensor a, Tensor b, const MatmulOptions& o,
+                      Context& ctx) {
+    const bool forward = o.activation != Activation::none;
+    const int64_t rest = forward ? 0 : o.value ? 2 : 1;  // operations per element besides those of the activation
+    const int64_t flops = activation_flops("matmul", forward ? o.activation : o.backward) + rest;
+    Op op(ctx, "matmul", p.flops() + flops * out.numel(), 0, matmul_bytes(out, a, b, o) + o.value.bytes());
+    if (!op.run) return;
+    if (ctx.products) (*ctx.products)[p]++;
+    const float* pre = ptr<float>(o.pre);
+    float *first = ptr<float>(product), *to = ptr<float>(out), *value = ptr<float>(o.value);
+    gemm_packed(p, ptr<float>(a), ptr<float>(b), ptr<float>(o.bias), first, ctx.backend->packed.get(), ctx.threads,
+                [&](float* made, int64_t count) {
+                    const int64_t at = made - first;
+                    if (forward) activate(to + at, made, count, o.activation);
+                    else activate_backward(made, value ? value + at : nullptr, made, pre + at, count, o.backward);
+                });
+}
+
+}  // namespace
+
+// Where a library makes the product, activations are passes of their own. (oneDNN could apply a ReLU on the way, but
+// its ReLU turns NaN into 0 and would hide a model that has diverged.)
 void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Context& ctx) {
     const GemmProblem p = check_matmul(out, a, b, options);
     const bool forward = options.activation != Activation::none, backward = options.backward != Activation::none;
     const Tensor product = forward && options.pre ? options.pre : out;
+    if ((forward || backward) && is_packed(p) && !has_few_rows(p))
+        return activated_matmul(p, out, product, a, b, options, ctx);
     {
         Op op(ctx, "matmul", p.flops(), 0, matmul_bytes(out, a, b, options));
         if (op.run) gemm_any(p, a.data, b.data, options.bias.data, product.data, ctx);

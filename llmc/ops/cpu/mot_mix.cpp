@@ -57,10 +57,12 @@ void mix_block(T* out, int64_t step, int64_t rows, int64_t columns, const A* a, 
                int64_t width, int64_t inner, bool accumulate) {
     if constexpr (std::is_same_v<T, A>) {
         if (rows >= block_rows && columns >= block_columns<A>)
-            return multiply_block<transposed, block_vectors>(out, step, a, lda, tile, width, inner, accumulate);
+            return multiply_block<transposed, block_vectors>(out, step, accumulate ? out : nullptr, step, a, lda,
+                                                             tile, width, inner);
     }
     A sum[block_rows * block_columns<A>];
-    multiply_block<transposed, block_vectors>(sum, block_columns<A>, a, lda, tile, width, inner, false);
+    multiply_block<transposed, block_vectors>(sum, block_columns<A>, static_cast<const A*>(nullptr), 0, a, lda, tile,
+                                              width, inner);
     int64_t n = std::min(columns, block_columns<A>);
     for (int64_t m = 0; m < std::min<int64_t>(rows, block_rows); m++) {
         T* to = out + m * step;

@@ -22,29 +22,11 @@ template <class F> struct TileVector {
 };
 template <class F> constexpr int tile_lanes = register_bytes / int(sizeof(F));
 
-// What kernels read, in their order: count x k elements, (i, p) at from[i * step_i + p * step_p], in strips of `width`
-// along i, zero-padded: to[strip][p][width]. In the order of memory, whichever axis is contiguous.
-template <int64_t width, class T>
-inline void pack_strips(T* to, const T* from, int64_t count, int64_t k, int64_t step_i, int64_t step_p) {
-    const int64_t whole = count / width * width, padded = (count + width - 1) / width * width;
-    if (step_i == 1) {
-        for (int64_t p = 0; p < k; p++, from += step_p, to += width) {
-            for (int64_t i = 0; i < whole; i += width) std::memcpy(to + i * k, from + i, width * sizeof(T));
-            for (int64_t i = whole; i < padded; i++) to[whole * k + i - whole] = i < count ? from[i] : T(0);
-        }
-        return;
-    }
-    for (int64_t i = 0; i < padded; i++) {
-        T* column = to + i / width * width * k + i % width;
-        for (int64_t p = 0; p < k; p++) column[p * width] = i < count ? from[i * step_i + p * step_p] : T(0);
-    }
-}
-
-// C (block_rows x vectors * tile_lanes) = or += op(A) B, with k rows in B.
+// C (block_rows x vectors * tile_lanes) = start + op(A) B, with k rows in B. start may be C, or nullptr for zeros.
 // op(A)[r,p] = transposed ? a[p * lda + r] : a[r * lda + p]
 template <bool transposed, int vectors, class F>
-inline void multiply_block(F* c, int64_t ldc, const F* a, int64_t lda, const F* b, int64_t ldb, int64_t k,
-                           bool accumulate) {
+inline void multiply_block(F* c, int64_t ldc, const F* start, int64_t ld_start, const F* a, int64_t lda, const F* b,
+                           int64_t ldb, int64_t k) {
     using V = typename TileVector<F>::type;
     V sum[block_rows][vectors];
 #pragma GCC unroll 8
@@ -52,7 +34,7 @@ inline void multiply_block(F* c, int64_t ldc, const F* a, int64_t lda, const F* 
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++) {
             sum[r][v] = V{};
-            if (accumulate) std::memcpy(&sum[r][v], c + r * ldc + v * tile_lanes<F>, sizeof(V));
+            if (start) std::memcpy(&sum[r][v], start + r * ld_start + v * tile_lanes<F>, sizeof(V));
         }
     for (int64_t p = 0; p < k; p++) {
         V row[vectors];
@@ -78,9 +60,10 @@ inline void multiply_rows(F* c, int64_t ldc, const F* a, int64_t lda, const F* b
                           bool accumulate) {
     constexpr int64_t width = block_vectors * tile_lanes<F>;
     int64_t j = 0;
-    for (; j + width <= n; j += width)
-        multiply_block<transposed, block_vectors>(c + j, ldc, a, lda, b + j, ldb, k, accumulate);
-    if (j < n) multiply_block<transposed, 1>(c + j, ldc, a, lda, b + j, ldb, k, accumulate);
+    const F* start = accumulate ? c : nullptr;
+    for (; j + width <= n; j += width, start += accumulate ? width : 0)
+        multiply_block<transposed, block_vectors>(c + j, ldc, start, ldc, a, lda, b + j, ldb, k);
+    if (j < n) multiply_block<transposed, 1>(c + j, ldc, start, ldc, a, lda, b + j, ldb, k);
 }
 
 // Of two rows a and b, `step` apart in a square: exchanges a's elements of columns with bit `step` and b's of those
@@ -120,6 +103,32 @@ inline void transpose_tile(F* dst, int64_t dst_stride, const F* src, int64_t src
     for (int64_t r = 0; r < rows; r += tile_lanes<F>)
         for (int64_t c = 0; c < columns; c += tile_lanes<F>)
             transpose_square(dst + c * dst_stride + r, dst_stride, src + r * src_stride + c, src_stride);
+}
+
+// What kernels read, in their order: count x k elements, (i, p) at from[i * step_i + p * step_p], in strips of `width`
+// along i, zero-padded: to[strip][p][width]. In the order of memory, whichever axis is contiguous.
+template <int64_t width, class T>
+inline void pack_strips(T* to, const T* from, int64_t count, int64_t k, int64_t step_i, int64_t step_p) {
+    const int64_t whole = count / width * width, padded = (count + width - 1) / width * width;
+    if (step_i == 1) {
+        for (int64_t p = 0; p < k; p++, from += step_p, to += width) {
+            for (int64_t i = 0; i < whole; i += width) std::memcpy(to + i * k, from + i, width * sizeof(T));
+            for (int64_t i = whole; i < padded; i++) to[whole * k + i - whole] = i < count ? from[i] : T(0);
+        }
+        return;
+    }
+    constexpr bool squares = width % tile_lanes<T> == 0;
+    constexpr int64_t rows = squares ? tile_lanes<T> : 1;
+    for (int64_t i = 0; i < padded; i += rows) {
+        T* strip = to + i / width * width * k + i % width;
+        int64_t p = 0;
+        if constexpr (squares)
+            for (; step_p == 1 && i + rows <= count && p + rows <= k; p += rows)
+                transpose_square(strip + p * width, width, from + i * step_i + p, step_i);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t q = p; q < k; q++)
+                strip[q * width + r] = i + r < count ? from[(i + r) * step_i + q * step_p] : T(0);
+    }
 }
 
 }  // namespace llmc
