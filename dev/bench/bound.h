@@ -3,7 +3,8 @@
 //   every other op     the larger of FLOPs / peak and bytes / bandwidth, bytes being those of its inputs and outputs
 // A product is measured as the step asks for it and, if that is faster, with contiguous matrices that need no
 // transposing: what an awkward layout costs is not excused. Nor is the softmax of the head, which counts as its
-// products only, nor attention's and the mixture's small products, which count at the peak.
+// products only, nor attention's and the mixture's small products, which count at the peak, nor an activation that a
+// product makes in its own pass, which counts as nothing.
 #pragma once
 #include <nlohmann/json.hpp>
 

@@ -132,7 +132,8 @@ void attention_extend(Tensor out, Tensor keys, Tensor values, Tensor qkv, int64_
 // -------------------------------------------------------------------------------------------------------- head
 // losses[n] = logsumexp(logits_n) - logits_n[target_n], logits = x weight^T; x [N,C] act; weight [V,C]; targets [N]
 // i32, -1: loss 0 and no gradient; losses [N] f32. If dx [N,C] act and dweight [V,C] f32 are given, also their
-// gradients for d(total)/d(losses[n]) = dloss. Works in chunks of rows of logits: the full [N,V] never exists. dx is overwritten.
+// gradients for d(total)/d(losses[n]) = dloss. Works in chunks of rows of logits: the full [N,V] never exists. dx is
+// overwritten.
 void head_loss(Tensor losses, Tensor dx, Tensor dweight, Tensor x, Tensor weight, Tensor targets, double dloss,
                bool accumulate, Context& ctx);
 

@@ -6,12 +6,13 @@ namespace llmc {
 
 struct HeadShape {
     int64_t rows, model, vocabulary;
-    // Leading dimension of the logits; columns past the vocabulary are never read. Not whole pages: rows that lie those
-    // apart share few lines of a cache.
-    int64_t ld() const { return vocabulary % 1024 ? round_up(vocabulary, 64) : vocabulary + 64; }
+    // Leading dimension of the logits; columns past the vocabulary are never read. Not whole pages of floats: rows that
+    // lie those apart share few lines of a cache.
+    int64_t ld() const { return columns() + (columns() % 1024 ? 0 : 64); }
+    int64_t columns() const { return round_up(vocabulary, 64); }
     // Rows of logits at a time, about as many as fit `logits` elements.
     int64_t chunk(int64_t logits) const {
-        return std::min(rows, std::clamp<int64_t>(logits / ld() / 64 * 64, 64, 8192));
+        return std::min(rows, std::clamp<int64_t>(logits / columns() / 64 * 64, 64, 8192));
     }
     // Of `products` matrix products: the logits, and one for each gradient.
     int64_t flops(int64_t products) const { return products * 2 * rows * vocabulary * model; }

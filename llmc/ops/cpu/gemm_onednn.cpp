@@ -10,7 +10,7 @@
 //     [512 x 512] to 50257        209             245              209   126  the same
 //     32 x [64 x 512] to 128      262             220              206   231 171 191  one primitive per expert
 //     8 x [1024 x 512] to 2048    228             232              221   223 237 219  the same
-// bf16 on AVX-512 BF16: 133 to 160 everywhere. (Of products in f32, few come here on AVX-512: gemm_packed.h,
+// bf16 on AVX-512 BF16: 133 to 160 everywhere. (On AVX-512, most products in f32 do not come here: gemm_packed.h,
 // gemm_few_rows.h.)
 //
 // Where sizes are new with every call (experts that own as many rows as they need), a primitive takes them when it

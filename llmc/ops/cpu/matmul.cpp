@@ -1,4 +1,5 @@
-// matmul and bias_backward. Products are made here in f32, and by the GEMM library (gemm.h).
+// matmul and bias_backward. Products are made by kernels of our own (gemm_packed.h, gemm_few_rows.h, gemm_loops.h) or by
+// the GEMM library (gemm.h).
 #include <vector>
 
 #include "llmc/ops/checks/activation.h"
@@ -12,7 +13,7 @@ namespace llmc {
 
 namespace {
 
-// Most products are made here, faster than by libraries.
+// Where kernels of our own are faster than libraries, they make the product.
 void gemm_f32(const GemmProblem& p, const float* a, const float* b, const float* bias, float* c, Context& ctx) {
     if (has_few_rows(p)) gemm_few_rows(p, a, b, bias, c, ctx.threads);
     else if (is_packed(p))
@@ -51,15 +52,15 @@ void gemm_any(const GemmProblem& p, const void* a, const void* b, const void* bi
 
 namespace {
 
-// A product and an activation, or the gradient of one, in one pass: what lies in the first-level cache of a thread that
-// has just made it is activated there.
+// A product and an activation, or the gradient of one, in one pass: elements are activated by the thread that has just
+// made them, while they are in its caches.
 void activated_matmul(const GemmProblem& p, Tensor out, Tensor product, Tensor a, Tensor b, const MatmulOptions& o,
                       Context& ctx) {
     const bool forward = o.activation != Activation::none;
     const int64_t rest = forward ? 0 : o.value ? 2 : 1;  // operations per element besides those of the activation
     const int64_t flops = activation_flops("matmul", forward ? o.activation : o.backward) + rest;
-    Op op(ctx, "matmul", p.flops() + flops * out.numel(), 0, matmul_bytes(out, a, b, o) + o.value.bytes());
-    if (!op.run) return;
+    Op op(ctx, "matmul", p.flops() + flops * out.numel(), 0, matmul_bytes(out, a, b, o) + total_bytes({o.value}));
+    if (!op.run || p.batch == 0) return;
     if (ctx.products) (*ctx.products)[p]++;
     const float* pre = ptr<float>(o.pre);
     float *first = ptr<float>(product), *to = ptr<float>(out), *value = ptr<float>(o.value);
