@@ -112,8 +112,8 @@ struct PackedProduct {
                 const int64_t whole = std::min(panel, n - j);
                 for (int64_t row = 0; start && row < rows; row++)
                     std::copy_n(start + row * step.ld, whole, block + row * panel);
-                multiply_block<transposed, block_vectors, float>(block, panel, block, panel, strip, strips.ld, columns, panel,
-                                                          step.count);
+                multiply_block<transposed, block_vectors, float>(block, panel, block, panel, strip, strips.ld,
+                                                                 columns, panel, step.count);
                 for (int64_t row = 0; row < rows; row++)
                     std::copy_n(block + row * panel, whole, out + row * p.ldc);
             }

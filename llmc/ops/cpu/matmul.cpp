@@ -1,5 +1,5 @@
-// matmul and bias_backward. Products are made by kernels of our own (gemm_packed.h, gemm_few_rows.h, gemm_loops.h) or by
-// the GEMM library (gemm.h).
+// matmul and bias_backward. Products are made by kernels of our own (gemm_packed.h, gemm_few_rows.h, gemm_loops.h) or
+// by the GEMM library (gemm.h).
 #include <vector>
 
 #include "llmc/ops/checks/activation.h"
