@@ -39,59 +39,66 @@ TEST(CpuGemm, NoReferenceImplementation) {
         }
 }
 
+// What p asks for in float64. Unlike matmul_oracle's, its matrices have padding and batches.
+Vector strided_product(const GemmProblem& p, const Vector& a, const Vector& b, const Vector& bias, Vector c) {
+    for (int64_t matrix = 0; matrix < p.batch; matrix++)
+        for (int64_t i = 0; i < p.m; i++)
+            for (int64_t j = 0; j < p.n; j++) {
+                double& sum = c[size_t(matrix * p.stride_c + i * p.ldc + j)];
+                sum = p.accumulate ? sum : p.bias ? bias[size_t(j)] : 0;
+                for (int64_t k = 0; k < p.k; k++)
+                    sum += a[size_t(matrix * p.stride_a + (p.transpose_a ? k * p.lda + i : i * p.lda + k))] *
+                           b[size_t(matrix * p.stride_b + (p.transpose_b ? j * p.ldb + k : k * p.ldb + j))];
+            }
+    return c;
+}
+
 // gemm_packed against float64 loops: strips and panels with remainders, depths and widths beyond what is copied at a
-// time, rows with padding, batches that threads share, a bias, accumulation; and every element of C is finished once,
-// when it has its final value.
+// time, rows with padding, batches that threads share, a bias, accumulation. Every element of C is finished once, when
+// it has its final value, which has the same bits for any number of threads.
 TEST(CpuGemm, PackedProducts) {
     struct Size { int64_t batch, m, n, k; };
     const std::vector<Size> sizes = {{1, 8, 32, 16},   {1, 61, 77, 300}, {1, 13, 1061, 5},  {1, 130, 545, 530},
                                      {3, 17, 33, 40},  {2, 24, 64, 64},  {1, 3, 2, 1},      {1, 70, 128, 1100},
                                      {1, 300, 31, 257}, {5, 1, 40, 9}};
-    for (int threads : {1, 2, 3}) {
-        Device device({.threads = threads});
-        for (const Size& s : sizes)
-            for (int kind = 0; kind < 16; kind++) {
-                const bool ta = kind & 1, tb = kind & 2, accumulate = kind & 4, bias = (kind & 8) && !accumulate;
-                const int64_t pad = kind & 8 ? 7 : 0;
-                const Shape a_shape = ta ? Shape{s.batch, s.k, s.m} : Shape{s.batch, s.m, s.k};
-                const Shape b_shape = tb ? Shape{s.batch, s.n, s.k} : Shape{s.batch, s.k, s.n};
-                const GemmProblem p{.batch = s.batch, .m = s.m, .n = s.n, .k = s.k, .in = DType::f32,
-                                    .out = DType::f32, .transpose_a = ta, .transpose_b = tb, .lda = a_shape[2] + pad,
-                                    .ldb = b_shape[2] + pad, .ldc = s.n + pad,
-                                    .stride_a = a_shape[1] * (a_shape[2] + pad),
-                                    .stride_b = b_shape[1] * (b_shape[2] + pad), .stride_c = s.m * (s.n + pad),
-                                    .accumulate = accumulate, .bias = bias};
-                const Vector a = rounded(DType::f32, random_vector(s.batch * p.stride_a, 1));
-                const Vector b = rounded(DType::f32, random_vector(s.batch * p.stride_b, 2));
-                const Vector c = rounded(DType::f32, random_vector(s.batch * p.stride_c, 3));
-                const Vector shift = rounded(DType::f32, random_vector(s.n, 4));
-                const std::vector<float> fa(a.begin(), a.end()), fb(b.begin(), b.end());
-                const std::vector<float> fshift(shift.begin(), shift.end());
-                std::vector<float> fc(c.begin(), c.end()), finished(c.begin(), c.end());
+    Device device({.threads = 3});
+    for (const Size& s : sizes)
+        for (int kind = 0; kind < 16; kind++) {
+            const bool ta = kind & 1, tb = kind & 2, accumulate = kind & 4, bias = (kind & 8) && !accumulate;
+            const int64_t pad = kind & 8 ? 7 : 0;
+            const Shape a_shape = ta ? Shape{s.k, s.m + pad} : Shape{s.m, s.k + pad};
+            const Shape b_shape = tb ? Shape{s.n, s.k + pad} : Shape{s.k, s.n + pad};
+            const GemmProblem p{.batch = s.batch, .m = s.m, .n = s.n, .k = s.k, .in = DType::f32, .out = DType::f32,
+                                .transpose_a = ta, .transpose_b = tb,
+                                .lda = a_shape[1], .ldb = b_shape[1], .ldc = s.n + pad,
+                                .stride_a = a_shape.numel(), .stride_b = b_shape.numel(),
+                                .stride_c = s.m * (s.n + pad), .accumulate = accumulate, .bias = bias};
+            const Vector a = rounded(DType::f32, random_vector(s.batch * p.stride_a, 1));
+            const Vector b = rounded(DType::f32, random_vector(s.batch * p.stride_b, 2));
+            const Vector c = rounded(DType::f32, random_vector(s.batch * p.stride_c, 3));
+            const Vector shift = rounded(DType::f32, random_vector(s.n, 4));
+            const Vector want = strided_product(p, a, b, shift, c);
+            const std::vector<float> fa(a.begin(), a.end()), fb(b.begin(), b.end()), fc(c.begin(), c.end());
+            const std::vector<float> fshift(shift.begin(), shift.end());
+            std::vector<float> by_one;
+            for (int threads : {1, 2, 3}) {
+                std::vector<float> got = fc, finished = fc;
                 std::vector<std::atomic<int>> times(fc.size());
-                gemm_packed(p, fa.data(), fb.data(), bias ? fshift.data() : nullptr, fc.data(),
+                gemm_packed(p, fa.data(), fb.data(), bias ? fshift.data() : nullptr, got.data(),
                             device.ctx.backend->packed.get(), threads, [&](float* begin, int64_t count) {
-                                const int64_t at = begin - fc.data();
+                                const int64_t at = begin - got.data();
                                 std::copy_n(begin, count, finished.begin() + at);
                                 for (int64_t i = 0; i < count; i++) times[size_t(at + i)]++;
                             });
-                Vector want = c;
-                for (int64_t matrix = 0; matrix < s.batch; matrix++)
-                    for (int64_t i = 0; i < s.m; i++)
-                        for (int64_t j = 0; j < s.n; j++) {
-                            double& sum = want[size_t(matrix * p.stride_c + i * p.ldc + j)];
-                            sum = accumulate ? sum : bias ? shift[size_t(j)] : 0;
-                            for (int64_t k = 0; k < s.k; k++)
-                                sum += a[size_t(matrix * p.stride_a + (ta ? k * p.lda + i : i * p.lda + k))] *
-                                       b[size_t(matrix * p.stride_b + (tb ? j * p.ldb + k : k * p.ldb + j))];
-                        }
-                EXPECT_TRUE(close(Vector(fc.begin(), fc.end()), want, tolerance(DType::f32, s.k)))
-                    << p.text() << " kind " << kind << " threads " << threads;
-                EXPECT_EQ(finished, fc) << p.text() << " kind " << kind << " threads " << threads;
+                if (threads == 1) by_one = got;
+                const std::string what = str(p.text(), " kind ", kind, " threads ", threads);
+                EXPECT_TRUE(close(Vector(got.begin(), got.end()), want, tolerance(DType::f32, s.k))) << what;
+                EXPECT_EQ(got, by_one) << what;
+                EXPECT_EQ(finished, got) << what;
                 for (size_t i = 0; i < times.size(); i++)
-                    ASSERT_EQ(times[i], int64_t(i) % p.ldc < s.n ? 1 : 0) << p.text() << " kind " << kind;
+                    ASSERT_EQ(times[i], int64_t(i) % p.ldc < s.n ? 1 : 0) << what;
             }
-    }
+        }
 }
 
 }  // namespace

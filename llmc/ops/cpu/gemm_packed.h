@@ -10,15 +10,15 @@
 //     weight gradients  4096, [512 x 128]  4096, [128 x 512]  2048, [512 x 2048]  512, [50257 x 512]
 //     oneDNN 2.6             404                 345                 419                  397
 //     here                   450                 404                 475                  458
-// In whole steps, d_model 512 and 768, products of rows took 4 to 15 % less time than the library's.
+// In whole steps, d_model 512 and 768, products of rows took 4 to 14 % less time than the library's.
 #pragma once
 #include "llmc/ops/cpu/gemm.h"
 #include "llmc/ops/cpu/tile.h"
 
 namespace llmc {
 
-// Whether gemm_packed makes this product. A small C is not worth the copies. Where rows are few for their length,
-// libraries are some 5 % faster, and with the 16 registers of AVX2 everywhere.
+// Whether gemm_packed makes this product; none is gemm_few_rows' too. A small C is not worth the copies. oneDNN was up
+// to 9 % faster where rows are few for their length, and with the 16 registers of AVX2 at most sizes.
 inline bool is_packed(const GemmProblem& p) {
     return register_bytes == 64 && p.in == DType::f32 && p.out == DType::f32 && p.k > 0 && p.m * p.n >= 4096 &&
            (p.transpose_a || p.k < 4 * p.m);
@@ -93,13 +93,14 @@ struct PackedProduct {
     // C row by row of blocks: it is read and written in its order.
     template <bool transposed, class Finish>
     void add_strips(float* c, const Strips& strips, int64_t m, int64_t n, const Step& step, Finish finish) const {
+        const int64_t lines = step.count * block_rows * panel / (line * n) + 1;  // of the next strip, with every panel
         for (int64_t i = 0; i < m; i += block_rows) {
             const int64_t rows = std::min<int64_t>(block_rows, m - i);
             const float* strip = strips.data + i / block_rows * strips.next;
             LinesAhead ahead;
             if (!transposed && i + block_rows < m) ahead = {strip + strips.next, strips.ld, step.count};
             for (int64_t j = 0; j < n; j += panel) {
-                ahead.fetch(step.count * block_rows * panel / (line * n) + 1);
+                ahead.fetch(lines);
                 const float* columns = scratch.panels + j * step.count;
                 const float* start = step.start ? step.start + i * step.ld + j : nullptr;
                 float* out = c + i * p.ldc + j;

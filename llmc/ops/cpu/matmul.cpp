@@ -80,7 +80,7 @@ void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Contex
     const GemmProblem p = check_matmul(out, a, b, options);
     const bool forward = options.activation != Activation::none, backward = options.backward != Activation::none;
     const Tensor product = forward && options.pre ? options.pre : out;
-    if ((forward || backward) && is_packed(p) && !has_few_rows(p))
+    if ((forward || backward) && is_packed(p))
         return activated_matmul(p, out, product, a, b, options, ctx);
     {
         Op op(ctx, "matmul", p.flops(), 0, matmul_bytes(out, a, b, options));

@@ -61,8 +61,7 @@ void mix_block(T* out, int64_t step, int64_t rows, int64_t columns, const A* a, 
                                                              tile, width, inner);
     }
     A sum[block_rows * block_columns<A>];
-    multiply_block<transposed, block_vectors>(sum, block_columns<A>, static_cast<const A*>(nullptr), 0, a, lda, tile,
-                                              width, inner);
+    multiply_block<transposed, block_vectors, A>(sum, block_columns<A>, nullptr, 0, a, lda, tile, width, inner);
     int64_t n = std::min(columns, block_columns<A>);
     for (int64_t m = 0; m < std::min<int64_t>(rows, block_rows); m++) {
         T* to = out + m * step;
