@@ -29,14 +29,15 @@ struct Relu {  // max(x, 0); NaN stays NaN
 template <class A> A upper(A x, A near) { return x < near ? near : x; }
 
 // 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps digits where tanh u = -1.
+// 2 u = x (linear + cubic x^2).
 struct Gelu {
-    static constexpr double two_root = 2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi, cubic = 0.044715;
-    template <class A> static A value(A x) { return x * fast_sigmoid(A(two_root) * (x + A(cubic) * x * x * x)); }
+    static constexpr double linear = 2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi, cubic = 0.044715 * linear;
+    template <class A> static A value(A x) { return x / (A(1) + fast_exp(-x * (A(linear) + A(cubic) * (x * x)))); }
     template <class A> static Both<A> both(A far) {
-        const A x = clamp(far, A(10));  // f' is 0 or 1 there to all digits, e finite
-        A e = fast_exp(A(-two_root) * (x + A(cubic) * x * x * x));
-        A s = A(1) / (A(1) + e);  // 1 - s = e s without cancellation
-        return {upper(far, x) * s, s + x * s * (e * s) * A(two_root) * (A(1) + A(3 * cubic) * x * x)};
+        const A x = clamp(far, A(10));  // f' is 0 or 1 there to all digits, |2 u| < 87.4
+        const A square = x * x, e = exp_unchecked(-x * (A(linear) + A(cubic) * square));
+        const A s = A(1) / (A(1) + e);  // 1 - s = e s without cancellation
+        return {upper(far, x) * s, s + x * s * (e * s) * (A(linear) + A(3 * cubic) * square)};
     }
 };
 
@@ -60,12 +61,12 @@ inline double normal_tail(double x, double) { return 0.5 * std::erfc(std::abs(x)
 
 struct GeluErf {  // x Phi(x), Phi the distribution function of the standard normal
     template <class A> static A value(A x) {
-        A tail = normal_tail(x, fast_exp(A(-0.5) * x * x));
+        A tail = normal_tail(x, exp_up_to_89(A(-0.5) * x * x));
         return x * (x < A(0) ? tail : A(1) - tail);
     }
     template <class A> static Both<A> both(A far) {
         const A x = clamp(far, A(100));  // infinity times density 0 would be NaN
-        A density = fast_exp(A(-0.5) * x * x), tail = normal_tail(x, density), phi = x < A(0) ? tail : A(1) - tail;
+        A density = exp_up_to_89(A(-0.5) * x * x), tail = normal_tail(x, density), phi = x < A(0) ? tail : A(1) - tail;
         return {upper(far, x) * phi, phi + x * density * A(std::numbers::inv_sqrtpi / std::numbers::sqrt2)};
     }
 };
@@ -74,7 +75,7 @@ struct Silu {  // x sigmoid(x)
     template <class A> static A value(A x) { return x * fast_sigmoid(x); }
     template <class A> static Both<A> both(A far) {
         const A x = clamp(far, A(87));
-        A e = fast_exp(-x), s = A(1) / (A(1) + e);
+        A e = exp_unchecked(-x), s = A(1) / (A(1) + e);
         return {upper(far, x) * s, s + x * s * (e * s)};
     }
 };

@@ -9,59 +9,68 @@
 namespace llmc {
 namespace {
 
-// scores -> exp(scores - max) in place, with the running max and sum of every query; factor = exp(old max - new max).
-// A block of keys at a time, so that max and sum stay in registers meanwhile.
+// max = the largest score of every query so far; strip: as in TilePair::products.
 template <class F>
-void online_softmax(F* scores, F* max, F* sum, F* factor, const TilePair<F>& pair) {
-    constexpr int64_t block = block_rows * attention_tile;
-    const int64_t queries = pair.queries;
-    std::copy_n(max, queries, factor);
-    for (int64_t key = 0; key < pair.keys; key += block_rows) {
-        const F* s = scores + key * attention_tile;
+void update_max(F* max, const F* strip, int64_t key, const TilePair<F>& pair) {
+    for (int64_t first = pair.first_query(key); first < pair.queries; first += tile_step<F>)
 #pragma omp simd
-        for (int64_t i = pair.first_query(key); i < queries; i++) {
+        for (int64_t i = first; i < first + tile_step<F>; i++) {
             F largest = max[i];
 #pragma GCC unroll 8
-            for (int64_t at = i; at < i + block; at += attention_tile) largest = s[at] > largest ? s[at] : largest;
+            for (int64_t at = i; at < i + block_rows * attention_tile; at += attention_tile)
+                largest = strip[at] > largest ? strip[at] : largest;
             max[i] = largest;
         }
-    }
+}
+
+// strip = exp(strip - max), and what that adds to the sum of every query.
+template <class F>
+void exponentiate(F* strip, F* sum, const F* max, int64_t key, const TilePair<F>& pair) {
+    for (int64_t first = pair.first_query(key); first < pair.queries; first += tile_step<F>)
 #pragma omp simd
-    for (int64_t i = 0; i < queries; i++) {
-        factor[i] = fast_exp(factor[i] - max[i]);
-        sum[i] *= factor[i];
-    }
-    for (int64_t key = 0; key < pair.keys; key += block_rows) {
-        F* s = scores + key * attention_tile;
-#pragma omp simd
-        for (int64_t i = pair.first_query(key); i < queries; i++) {
+        for (int64_t i = first; i < first + tile_step<F>; i++) {
             const F largest = max[i];
             F total = sum[i];
 #pragma GCC unroll 8
-            for (int64_t at = i; at < i + block; at += attention_tile) total += s[at] = fast_exp(s[at] - largest);
+            for (int64_t at = i; at < i + block_rows * attention_tile; at += attention_tile)
+                total += strip[at] = exp_up_to_89(strip[at] - largest);
             sum[i] = total;
         }
+}
+
+// One pair of tiles: w.out, w.max and w.sum with the keys from k0 on.
+template <class F>
+void attend_pair(const AttendScratch<F>& w, int64_t k0, const TilePair<F>& pair) {
+    const int64_t padded = pair.padded();
+    std::copy_n(w.max, pair.queries, w.factor);
+    for (int64_t key = 0; key < pair.keys; key += block_rows) {
+        F* strip = w.scores + key * attention_tile;
+        pair.products(strip, w.k + k0 * padded, w.q_transposed, key);
+        pair.mask(strip, key);
+        update_max(w.max, strip, key, pair);
     }
+#pragma omp simd
+    for (int64_t i = 0; i < pair.queries; i++) {
+        w.factor[i] = exp_up_to_89(w.factor[i] - w.max[i]);
+        w.sum[i] *= w.factor[i];
+    }
+    for (int64_t key = 0; key < pair.keys; key += block_rows)
+        exponentiate(w.scores + key * attention_tile, w.sum, w.max, key, pair);
+    for (int64_t i = 0; i < (k0 ? pair.queries : 0); i++) {
+        F* row = w.out + i * padded;
+#pragma omp simd
+        for (int64_t d = 0; d < padded; d++) row[d] *= w.factor[i];
+    }
+    pair.sum_over_keys(w.out, w.scores, w.v + k0 * padded, k0 > 0);
 }
 
 // The online softmax over all keys for the query tile in w.q_transposed: w.out = sum of exp(s - max) v, w.max, w.sum.
 template <class F>
 void attend_tile(const AttendScratch<F>& w, int64_t q0, int64_t queries, int64_t keys, int64_t size, RowsAhead& ahead) {
-    const int64_t padded = round_up(size, tile_lanes<F>);
     std::fill_n(w.max, queries, -std::numeric_limits<F>::infinity());
     std::fill_n(w.sum, queries, F(0));
-    for (int64_t k0 = 0; k0 <= q0; k0 += attention_tile) {
-        const TilePair<F> pair{std::min(attention_tile, keys - k0), queries, size, k0 == q0, ahead};
-        pair.products(w.scores, w.k + k0 * padded, w.q_transposed);
-        pair.mask(w.scores);
-        online_softmax(w.scores, w.max, w.sum, w.factor, pair);
-        for (int64_t i = 0; i < (k0 ? queries : 0); i++) {
-            F* row = w.out + i * padded;
-#pragma omp simd
-            for (int64_t d = 0; d < padded; d++) row[d] *= w.factor[i];
-        }
-        pair.sum_over_keys(w.out, w.scores, w.v + k0 * padded, k0 > 0);
-    }
+    for (int64_t k0 = 0; k0 <= q0; k0 += attention_tile)
+        attend_pair(w, k0, TilePair<F>{std::min(attention_tile, keys - k0), queries, size, k0 == q0, ahead});
 }
 
 }  // namespace
@@ -80,7 +89,7 @@ void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t fir
         attend_tile(w, q0, queries, keys, size, ahead);
         for (int64_t t = std::max(first, q0); t < std::min(end, q0 + attention_tile); t++) {
             const int64_t i = t - q0;
-            unpack_row(out[t - first], w.out + i * padded, size, 1 / w.sum[i]);
+            scale_row(out[t - first], w.out + i * padded, size, 1 / w.sum[i]);
             if (lse) lse[t - first] = w.max[i] + std::log(w.sum[i]);
         }
     }

@@ -11,7 +11,7 @@
 namespace llmc {
 namespace {
 
-// Scratch of one thread. Whole sequence: k, v, dk, dv. The rest is one tile; q holds q / sqrt(D).
+// Scratch of one thread. Whole sequence: k, v, dk, dv. The rest is one tile, of p a strip; q holds q / sqrt(D).
 template <class F> struct BackwardScratch {
     F *k, *v, *dk, *dv;
     F *q, *q_transposed, *dout, *dout_transposed, *dq, *p, *ds, *lse, *delta;
@@ -21,43 +21,62 @@ template <class F> struct BackwardScratch {
         for (F** piece : {&k, &v, &dk, &dv}) *piece = carver.take<F>(rows * padded);
         for (F** piece : {&q, &q_transposed, &dout, &dout_transposed, &dq})
             *piece = carver.take<F>(attention_tile * padded);
-        for (F** piece : {&p, &ds}) *piece = carver.take<F>(attention_tile * attention_tile);
+        p = carver.take<F>(block_rows * attention_tile), ds = carver.take<F>(attention_tile * attention_tile);
         for (F** piece : {&lse, &delta}) *piece = carver.take<F>(attention_tile);
     }
 };
 
-// p = exp(p - lse) of a tile of scores p, and ds = p (ds - delta) of ds = <dout, v>. A block of keys at a time, so that
-// lse and delta stay in registers meanwhile.
+// Of the keys from `key` on: p = exp(p - lse) of scores p, and ds = p (ds - delta) of ds = <dout, v>.
 template <class F>
-void score_gradients(F* p, F* ds, const F* lse, const F* delta, const TilePair<F>& pair) {
-    for (int64_t key = 0; key < pair.keys; key += block_rows) {
-        F* weight = p + key * attention_tile;
-        F* gradient = ds + key * attention_tile;
+void score_gradients(F* p, F* ds, const F* lse, const F* delta, int64_t key, const TilePair<F>& pair) {
 #pragma omp simd
-        for (int64_t i = pair.first_query(key); i < pair.queries; i++) {
-            const F l = lse[i], d = delta[i];
+    for (int64_t i = pair.first_query(key); i < pair.queries; i++) {
+        const F l = lse[i], d = delta[i];
 #pragma GCC unroll 8
-            for (int64_t at = i; at < i + block_rows * attention_tile; at += attention_tile) {
-                const F x = fast_exp(weight[at] - l);
-                weight[at] = x;
-                gradient[at] = x * (gradient[at] - d);
-            }
+        for (int64_t at = i; at < i + block_rows * attention_tile; at += attention_tile) {
+            const F x = exp_up_to_89(p[at] - l);
+            p[at] = x;
+            ds[at] = x * (ds[at] - d);
         }
     }
 }
 
 // One pair of tiles: adds to w.dq, and to the rows of w.dk and w.dv from k0 on. Keys meet their own diagonal tile
-// first.
+// first. A few keys at a time, whose probabilities nobody else needs.
 template <class F>
 void backward_pair(const BackwardScratch<F>& w, int64_t k0, const TilePair<F>& pair) {
     const int64_t at = k0 * pair.padded();
-    pair.products(w.p, w.k + at, w.q_transposed);
-    pair.mask(w.p);
-    pair.products(w.ds, w.v + at, w.dout_transposed);
-    score_gradients(w.p, w.ds, w.lse, w.delta, pair);
-    pair.sum_over_queries(w.dv + at, w.p, w.dout, !pair.diagonal);
-    pair.sum_over_queries(w.dk + at, w.ds, w.q, !pair.diagonal);
+    for (int64_t key = 0; key < pair.keys; key += block_rows) {
+        F *p = w.p, *ds = w.ds + key * attention_tile;
+        pair.products(p, w.k + at, w.q_transposed, key);
+        pair.mask(p, key);
+        pair.products(ds, w.v + at, w.dout_transposed, key);
+        score_gradients(p, ds, w.lse, w.delta, key, pair);
+        pair.sum_over_queries(w.dv + at, p, w.dout, key, !pair.diagonal);
+        pair.sum_over_queries(w.dk + at, ds, w.q, key, !pair.diagonal);
+    }
     pair.sum_over_keys(w.dq, w.ds, w.k + at, k0 > 0);
+}
+
+// delta[r] = <dout row r, out row from + r>, r < tile_lanes; 0 from `count` on. Each row is summed lane by lane, and the
+// lanes of all rows at once, after a transposition.
+template <class T, class F>
+void dot_products(F* delta, const F* dout, HeadRows<const T> out, int64_t from, int64_t count, int64_t size) {
+    constexpr int lanes = tile_lanes<F>;
+    F sums[lanes][lanes] = {};
+    for (int r = 0; r < std::min<int64_t>(count, lanes); r++, dout += round_up(size, lanes)) {
+        const T* row = out[from + r];
+        int64_t d = 0;
+        for (; d + lanes <= size; d += lanes)
+#pragma omp simd
+            for (int i = 0; i < lanes; i++) sums[r][i] += dout[d + i] * F(row[d + i]);
+        for (; d < size; d++) sums[r][0] += dout[d] * F(row[d]);
+    }
+    transpose_square(sums[0], lanes, sums[0], lanes);
+    for (int r = 1; r < lanes; r++)
+#pragma omp simd
+        for (int i = 0; i < lanes; i++) sums[0][i] += sums[r][i];
+    std::copy_n(sums[0], lanes, delta);
 }
 
 // The query tile from position q0: fills the tiles of w, lse and delta with 0 past T.
@@ -69,17 +88,11 @@ void load_queries(const BackwardScratch<F>& w, HeadRows<const T> q, HeadRows<con
     pack_rows(w.dout, dout, q0, queries, n, size, F(1));
     transpose_tile(w.q_transposed, attention_tile, w.q, padded, queries, size);
     transpose_tile(w.dout_transposed, attention_tile, w.dout, padded, queries, size);
-    std::fill_n(w.lse, queries, F(0));
-    std::fill_n(w.delta, queries, F(0));
-    for (int64_t i = 0; i < std::min(queries, n - q0); i++) {
-        const F* dout_row = w.dout + i * padded;
-        const T* out_row = out[q0 + i];
-        F sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t d = 0; d < size; d++) sum += dout_row[d] * F(out_row[d]);
-        w.delta[i] = sum;
-        w.lse[i] = lse[q0 + i];
-    }
+    const int64_t given = std::min(queries, n - q0);
+    std::copy_n(lse + q0, given, w.lse);
+    std::fill(w.lse + given, w.lse + queries, F(0));
+    for (int64_t i = 0; i < queries; i += tile_lanes<F>)
+        dot_products(w.delta + i, w.dout + i * padded, out, q0 + i, given - i, size);
 }
 
 // One head of one sequence of n positions.
@@ -95,11 +108,11 @@ void backward_head(const HeadQkv<T>& dx, HeadRows<const T> dout, const HeadQkv<c
         for (int64_t k0 = 0; k0 <= q0; k0 += attention_tile)
             backward_pair(w, k0, TilePair<F>{std::min(attention_tile, keys - k0), queries, size, k0 == q0, ahead});
         for (int64_t t = q0; t < std::min(n, q0 + attention_tile); t++)
-            unpack_row(dx.q[t], w.dq + (t - q0) * padded, size, F(1 / std::sqrt(double(size))));
+            scale_row(dx.q[t], w.dq + (t - q0) * padded, size, F(1 / std::sqrt(double(size))));
     }
     for (int64_t t = 0; t < n; t++) {
-        unpack_row(dx.k[t], w.dk + t * padded, size, F(1));
-        unpack_row(dx.v[t], w.dv + t * padded, size, F(1));
+        scale_row(dx.k[t], w.dk + t * padded, size, F(1));
+        scale_row(dx.v[t], w.dv + t * padded, size, F(1));
     }
 }
 

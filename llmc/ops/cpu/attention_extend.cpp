@@ -24,7 +24,7 @@ void attend_one(T* out, const T* q, HeadRows<const T> k, HeadRows<const T> v, in
     }
 #pragma omp simd reduction(+ : total)
     for (int64_t j = 0; j < keys; j++) {
-        scores[j] = fast_exp(scores[j] - max);
+        scores[j] = exp_up_to_89(scores[j] - max);
         total += scores[j];
     }
     std::fill_n(sums, size, F(0));
@@ -33,7 +33,7 @@ void attend_one(T* out, const T* q, HeadRows<const T> k, HeadRows<const T> v, in
 #pragma omp simd
         for (int64_t d = 0; d < size; d++) sums[d] += scores[j] * F(row[d]);
     }
-    unpack_row(out, sums, size, 1 / total);
+    scale_row(out, sums, size, 1 / total);
 }
 
 // Rows of K and V of the new positions into the cache.

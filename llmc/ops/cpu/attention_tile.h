@@ -71,6 +71,16 @@ struct Carver {
     }
 };
 
+// dst = src * scale, size elements, vector by vector: rows are too short for loops of any other kind.
+template <class To, class From, class F>
+void scale_row(To* dst, const From* src, int64_t size, F scale) {
+    int64_t d = 0;
+    for (; d + tile_lanes<F> <= size; d += tile_lanes<F>)
+#pragma omp simd
+        for (int64_t i = 0; i < tile_lanes<F>; i++) dst[d + i] = To(F(src[d + i]) * scale);
+    for (; d < size; d++) dst[d] = To(F(src[d]) * scale);
+}
+
 // dst [count, padded], padded = round_up(size, tile_lanes): row r = row from + r of src times scale.
 // Rows outside [0, available) and columns past size become 0.
 template <class T, class F>
@@ -79,19 +89,9 @@ void pack_rows(F* dst, HeadRows<const T> src, int64_t from, int64_t count, int64
     const int64_t padded = round_up(size, tile_lanes<F>);
     for (int64_t r = 0; r < count; r++, dst += padded) {
         const bool given = from + r >= 0 && from + r < available;
-        const int64_t used = given ? size : 0;
-        const T* row = given ? src[from + r] : nullptr;
-#pragma omp simd
-        for (int64_t d = 0; d < used; d++) dst[d] = F(row[d]) * scale;
-        for (int64_t d = used; d < padded; d++) dst[d] = 0;
+        if (given) scale_row(dst, src[from + r], size, scale);
+        for (int64_t d = given ? size : 0; d < padded; d++) dst[d] = 0;
     }
-}
-
-// dst = src * scale, size elements.
-template <class T, class F>
-void unpack_row(T* dst, const F* src, int64_t size, F scale) {
-#pragma omp simd
-    for (int64_t d = 0; d < size; d++) dst[d] = T(src[d] * scale);
 }
 
 // A pair of tiles: `keys` x `queries` positions (multiples of tile_step), head size `size`.
@@ -105,21 +105,23 @@ template <class F> struct TilePair {
     // First query column that exists in row `key` of the scores: the same for all keys of a block of rows.
     int64_t first_query(int64_t key) const { return diagonal ? key / tile_step<F> * tile_step<F> : 0; }
 
-    // scores[key][query] = <rows[key], columns[.][query]>: rows [keys, padded], columns [size, attention_tile].
-    void products(F* scores, const F* rows, const F* columns) const {
-        for (int64_t key = 0; key < keys; key += block_rows) {
-            ahead.fetch();
-            const int64_t q = first_query(key);
-            multiply_rows<false>(scores + key * attention_tile + q, attention_tile, rows + key * padded(), padded(),
-                                 columns + q, attention_tile, queries - q, size, false);
-        }
+    // The scores of the block_rows keys from `key` on, a strip [block_rows, attention_tile]:
+    // strip[r][query] = <rows[key + r], columns[.][query]>.   rows [keys, padded], columns [size, attention_tile]
+    void products(F* strip, const F* rows, const F* columns, int64_t key) const {
+        ahead.fetch();
+        const int64_t q = first_query(key);
+        multiply_rows<false>(strip + q, attention_tile, rows + key * padded(), padded(), columns + q, attention_tile,
+                             queries - q, size, false);
     }
-    // scores = -inf where the key comes after the query.
-    void mask(F* scores) const {
-        if (!diagonal) return;
-        for (int64_t key = 0; key < keys; key++)
-            for (int64_t q = first_query(key); q < key; q++)
-                scores[key * attention_tile + q] = -std::numeric_limits<F>::infinity();
+    // strip = -inf where the key comes after the query.
+    void mask(F* strip, int64_t key) const {
+        const int64_t q = first_query(key);
+        for (int64_t r = 0; diagonal && r < block_rows; r++) {
+            F* row = strip + r * attention_tile + q;
+#pragma omp simd
+            for (int64_t i = 0; i < tile_step<F>; i++)
+                row[i] = q + i < key + r ? -std::numeric_limits<F>::infinity() : row[i];
+        }
     }
     // out[query] (+)= sum over keys: weights[key][query] rows[key].   out [queries, padded], rows [keys, padded]
     void sum_over_keys(F* out, const F* weights, const F* rows, bool accumulate) const {
@@ -129,14 +131,12 @@ template <class F> struct TilePair {
                                 diagonal ? std::min(keys, q + block_rows) : keys, accumulate);
         }
     }
-    // out[key] (+)= sum over queries: weights[key][query] rows[query].   out [keys, padded], rows [queries, padded]
-    void sum_over_queries(F* out, const F* weights, const F* rows, bool accumulate) const {
-        for (int64_t key = 0; key < keys; key += block_rows) {
-            ahead.fetch();
-            const int64_t q = diagonal ? key : 0;
-            multiply_rows<false>(out + key * padded(), padded(), weights + key * attention_tile + q, attention_tile,
-                                 rows + q * padded(), padded(), padded(), queries - q, accumulate);
-        }
+    // out[key + r] (+)= sum over queries: strip[r][query] rows[query].   out [keys, padded], rows [queries, padded]
+    void sum_over_queries(F* out, const F* strip, const F* rows, int64_t key, bool accumulate) const {
+        ahead.fetch();
+        const int64_t q = diagonal ? key : 0;
+        multiply_rows<false>(out + key * padded(), padded(), strip + q, attention_tile, rows + q * padded(), padded(),
+                             padded(), queries - q, accumulate);
     }
 };
 

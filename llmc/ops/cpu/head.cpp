@@ -29,7 +29,7 @@ std::pair<A, double> exponentiate(A* logits, int64_t n) {
         A sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t j = first; j < end; j++) {
-            A e = fast_exp(logits[j] - most);
+            A e = exp_up_to_89(logits[j] - most);
             logits[j] = e;
             sum += e;
         }

@@ -34,11 +34,21 @@ inline ExpParts exp_parts(float x) {
     return {p * (r * r) + r, std::bit_cast<float>(std::bit_cast<uint32_t>(shifted) << 23)};
 }
 
-// e^x within 1.5 ulp for x >= -86.99; below (results under 1.7e-38, -inf) exactly 0, so that no denormals slow the
-// callers down; overflow and +inf give +inf; NaN gives NaN.
+// e^x within 1.5 ulp for x in [-86.99, 89], exactly 0 for x in [-87.5, -86.99] (results under 1.7e-38); NaN for NaN.
+inline float exp_unchecked(float x) {
+    const ExpParts e = exp_parts(x);
+    return (e.q * e.half_scale + e.half_scale) * 2.0f;
+}
+inline double exp_unchecked(double x) { return std::exp(x); }
+
+// The same for any x up to 89: what is below -87.5, and -inf, also gives exactly 0, so that no denormals slow the
+// callers down. Softmaxes need no more: their exponents are differences from a maximum.
+inline float exp_up_to_89(float x) { return exp_unchecked(x < -87.5f ? -87.5f : x); }
+inline double exp_up_to_89(double x) { return std::exp(x); }
+
+// The same for every x: overflow and +inf give +inf.
 inline float fast_exp(float x) {
-    const ExpParts e = exp_parts(x < -87.5f ? -87.5f : x);
-    const float y = (e.q * e.half_scale + e.half_scale) * 2.0f;
+    const float y = exp_up_to_89(x);
     return x > 89.0f ? std::numeric_limits<float>::infinity() : y;  // of what exp_parts made of it, nothing is left
 }
 inline double fast_exp(double x) { return std::exp(x); }

@@ -63,12 +63,15 @@ void activated_matmul(const GemmProblem& p, Tensor out, Tensor product, Tensor a
     if (!op.run || p.batch == 0) return;
     if (ctx.products) (*ctx.products)[p]++;
     const float* pre = ptr<float>(o.pre);
+    const int64_t next_strip = block_rows * p.ldc, line = 64 / sizeof(float);
     float *first = ptr<float>(product), *to = ptr<float>(out), *value = ptr<float>(o.value);
     gemm_packed(p, ptr<float>(a), ptr<float>(b), ptr<float>(o.bias), first, ctx.backend->packed.get(), ctx.threads,
                 [&](float* made, int64_t count) {
                     const int64_t at = made - first;
-                    if (forward) activate(to + at, made, count, o.activation);
-                    else activate_backward(made, value ? value + at : nullptr, made, pre + at, count, o.backward);
+                    if (forward) return activate(to + at, made, count, o.activation);
+                    // From memory, where pre has been since the forward pass, it comes while the next strip is made.
+                    for (int64_t j = 0; j < count; j += line) __builtin_prefetch(pre + at + next_strip + j, 0, 2);
+                    activate_backward(made, value ? value + at : nullptr, made, pre + at, count, o.backward);
                 });
 }
 

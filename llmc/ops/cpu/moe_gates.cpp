@@ -60,7 +60,7 @@ A log_sum_exp(const A* logits, int64_t experts) {
 #pragma omp simd reduction(max : top)
     for (int64_t e = 0; e < experts; e++) top = logits[e] > top ? logits[e] : top;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t e = 0; e < experts; e++) sum += fast_exp(logits[e] - top);
+    for (int64_t e = 0; e < experts; e++) sum += exp_up_to_89(logits[e] - top);
     return top + std::log(sum);
 }
 

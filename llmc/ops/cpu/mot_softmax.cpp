@@ -47,7 +47,7 @@ void softmax_strip(A* weights, const A* logits, int64_t g, const Strip& strip, A
         const A* l = logits + i * strip.stride;
         A* w = weights + i * strip.stride;
 #pragma omp simd
-        for (int64_t c = 0; c < width; c++) sum[c] += w[c] = fast_exp((l[c] - top[c]) * scale);
+        for (int64_t c = 0; c < width; c++) sum[c] += w[c] = exp_up_to_89((l[c] - top[c]) * scale);
     }
 #pragma omp simd
     for (int64_t c = 0; c < width; c++) sum[c] = 1 / sum[c];
@@ -64,7 +64,7 @@ void softmax_row(A* weights, const A* logits, int64_t n, A scale) {
 #pragma omp simd reduction(max : top)
     for (int64_t e = 0; e < n; e++) top = logits[e] > top ? logits[e] : top;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t e = 0; e < n; e++) sum += weights[e] = fast_exp((logits[e] - top) * scale);
+    for (int64_t e = 0; e < n; e++) sum += weights[e] = exp_up_to_89((logits[e] - top) * scale);
     A inverse = 1 / sum;
 #pragma omp simd
     for (int64_t e = 0; e < n; e++) weights[e] *= inverse;
