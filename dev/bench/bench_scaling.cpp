@@ -57,7 +57,7 @@ Floor floor_of(const ScalingPoint& point, const Rates& rates) {
     Floor floor;
     for (const auto& [name, cost] : count_step(point.model, train)) {
         floor.flops += double(cost.flops), floor.bytes += double(cost.bytes);
-        floor.seconds += op_bound(cost, rates.prober.best, rates.bandwidth).seconds;
+        floor.seconds += op_bound(name, cost, rates.prober.best, rates.bandwidth).seconds;
     }
     return floor;
 }

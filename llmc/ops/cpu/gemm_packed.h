@@ -21,7 +21,7 @@ namespace llmc {
 // to 9 % faster where rows are few for their length, and with the 16 registers of AVX2 at most sizes.
 inline bool is_packed(const GemmProblem& p) {
     return register_bytes == 64 && p.in == DType::f32 && p.out == DType::f32 && p.k > 0 && p.m * p.n >= 4096 &&
-           (p.transpose_a || p.k < 4 * p.m);
+           (p.transpose_a || p.k <= 4 * p.m);
 }
 
 // What one thread does: some rows of some columns of C.

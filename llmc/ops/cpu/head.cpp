@@ -18,14 +18,17 @@ namespace {
 constexpr int64_t chunk_rows = 512;
 
 // Turns one row of logits into exp(logit - max) and returns max and the sum. A NaN or +inf logit makes the sum NaN.
+// The row that lies `next` elements further on is asked for: a maximum alone does not hide that rows come from afar.
 template <class A>
-std::pair<A, double> exponentiate(A* logits, int64_t n) {
+std::pair<A, double> exponentiate(A* logits, int64_t n, int64_t next) {
+    constexpr int64_t line = 64 / sizeof(A);
     A most = -std::numeric_limits<A>::infinity();
 #pragma omp simd reduction(max : most)
     for (int64_t j = 0; j < n; j++) most = logits[j] > most ? logits[j] : most;
     double total = 0;
     for (int64_t first = 0; first < n; first += 1024) {  // in blocks: a long float sum loses digits
         const int64_t end = std::min(n, first + 1024);
+        for (int64_t j = first; j < end; j += line) __builtin_prefetch(logits + next + j, 0, 2);
         A sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t j = first; j < end; j++) {
@@ -38,15 +41,16 @@ std::pair<A, double> exponentiate(A* logits, int64_t n) {
     return {most, total};
 }
 
-// The loss of one row; with `gradient` also d(loss) dloss / d(logits) (for f32 and f64 in the same memory).
+// The loss of one row, `next` as above; with `gradient` also d(loss) dloss / d(logits) (for f32 and f64 in the same
+// memory).
 template <class T, class A>
-A row_loss(A* logits, T* gradient, int64_t n, int32_t target, double dloss) {
+A row_loss(A* logits, T* gradient, int64_t n, int64_t next, int32_t target, double dloss) {
     if (target < 0 || target >= n) {  // -1: not counted. Anything else is no token: a NaN loss shows it.
         if (gradient) std::fill(gradient, gradient + n, T(A(0)));
         return target == -1 ? A(0) : std::numeric_limits<A>::quiet_NaN();
     }
     const double wanted = double(logits[target]);
-    const auto [most, sum] = exponentiate(logits, n);
+    const auto [most, sum] = exponentiate(logits, n, next);
     if (gradient) {
         const A scale = A(dloss / sum), at_target = logits[target] * scale - A(dloss);
 #pragma omp simd
@@ -82,7 +86,7 @@ struct HeadChunks {
 #pragma omp parallel for schedule(static) num_threads(ctx.threads) if (count * s.vocabulary > 4096)
         for (int64_t i = 0; i < count; i++)
             ptr<A>(losses)[first + i] = row_loss(logits + i * s.ld(), gradients ? dlogits + i * s.ld() : nullptr,
-                                                 s.vocabulary, ptr<int32_t>(targets)[first + i], dloss);
+                                                 s.vocabulary, s.ld(), ptr<int32_t>(targets)[first + i], dloss);
         if (dx) {
             GemmProblem backward = product(count, s.model, s.vocabulary);
             backward.out = dtype_of<T>::value;
