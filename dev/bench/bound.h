@@ -65,7 +65,7 @@ inline double bandwidth_for(double bytes, const std::map<int64_t, double>& rates
 }
 
 // Seconds of an op's calls at these rates, and the bandwidth that they get: that of a call's size, whose inputs another
-// op may have left in a cache. AdamW's have been nowhere for a step, so its calls count as one.
+// op may have left in a cache. Most of what AdamW reads was last touched a step ago: its calls count as one large one.
 struct OpBound {
     double seconds, bandwidth;
 };

@@ -167,6 +167,25 @@ TEST(Activation, ExtremeInputs) {
         }
 }
 
+TEST(Activation, AroundTheLimitsOfExp) {  // beyond these the kernels go on with a clamped x
+    const Vector values = {-88.5, -87.5, -87, -86.9, -13.5, -10.1, -10, -9.9, 9.9, 10, 10.1, 86.9, 87, 87.5, 88.5};
+    for (Activation kind : kinds) {
+        Device device;
+        const int64_t n = int64_t(values.size());
+        Tensor x = device.tensor(DType::f32, {n}, values, "x"), value = device.tensor(DType::f32, {n}, "value");
+        Tensor dout = device.tensor(DType::f32, {n}, Vector(values.size(), 1), "dout");
+        Tensor out = device.tensor(DType::f32, {n}, "out"), dx = device.tensor(DType::f32, {n}, "dx");
+        activation_forward(out, x, kind, device.ctx);
+        activation_backward(dx, value, dout, x, kind, device.ctx);
+        const Vector vx = device.read(x), want = map(vx, [&](double v) { return oracle(kind, v); });
+        const double relative = 100 * 0x1p-24;  // an exponent of up to 90, rounded before it is exponentiated
+        expect_each_close(device.read(out), want, vx, relative, 1e-15, "out");
+        expect_each_close(device.read(value), want, vx, relative, 1e-15, "value");
+        expect_each_close(device.read(dx), map(vx, [&](double v) { return slope_oracle(kind, v); }), vx, 1e-7, 1e-7,
+                          "slope");
+    }
+}
+
 TEST(Activation, NamesTheWrongTensor) {
     Device device;
     Tensor x = device.tensor(DType::f32, {4}, "x"), wrong = device.tensor(DType::f32, {5}, "wrong");

@@ -83,6 +83,13 @@ TEST(Math, ExpLimits) {
     }
 }
 
+TEST(Math, ExpWithoutChecksIsTheSame) {  // what forward and backward passes compute must not differ
+    const auto x = points(-87.5, 88.7, 1'000'001);
+    const auto y = map(x, [](float v) { return fast_exp(v); });
+    EXPECT_EQ(y, map(x, [](float v) { return exp_up_to_89(v); }));
+    EXPECT_EQ(y, map(x, [](float v) { return exp_unchecked(v); }));
+}
+
 TEST(Math, ExpLimitsWithoutChecks) {
     const auto y = map({-88, -104, -1e30f, -infinity, nan_value}, [](float v) { return exp_up_to_89(v); });
     for (size_t i = 0; i < 4; i++) EXPECT_EQ(y[i], 0) << i;

@@ -17,6 +17,12 @@ inline int64_t activation_flops(const char* name, Activation kind) {
     run_error(name, " was given no activation to apply");
 }
 
+// Operations per result of what a product applies besides: an activation, or the gradient of one.
+inline int64_t epilogue_flops(const char* name, const MatmulOptions& o) {
+    if (o.activation != Activation::none) return activation_flops(name, o.activation);
+    return o.backward != Activation::none ? activation_flops(name, o.backward) + (o.value ? 2 : 1) : 0;
+}
+
 // All tensors of these ops have the dtype and shape of the first input. Returns the FLOPs of an op that per element
 // evaluates the activation, its slope or both at once, and does `rest` operations more.
 template <size_t inputs, size_t outputs>

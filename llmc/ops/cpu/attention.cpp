@@ -9,7 +9,8 @@
 namespace llmc {
 namespace {
 
-// max = the largest score of every query so far; strip: as in TilePair::products.
+// max = the largest score of every query so far; strip: as in TilePair::products. Here and below a vector of queries
+// stays in registers over the keys of the strip.
 template <class F>
 void update_max(F* max, const F* strip, int64_t key, const TilePair<F>& pair) {
     for (int64_t first = pair.first_query(key); first < pair.queries; first += tile_step<F>)
@@ -23,7 +24,7 @@ void update_max(F* max, const F* strip, int64_t key, const TilePair<F>& pair) {
         }
 }
 
-// strip = exp(strip - max), and what that adds to the sum of every query.
+// strip = exp(strip - max); every query's sum grows by its part of it.
 template <class F>
 void exponentiate(F* strip, F* sum, const F* max, int64_t key, const TilePair<F>& pair) {
     for (int64_t first = pair.first_query(key); first < pair.queries; first += tile_step<F>)
@@ -38,7 +39,7 @@ void exponentiate(F* strip, F* sum, const F* max, int64_t key, const TilePair<F>
         }
 }
 
-// One pair of tiles: w.out, w.max and w.sum with the keys from k0 on.
+// Brings the keys of the tile at k0 into w.out, w.max and w.sum.
 template <class F>
 void attend_pair(const AttendScratch<F>& w, int64_t k0, const TilePair<F>& pair) {
     const int64_t padded = pair.padded();
@@ -89,7 +90,7 @@ void attend_head(HeadRows<T> out, F* lse, const HeadQkv<const T>& x, int64_t fir
         attend_tile(w, q0, queries, keys, size, ahead);
         for (int64_t t = std::max(first, q0); t < std::min(end, q0 + attention_tile); t++) {
             const int64_t i = t - q0;
-            scale_row(out[t - first], w.out + i * padded, size, 1 / w.sum[i]);
+            scale_row(out[t - first], w.out + i * padded, 1 / w.sum[i], size);
             if (lse) lse[t - first] = w.max[i] + std::log(w.sum[i]);
         }
     }

@@ -26,7 +26,8 @@ template <class F> struct BackwardScratch {
     }
 };
 
-// Of the keys from `key` on: p = exp(p - lse) of scores p, and ds = p (ds - delta) of ds = <dout, v>.
+// Of a strip of keys: p = exp(p - lse) of scores p, and ds = p (ds - delta) of ds = <dout, v>. lse and delta stay in
+// registers over the strip.
 template <class F>
 void score_gradients(F* p, F* ds, const F* lse, const F* delta, int64_t key, const TilePair<F>& pair) {
 #pragma omp simd
@@ -58,25 +59,27 @@ void backward_pair(const BackwardScratch<F>& w, int64_t k0, const TilePair<F>& p
     pair.sum_over_keys(w.dq, w.ds, w.k + at, k0 > 0);
 }
 
-// delta[r] = <dout row r, out row from + r>, r < tile_lanes; 0 from `count` on. Each row is summed lane by lane, and the
-// lanes of all rows at once, after a transposition.
+// delta[r] = <dout row r, out row from + r>, r < tile_lanes; 0 from `count` on. Each row is summed lane by lane, and
+// the lanes of all rows at once, after a transposition.
 template <class T, class F>
 void dot_products(F* delta, const F* dout, HeadRows<const T> out, int64_t from, int64_t count, int64_t size) {
     constexpr int lanes = tile_lanes<F>;
-    F sums[lanes][lanes] = {};
-    for (int r = 0; r < std::min<int64_t>(count, lanes); r++, dout += round_up(size, lanes)) {
+    F sums[lanes * lanes] = {};
+    const int64_t rows = std::min<int64_t>(count, lanes);
+    for (int64_t r = 0; r < rows; r++, dout += round_up(size, lanes)) {
         const T* row = out[from + r];
+        F* sum = sums + r * lanes;
         int64_t d = 0;
         for (; d + lanes <= size; d += lanes)
 #pragma omp simd
-            for (int i = 0; i < lanes; i++) sums[r][i] += dout[d + i] * F(row[d + i]);
-        for (; d < size; d++) sums[r][0] += dout[d] * F(row[d]);
+            for (int i = 0; i < lanes; i++) sum[i] += dout[d + i] * F(row[d + i]);
+        for (; d < size; d++) sum[0] += dout[d] * F(row[d]);
     }
-    transpose_square(sums[0], lanes, sums[0], lanes);
+    transpose_square(sums, lanes, sums, lanes);
     for (int r = 1; r < lanes; r++)
 #pragma omp simd
-        for (int i = 0; i < lanes; i++) sums[0][i] += sums[r][i];
-    std::copy_n(sums[0], lanes, delta);
+        for (int i = 0; i < lanes; i++) sums[i] += sums[r * lanes + i];
+    std::copy_n(sums, lanes, delta);
 }
 
 // The query tile from position q0: fills the tiles of w, lse and delta with 0 past T.
@@ -108,11 +111,11 @@ void backward_head(const HeadQkv<T>& dx, HeadRows<const T> dout, const HeadQkv<c
         for (int64_t k0 = 0; k0 <= q0; k0 += attention_tile)
             backward_pair(w, k0, TilePair<F>{std::min(attention_tile, keys - k0), queries, size, k0 == q0, ahead});
         for (int64_t t = q0; t < std::min(n, q0 + attention_tile); t++)
-            scale_row(dx.q[t], w.dq + (t - q0) * padded, size, F(1 / std::sqrt(double(size))));
+            scale_row(dx.q[t], w.dq + (t - q0) * padded, F(1 / std::sqrt(double(size))), size);
     }
     for (int64_t t = 0; t < n; t++) {
-        scale_row(dx.k[t], w.dk + t * padded, size, F(1));
-        scale_row(dx.v[t], w.dv + t * padded, size, F(1));
+        scale_row(dx.k[t], w.dk + t * padded, F(1), size);
+        scale_row(dx.v[t], w.dv + t * padded, F(1), size);
     }
 }
 

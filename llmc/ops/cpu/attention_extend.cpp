@@ -33,7 +33,7 @@ void attend_one(T* out, const T* q, HeadRows<const T> k, HeadRows<const T> v, in
 #pragma omp simd
         for (int64_t d = 0; d < size; d++) sums[d] += scores[j] * F(row[d]);
     }
-    scale_row(out, sums, size, 1 / total);
+    scale_row(out, sums, 1 / total, size);
 }
 
 // Rows of K and V of the new positions into the cache.

@@ -71,16 +71,6 @@ struct Carver {
     }
 };
 
-// dst = src * scale, size elements, vector by vector: rows are too short for loops of any other kind.
-template <class To, class From, class F>
-void scale_row(To* dst, const From* src, int64_t size, F scale) {
-    int64_t d = 0;
-    for (; d + tile_lanes<F> <= size; d += tile_lanes<F>)
-#pragma omp simd
-        for (int64_t i = 0; i < tile_lanes<F>; i++) dst[d + i] = To(F(src[d + i]) * scale);
-    for (; d < size; d++) dst[d] = To(F(src[d]) * scale);
-}
-
 // dst [count, padded], padded = round_up(size, tile_lanes): row r = row from + r of src times scale.
 // Rows outside [0, available) and columns past size become 0.
 template <class T, class F>
@@ -89,7 +79,7 @@ void pack_rows(F* dst, HeadRows<const T> src, int64_t from, int64_t count, int64
     const int64_t padded = round_up(size, tile_lanes<F>);
     for (int64_t r = 0; r < count; r++, dst += padded) {
         const bool given = from + r >= 0 && from + r < available;
-        if (given) scale_row(dst, src[from + r], size, scale);
+        if (given) scale_row(dst, src[from + r], scale, size);
         for (int64_t d = given ? size : 0; d < padded; d++) dst[d] = 0;
     }
 }
@@ -115,8 +105,9 @@ template <class F> struct TilePair {
     }
     // strip = -inf where the key comes after the query.
     void mask(F* strip, int64_t key) const {
+        if (!diagonal) return;
         const int64_t q = first_query(key);
-        for (int64_t r = 0; diagonal && r < block_rows; r++) {
+        for (int64_t r = 0; r < block_rows; r++) {
             F* row = strip + r * attention_tile + q;
 #pragma omp simd
             for (int64_t i = 0; i < tile_step<F>; i++)

@@ -136,7 +136,8 @@ struct PackedProduct {
 };
 
 // scratch: one for each thread. finish(begin, count): called by any thread once for every run of elements of C, when
-// they are done. Which thread makes an element changes nothing about how it is summed.
+// they are done: for the rows of a strip of block_rows, then for those of the next strip. Which thread makes an element
+// changes nothing about how it is summed.
 template <class Finish>
 inline void gemm_packed(const GemmProblem& p, const float* a, const float* b, const float* bias, float* c,
                         PackedProduct::Scratch* scratch, int threads, Finish finish) {

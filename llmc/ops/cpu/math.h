@@ -34,7 +34,8 @@ inline ExpParts exp_parts(float x) {
     return {p * (r * r) + r, std::bit_cast<float>(std::bit_cast<uint32_t>(shifted) << 23)};
 }
 
-// e^x within 1.5 ulp for x in [-86.99, 89], exactly 0 for x in [-87.5, -86.99] (results under 1.7e-38); NaN for NaN.
+// e^x within 1.5 ulp for x in (-86.99, 89], +inf where that overflows; exactly 0 for x in [-87.5, -86.99] (results
+// under 1.7e-38); NaN for NaN. Anything for other x.
 inline float exp_unchecked(float x) {
     const ExpParts e = exp_parts(x);
     return (e.q * e.half_scale + e.half_scale) * 2.0f;
@@ -42,7 +43,7 @@ inline float exp_unchecked(float x) {
 inline double exp_unchecked(double x) { return std::exp(x); }
 
 // The same for any x up to 89: what is below -87.5, and -inf, also gives exactly 0, so that no denormals slow the
-// callers down. Softmaxes need no more: their exponents are differences from a maximum.
+// callers down. Softmaxes, whose exponents are differences from a maximum, need no more.
 inline float exp_up_to_89(float x) { return exp_unchecked(x < -87.5f ? -87.5f : x); }
 inline double exp_up_to_89(double x) { return std::exp(x); }
 

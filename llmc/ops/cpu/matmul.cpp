@@ -56,23 +56,12 @@ namespace {
 // made them, while they are in its caches.
 void activated_matmul(const GemmProblem& p, Tensor out, Tensor product, Tensor a, Tensor b, const MatmulOptions& o,
                       Context& ctx) {
-    const bool forward = o.activation != Activation::none;
-    const int64_t rest = forward ? 0 : o.value ? 2 : 1;  // operations per element besides those of the activation
-    const int64_t flops = activation_flops("matmul", forward ? o.activation : o.backward) + rest;
-    Op op(ctx, "matmul", p.flops() + flops * out.numel(), 0, matmul_bytes(out, a, b, o) + total_bytes({o.value}));
+    Op op(ctx, "matmul", p.flops() + epilogue_flops("matmul", o) * out.numel(), 0,
+          matmul_bytes(out, a, b, o) + total_bytes({o.value}));
     if (!op.run || p.batch == 0) return;
     if (ctx.products) (*ctx.products)[p]++;
-    const float* pre = ptr<float>(o.pre);
-    const int64_t next_strip = block_rows * p.ldc, line = 64 / sizeof(float);
-    float *first = ptr<float>(product), *to = ptr<float>(out), *value = ptr<float>(o.value);
-    gemm_packed(p, ptr<float>(a), ptr<float>(b), ptr<float>(o.bias), first, ctx.backend->packed.get(), ctx.threads,
-                [&](float* made, int64_t count) {
-                    const int64_t at = made - first;
-                    if (forward) return activate(to + at, made, count, o.activation);
-                    // From memory, where pre has been since the forward pass, it comes while the next strip is made.
-                    for (int64_t j = 0; j < count; j += line) __builtin_prefetch(pre + at + next_strip + j, 0, 2);
-                    activate_backward(made, value ? value + at : nullptr, made, pre + at, count, o.backward);
-                });
+    gemm_packed(p, ptr<float>(a), ptr<float>(b), ptr<float>(o.bias), ptr<float>(product), ctx.backend->packed.get(),
+                ctx.threads, Epilogue(out, product, o, p.ldc));
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Moving rows between tokens and sparse experts on the CPU. All three are bound by memory: every row is
 // read and written once, by one thread.
 #include "llmc/ops/checks/moe.h"
-#include "llmc/ops/cpu/cpu.h"
+#include "llmc/ops/cpu/tile.h"
 
 namespace llmc {
 
@@ -53,12 +53,6 @@ void sum_rows(T* out, const T* y, const WeightedRow<A>* rows, int64_t count, int
 #pragma omp simd
         for (int64_t c = 0; c < width; c++) put(to[c], sum[c]);
     }
-}
-
-template <class T, class A>
-void scale_row(T* out, const T* x, A weight, int64_t columns) {
-#pragma omp simd
-    for (int64_t c = 0; c < columns; c++) put(out[c], weight * A(x[c]));
 }
 
 template <class T>

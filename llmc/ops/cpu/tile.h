@@ -22,6 +22,16 @@ template <class F> struct TileVector {
 };
 template <class F> constexpr int tile_lanes = register_bytes / int(sizeof(F));
 
+// out = x * scale, n elements, vector by vector: rows are often too short for loops that decide how to go about it.
+template <class Out, class In, class F>
+inline void scale_row(Out* out, const In* x, F scale, int64_t n) {
+    int64_t j = 0;
+    for (; j + tile_lanes<F> <= n; j += tile_lanes<F>)
+#pragma omp simd
+        for (int64_t i = j; i < j + tile_lanes<F>; i++) put(out[i], F(x[i]) * scale);
+    for (; j < n; j++) put(out[j], F(x[j]) * scale);
+}
+
 // C (block_rows x vectors * tile_lanes) = start + op(A) B, with k rows in B. start may be C, or nullptr for zeros.
 // op(A)[r,p] = transposed ? a[p * lda + r] : a[r * lda + p]
 template <bool transposed, int vectors, class F>

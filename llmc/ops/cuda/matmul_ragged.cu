@@ -194,19 +194,13 @@ void multiply(const RaggedProblem& p, const Tensor& out, const Tensor& a, const 
         launch_ragged<T, Out, false, false>(args, row_tiles, ctx);
 }
 
-// Operations of the epilogue, per result.
-int64_t epilogue_flops(const MatmulOptions& o) {
-    if (o.activation != Activation::none) return activation_flops("matmul_ragged", o.activation);
-    return o.backward != Activation::none ? activation_flops("matmul_ragged", o.backward) + (o.value ? 2 : 1) : 0;
-}
-
 }  // namespace
 
 void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulOptions& options, Context& ctx) {
     const RaggedProblem p = check_matmul_ragged(out, a, b, offsets, options);
     dispatch(a.dtype, [&](auto zero) {
         using T = decltype(zero);
-        Op op(ctx, "matmul_ragged", p.flops + epilogue_flops(options) * p.pairs * p.of_expert.n, 0,
+        Op op(ctx, "matmul_ragged", p.flops + epilogue_flops("matmul_ragged", options) * p.pairs * p.of_expert.n, 0,
               matmul_bytes(out, a, b, options) + options.value.bytes() + offsets.bytes());
         if (!op.run) return;
         if (out.dtype == a.dtype)
