@@ -97,12 +97,16 @@ inline void print_comparison_row(const Result& r, const Result* ours) {
 
 inline void print_bound(const Result& r) {
     auto ms = [&](const char* key) { return r.bound.at(key).get<double>() * 1e3; };
+    auto print_share = [&](const char* key) {
+        if (r.median > 0) std::printf(", %.0f %% of our step", ms(key) / (r.median * 1e3) * 100);
+        std::printf("\n");
+    };
     std::printf("    bound %.1f ms: products %.1f at %.0f GFLOP/s, other ops %.1f", ms("seconds"),
                 ms("product_seconds"), r.bound.at("product_flops_per_second").get<double>() * 1e-9,
                 ms("other_seconds"));
-    if (r.median > 0)
-        std::printf("; our step reaches %.0f %% of it", 100 * r.bound.at("seconds").get<double>() / r.median);
-    std::printf("\n");
+    print_share("seconds");
+    std::printf("    with every operand from memory %.1f ms", ms("seconds_from_memory"));
+    print_share("seconds_from_memory");
 }
 
 // Our rows are each followed by those of PyTorch that were measured in turn with it.
