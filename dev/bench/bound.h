@@ -7,8 +7,7 @@
 // product makes in its own pass, which counts as nothing.
 //
 // A product on its own meets the same matrices again and finds the smaller ones in the caches; in a step they come from
-// memory or from another core. How much of the difference that explains says a second figure, with every operand of
-// every op from memory.
+// memory or from another core. A second figure has every operand of every op come from memory.
 #pragma once
 #include <nlohmann/json.hpp>
 
@@ -54,11 +53,11 @@ inline double product_seconds(const GemmProblem& p, Bench& bench, int64_t sets =
     return seconds;
 }
 
-// Sets of operands that together are larger than any cache.
+// So many sets of operands that a cache of 256 MiB has lost one before its turn comes again.
 inline int64_t sets_beyond_caches(const GemmProblem& p) {
-    constexpr int64_t beyond_caches = 256 << 20;
+    constexpr int64_t cache = 256 << 20;
     const int64_t bytes = p.batch * ((p.m * p.k + p.k * p.n) * size_of(p.in) + p.m * p.n * size_of(p.out));
-    return beyond_caches / std::max<int64_t>(bytes, 1 << 16) + 1;
+    return cache / std::max<int64_t>(bytes, 1 << 16) + 1;
 }
 
 inline GemmProblem contiguous(GemmProblem p) {

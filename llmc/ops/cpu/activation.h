@@ -26,12 +26,11 @@ public:
         if (forward != Activation::none) return activate(out_first + at, made, count, forward);
         if (backward == Activation::none) return;
         // pre has been in memory since the forward pass: that of the next strip comes while the strip is made.
-        for (int64_t j = 0; j < count; j += line) __builtin_prefetch(pre + at + next_strip + j, 0, 2);
+        fetch_ahead(pre + at + next_strip, count);
         activate_backward(made, value ? value + at : nullptr, made, pre + at, count, backward);
     }
 
 private:
-    static constexpr int64_t line = 64 / sizeof(float);
     Activation forward, backward;
     float *made_first, *out_first, *pre, *value;
     int64_t next_strip;

@@ -20,6 +20,12 @@ inline void put(float& to, float value) { to = value; }
 inline void put(double& to, double value) { to = value; }
 inline void put(bf16& to, float value) { to.bits = bf16::round(value); }
 
+// Asks for n elements from x on, which will be read soon, into the second-level cache. They need not exist.
+template <class T>
+inline void fetch_ahead(const T* x, int64_t n) {
+    for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(x + j, 0, 2);
+}
+
 // Calls f(T{}) with T = float, bf16 or double, as the activation type says.
 template <class F>
 void dispatch(DType act, F&& f) {

@@ -21,14 +21,13 @@ constexpr int64_t chunk_rows = 512;
 // The row that lies `next` elements further on is asked for: a maximum alone does not hide that rows come from afar.
 template <class A>
 std::pair<A, double> exponentiate(A* logits, int64_t n, int64_t next) {
-    constexpr int64_t line = 64 / sizeof(A);
     A most = -std::numeric_limits<A>::infinity();
 #pragma omp simd reduction(max : most)
     for (int64_t j = 0; j < n; j++) most = logits[j] > most ? logits[j] : most;
     double total = 0;
     for (int64_t first = 0; first < n; first += 1024) {  // in blocks: a long float sum loses digits
         const int64_t end = std::min(n, first + 1024);
-        for (int64_t j = first; j < end; j += line) __builtin_prefetch(logits + next + j, 0, 2);
+        fetch_ahead(logits + next + first, end - first);
         A sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t j = first; j < end; j++) {

@@ -106,23 +106,6 @@ void multiply_f64(const Pieces& pieces, const Tensor& out, const Tensor& a, cons
     });
 }
 
-// Pieces by the kernel that is faster; whoever has made the rows of one activates them.
-void multiply_f32(const Pieces& pieces, const Tensor& out, const Tensor& a, const Tensor& b, const Epilogue& epilogue,
-                  Context& ctx) {
-    const GemmOfAnySize library(ctx.backend->gemm, pieces.p.of_expert);
-    for_all(pieces, out, ctx.threads, [&](const Piece& piece) {
-        const GemmProblem& q = piece.product;
-        const float *from_a = ptr<float>(a) + piece.a, *from_b = ptr<float>(b) + piece.b;
-        float* c = ptr<float>(out) + piece.c;
-        if (is_packed(q)) {
-            const PackedProduct product{q, ctx.backend->packed[size_t(omp_get_thread_num())]};
-            return product.multiply(c, from_a, from_b, nullptr, q.m, q.n, epilogue);
-        }
-        library.multiply(q, from_a, from_b, c);
-        for (int64_t row = 0; row < q.m; row++) epilogue(c + row * q.ldc, q.n);
-    });
-}
-
 void multiply_by_library(const Pieces& pieces, const Tensor& out, const Tensor& a, const Tensor& b, Context& ctx) {
     const GemmOfAnySize library(ctx.backend->gemm, pieces.p.of_expert);
     auto at = [](const Tensor& t, int64_t element) { return static_cast<char*>(t.data) + element * size_of(t.dtype); };
@@ -150,23 +133,43 @@ void multiply_through_f32(const Pieces& pieces, const Tensor& out, const Tensor&
     });
 }
 
+int64_t workspace_bytes(const RaggedProblem& p) { return (p.experts + 1) * int64_t(sizeof(int64_t)); }
+
+// float32: pieces by the kernel that is faster, and whoever has made the rows of one activates them.
+void ragged_f32(const RaggedProblem& p, Tensor out, Tensor product, Tensor a, Tensor b, Tensor offsets,
+                const MatmulOptions& options, Context& ctx) {
+    Op op(ctx, "matmul_ragged", p.flops + epilogue_flops("matmul_ragged", options) * p.pairs * p.of_expert.n,
+          workspace_bytes(p), matmul_bytes(out, a, b, options) + offsets.bytes() + options.value.bytes());
+    if (!op.run) return;
+    const Pieces pieces(p, offsets, op.workspace);
+    const Epilogue epilogue(out, product, options, p.of_expert.ldc);
+    const GemmOfAnySize library(ctx.backend->gemm, p.of_expert);
+    for_all(pieces, product, ctx.threads, [&](const Piece& piece) {
+        const GemmProblem& q = piece.product;
+        const float *from_a = ptr<float>(a) + piece.a, *from_b = ptr<float>(b) + piece.b;
+        float* c = ptr<float>(product) + piece.c;
+        if (is_packed(q)) {
+            const PackedProduct packed{q, ctx.backend->packed[size_t(omp_get_thread_num())]};
+            return packed.multiply(c, from_a, from_b, nullptr, q.m, q.n, epilogue);
+        }
+        library.multiply(q, from_a, from_b, c);
+        for (int64_t row = 0; row < q.m; row++) epilogue(c + row * q.ldc, q.n);
+    });
+}
+
 }  // namespace
 
 void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulOptions& options, Context& ctx) {
     const RaggedProblem p = check_matmul_ragged(out, a, b, offsets, options);
     const bool forward = options.activation != Activation::none, backward = options.backward != Activation::none;
     const Tensor product = forward && options.pre ? options.pre : out;
-    const bool in_one_pass = a.dtype == DType::f32;
+    if (a.dtype == DType::f32) return ragged_f32(p, out, product, a, b, offsets, options, ctx);
     int64_t owned = p.rows;
     {
-        const int64_t epilogue = in_one_pass ? epilogue_flops("matmul_ragged", options) * p.pairs * p.of_expert.n : 0;
-        Op op(ctx, "matmul_ragged", p.flops + epilogue, (p.experts + 1) * int64_t(sizeof(int64_t)),
-              matmul_bytes(out, a, b, options) + offsets.bytes() + (in_one_pass ? options.value.bytes() : 0));
+        Op op(ctx, "matmul_ragged", p.flops, workspace_bytes(p), matmul_bytes(out, a, b, options) + offsets.bytes());
         if (op.run) {
             const Pieces pieces(p, offsets, op.workspace);
             owned = pieces.offsets[p.experts];
-            if (in_one_pass)
-                return multiply_f32(pieces, product, a, b, Epilogue(out, product, options, p.of_expert.ldc), ctx);
             if (p.of_expert.in == DType::f64)
                 multiply_f64(pieces, product, a, b, ctx);
             else if (p.of_expert.in == DType::bf16 && !gemm_has_bf16(ctx.backend->gemm))
@@ -176,7 +179,6 @@ void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulO
         }
     }
     auto rows = [owned](const Tensor& t) { return t ? t.slice(0, owned) : t; };
-    if (in_one_pass) return;
     if (forward) activation_forward(rows(out), rows(product), options.activation, ctx);
     if (backward)
         activation_backward(rows(out), rows(options.value), rows(out), rows(options.pre), options.backward, ctx);

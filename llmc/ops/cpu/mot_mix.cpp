@@ -36,7 +36,7 @@ void gather(A* tile, int64_t width, Rows<const T> rows, int64_t begin, int64_t c
     for (int64_t i = 0; i < rows.count; i++) {
         const T* from = rows[i] + begin;
         A* to = tile + i * width;
-        for (int64_t c = 0; c < columns; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + columns + c, 0, 2);
+        fetch_ahead(from + columns, columns);
 #pragma omp simd
         for (int64_t c = 0; c < columns; c++) to[c] = A(from[c]);
         for (int64_t c = columns; c < width; c++) to[c] = 0;
