@@ -1,4 +1,4 @@
-// exp, tanh and sigmoid without branches, so that GCC vectorises the loops that call them (`#pragma omp simd`; the
+// exp and sigmoid without branches, so that GCC vectorises the loops that call them (`#pragma omp simd`; the
 // compiler needs -fno-math-errno -fno-trapping-math). float: polynomials, about one unit in the last place. double: the
 // standard library.
 #pragma once
@@ -9,14 +9,10 @@
 
 namespace llmc {
 
-// x = n ln 2 + r with integer n, |r| <= ln 2 / 2. NaN goes through as r.
-struct ExpParts {
-    float q;           // e^r - 1, so that 2^n (1 + q) = e^x
-    float half_scale;  // 2^(n-1); 0 for n = -126: the halves keep n = 128 within the exponent field
-};
-
-// x in [-87.5, 89] or NaN; above, something.
-inline ExpParts exp_parts(float x) {
+// e^x within 1.5 ulp for x in (-86.99, 89], +inf where that overflows; exactly 0 for x in [-87.5, -86.99] (results
+// under 1.7e-38); NaN for NaN. Anything for other x.
+// x = n ln 2 + r with integer n, |r| <= ln 2 / 2, so e^x = 2^n e^r.
+inline float exp_unchecked(float x) {
     // Adding 1.5 * 2^23 rounds to an integer that then sits in the low bits; + 126 makes it the exponent field of
     // 2^(n-1).
     constexpr float round_magic = 12582912.0f + 126.0f;
@@ -25,20 +21,16 @@ inline ExpParts exp_parts(float x) {
     const float shifted = x * log2_e + round_magic;
     const float n = shifted - round_magic;
     const float r = (x - n * ln2_high) - n * ln2_low;
-    // Minimax for (e^r - 1 - r) / r^2, weighted for the relative error of q: 1.7e-8.
+    // Minimax for (e^r - 1 - r) / r^2, weighted for the relative error of q = e^r - 1: 1.7e-8.
     float p = 0.00138825097f;
     p = p * r + 0.00836658012f;
     p = p * r + 0.0416672006f;
     p = p * r + 0.166665435f;
     p = p * r + 0.49999997f;
-    return {p * (r * r) + r, std::bit_cast<float>(std::bit_cast<uint32_t>(shifted) << 23)};
-}
-
-// e^x within 1.5 ulp for x in (-86.99, 89], +inf where that overflows; exactly 0 for x in [-87.5, -86.99] (results
-// under 1.7e-38); NaN for NaN. Anything for other x.
-inline float exp_unchecked(float x) {
-    const ExpParts e = exp_parts(x);
-    return (e.q * e.half_scale + e.half_scale) * 2.0f;
+    const float q = p * (r * r) + r;
+    // 2^(n-1), 0 for n = -126: half of the scale keeps n = 128 within the exponent field.
+    const float half_scale = std::bit_cast<float>(std::bit_cast<uint32_t>(shifted) << 23);
+    return (q * half_scale + half_scale) * 2.0f;
 }
 inline double exp_unchecked(double x) { return std::exp(x); }
 
@@ -50,22 +42,9 @@ inline double exp_up_to_89(double x) { return std::exp(x); }
 // The same for every x: overflow and +inf give +inf.
 inline float fast_exp(float x) {
     const float y = exp_up_to_89(x);
-    return x > 89.0f ? std::numeric_limits<float>::infinity() : y;  // of what exp_parts made of it, nothing is left
+    return x > 89.0f ? std::numeric_limits<float>::infinity() : y;  // of what exp_unchecked made of it, nothing is left
 }
 inline double fast_exp(double x) { return std::exp(x); }
-
-// tanh x = (e^2x - 1) / (e^2x + 1), from e^2x - 1 directly: accurate also near 0 (relative error below 3e-7), keeps -0
-// and NaN.
-inline float fast_tanh(float x) {
-    float y = x + x;
-    y = y > 20.0f ? 20.0f : y;  // tanh 10 rounds to 1
-    y = y < -20.0f ? -20.0f : y;
-    const ExpParts e = exp_parts(y);
-    const float scale = e.half_scale + e.half_scale;
-    const float expm1 = e.q * scale + (scale - 1.0f);
-    return std::copysign(expm1 / (expm1 + 2.0f), x);
-}
-inline double fast_tanh(double x) { return std::tanh(x); }
 
 // 1 / (1 + e^-x). 0.5 (1 + tanh u) = sigmoid(2u) is the accurate way to write the tanh form of gelu for negative u.
 template <class F> inline F fast_sigmoid(F x) { return F(1) / (F(1) + fast_exp(-x)); }
