@@ -242,13 +242,37 @@ TEST(DISABLED_OnRanks, WhatIsCutDoesNotChangeBits) {
             expect_identical(runs["optimizer"], runs["none"], precision);
             expect_identical(runs["parameters"], runs["gradients"], precision);
         }
-        // Gradients of f32 are added up in another order: losses differ by what bf16 parameters then round to.
-        for (const char* shard : {"optimizer", "parameters"})
+        // Gradients of f32 are added up in another order: losses differ by what bf16 parameters then round to. For fp32
+        // see SumsInAnotherOrderDifferByRounding.
+        if (std::string(precision) == "fp32") continue;
+        for (const char* shard : {"optimizer", "gradients", "parameters"})
             expect_close({runs[shard].losses, runs[shard].norms, {}, {}},
                          {runs["none"].losses, runs["none"].norms, {}, {}}, 0.1, precision);
-        expect_close({runs["gradients"].losses, runs["gradients"].norms, {}, {}},
-                     {runs["none"].losses, runs["none"].norms, {}, {}},
-                     std::string(precision) == "fp32" ? 1e-4 : 0.1, precision);
+    }
+}
+
+// In fp32, every parameter and moment stays within the rounding of its gradient's sum, however that sum is ordered.
+//
+// Two things would turn a rounding into more, so both are kept out. AdamW divides a gradient by its own size: with
+// adam_eps = lr an update moves no further than the gradient does. And a router may have to choose between tokens that
+// are equal in exact arithmetic (the same token at position 0 of two sequences). A library may round the two rows of a
+// product differently, and then the last bits of the parameters decide which of them an expert takes. Models with
+// routers are therefore compared after one step, in which all of them choose with the same parameters.
+TEST(DISABLED_OnRanks, SumsInAnotherOrderDifferByRounding) {
+    const double rounding = tolerance(DType::f32, micro_batches * rows * context);
+    struct Run { ModelConfig config; int64_t steps; };
+    for (const Run& run : {Run{every_kind(), 1}, {mot_only(), exact().steps == 20 ? 5 : 2}}) {
+        TrainConfig train = recipe("fp32");
+        train.adam_eps = train.lr;
+        Trainee whole(run.config, train);
+        const Trajectory want = alone(run.steps, whole);
+        for (const char* shard : all_shards) {
+            train.shard = shard;
+            SharedTrainee shared(run.config, train);
+            const std::string what = run.config.pattern + " " + name_of(train);
+            expect_close(together(run.steps, shared), want, rounding, what);
+            expect_parts(shared, whole, rounding, what);
+        }
     }
 }
 
