@@ -125,8 +125,8 @@ COMM_none := llmc/comm/none.cpp
 COMM_mpi := llmc/comm/mpi_processes.cpp llmc/comm/mpi.cpp
 COMM_nccl := llmc/comm/mpi_processes.cpp llmc/comm/nccl.cpp
 OTHER_COMM := $(filter-out $(COMM_$(COMM_LIB)),$(COMM_none) $(COMM_mpi) $(COMM_nccl))
-COMMON_SOURCES := $(filter-out llmc/base/version.cpp $(OTHER_COMM),$(sort $(wildcard llmc/base/*.cpp llmc/data/*.cpp \
-    llmc/comm/*.cpp llmc/ops/*.cpp llmc/model/*.cpp llmc/model/blocks/*.cpp llmc/train/*.cpp)))
+COMMON_SOURCES := $(filter-out llmc/base/version.cpp $(OTHER_COMM),$(sort $(wildcard llmc/*/*.cpp \
+    llmc/model/blocks/*.cpp)))
 ifeq ($(BACKEND),cpu)
 BACKEND_SOURCES := $(filter-out $(filter-out %/gemm_$(GEMM_LIB).cpp,$(GEMM_FILES)),$(wildcard llmc/ops/cpu/*.cpp))
 LIBRARIES += $(GEMM_LIBS)
@@ -158,6 +158,8 @@ OTHER_BACKENDS := $(if $(filter emu,$(BACKEND)),,$(EMULATOR_TESTS)) \
 TESTS := $(filter-out $(OTHER_BACKENDS),$(ALL_TESTS))
 TEST_HELPERS := $(filter-out $(wildcard dev/test/test_*.cpp),$(wildcard dev/test/*.cpp))
 BENCHES := $(basename $(notdir $(wildcard dev/bench/*.cpp)))
+# Runs golden files, for test_mot and tests only.
+GOLDEN_SOURCES := $(wildcard dev/golden/*.cpp)
 
 # Objects of the backend's own sources lie with it, all others in build/common.
 OF_BACKEND := llmc/ops/cpu/% llmc/ops/cuda/% llmc/comm/nccl% dev/emu/% dev/test/test_emu%
@@ -172,6 +174,7 @@ endif
 OPS_OBJECTS := $(call object,$(filter llmc/base/% llmc/ops/%,$(COMMON_SOURCES))) $(BACKEND_OBJECTS)
 LIBRARY_OBJECTS := $(call object,$(COMMON_SOURCES)) $(BACKEND_OBJECTS)
 TEST_HELPER_OBJECTS := $(call object,$(TEST_HELPERS))
+GOLDEN_OBJECTS := $(call object,$(GOLDEN_SOURCES))
 VERSION_OBJECT := $(call object,llmc/base/version.cpp)
 PROGRAM_FILES := $(addprefix $(B)/,$(PROGRAMS) $(TOOLS))
 filtered = $(foreach t,$1,$(if $(FILTER),$(if $(findstring $(FILTER),$t),$(B)/test/$t),$(B)/test/$t))
@@ -248,13 +251,19 @@ $(B)/libllmc.a: $(LIBRARY_OBJECTS) $(B)/link.flags
 $(B)/libops.a: $(OPS_OBJECTS) $(B)/link.flags
 	$(Q)rm -f $@ && ar qcs $@ $(OPS_OBJECTS)
 
+$(COMMON)/libgolden.a: $(GOLDEN_OBJECTS)
+	$(Q)rm -f $@ && ar qcs $@ $(GOLDEN_OBJECTS)
+
 # $(call link_program,OBJECTS,LIBRARIES); BUILT lets the goals say when there was nothing to do
 link_program = $(eval BUILT := yes)@mkdir -p $(@D); echo "  link    $@"; $(if $(V),set -x;) \
     $(LINK) -o $@ $1 $2 $(LIBRARIES) $(LDLIBS)
 LLMC := $(VERSION_OBJECT) $(B)/libllmc.a
 
 $(addprefix $(B)/,$(PROGRAMS)): $(B)/%: $(COMMON)/obj/%.o $(LLMC)
-	$(call link_program,$<,$(LLMC))
+	$(call link_program,$<,$(GOLDEN) $(LLMC))
+
+$(B)/test_mot: GOLDEN := $(COMMON)/libgolden.a
+$(B)/test_mot: $(COMMON)/libgolden.a
 
 $(addprefix $(B)/,$(TOOLS)): $(B)/%: $(COMMON)/obj/data/%.o $(LLMC)
 	$(call link_program,$<,$(LLMC))
@@ -262,8 +271,8 @@ $(addprefix $(B)/,$(TOOLS)): $(B)/%: $(COMMON)/obj/data/%.o $(LLMC)
 # A new commit alone relinks the programs, not every test and bench.
 GTEST := -lgtest_main -lgtest
 $(addprefix $(B)/test/,$(filter-out $(KERNEL_TESTS) $(EMULATOR_TESTS),$(TESTS))): $(B)/test/%: \
-    $(COMMON)/obj/dev/test/%.o $(TEST_HELPER_OBJECTS) $(B)/libllmc.a | $(VERSION_OBJECT)
-	$(call link_program,$< $(TEST_HELPER_OBJECTS),$(LLMC) $(GTEST))
+    $(COMMON)/obj/dev/test/%.o $(TEST_HELPER_OBJECTS) $(COMMON)/libgolden.a $(B)/libllmc.a | $(VERSION_OBJECT)
+	$(call link_program,$< $(TEST_HELPER_OBJECTS),$(COMMON)/libgolden.a $(LLMC) $(GTEST))
 
 # What a build without MPI does: linked first, none.cpp is what counts.
 $(B)/test/test_comm_none: $(call object,$(filter-out $(COMM_$(COMM_LIB)),$(COMM_none)))
@@ -278,8 +287,8 @@ $(addprefix $(B)/test/,$(EMULATOR_TESTS)): $(B)/test/%: $(B)/obj/dev/test/%.o $(
 $(BENCH_FILES): $(B)/bench/%: $(COMMON)/obj/dev/bench/%.o $(B)/libllmc.a | $(VERSION_OBJECT)
 	$(call link_program,$<,$(LLMC))
 
--include $(patsubst %.o,%.d,$(LIBRARY_OBJECTS) $(PATH_OBJECTS) $(TEST_HELPER_OBJECTS) $(VERSION_OBJECT) $(call object,\
-    $(addsuffix .cu,$(PROGRAMS)) $(TOOLS:%=data/%.cpp) $(wildcard dev/test/test_*.cpp dev/bench/*.cpp)))
+-include $(patsubst %.o,%.d,$(LIBRARY_OBJECTS) $(PATH_OBJECTS) $(TEST_HELPER_OBJECTS) $(GOLDEN_OBJECTS) \
+    $(VERSION_OBJECT) $(call object,$(addsuffix .cu,$(PROGRAMS)) $(TOOLS:%=data/%.cpp) $(wildcard dev/test/test_*.cpp dev/bench/*.cpp)))
 
 # --- goals
 .PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo test test-emu-full bench \

@@ -5,10 +5,10 @@
 // A line per tensor; the last line counts files. Exit code 0: all fine, 1: a number is off, 2: bad input.
 #include <cstdio>
 
+#include "dev/golden/golden.h"
 #include "llmc/base/version.h"
 #include "llmc/ops/ops.h"
 #include "llmc/train/flags.h"
-#include "llmc/train/golden.h"
 
 namespace {
 

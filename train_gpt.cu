@@ -16,17 +16,17 @@
 #include <optional>
 
 #include "llmc/base/version.h"
+#include "llmc/checkpoint/checkpoint.h"
 #include "llmc/data/loader.h"
+#include "llmc/infer/evaluate.h"
 #include "llmc/model/initialize.h"
 #include "llmc/model/params.h"
 #include "llmc/ops/arena.h"
-#include "llmc/train/checkpoint.h"
-#include "llmc/train/evaluate.h"
+#include "llmc/planner/plan.h"
+#include "llmc/step/schedule.h"
 #include "llmc/train/flags.h"
 #include "llmc/train/log.h"
-#include "llmc/train/plan.h"
 #include "llmc/train/resume.h"
-#include "llmc/train/schedule.h"
 #include "llmc/train/signals.h"
 
 using namespace llmc;

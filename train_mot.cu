@@ -1,12 +1,12 @@
 // train_mot: trains, evaluates and runs language models made of attention, dense and Mixture-of-Tokens blocks.
 //
-// This file only reads the command line. Where to read on: llmc/train/trainer.cpp (the run), llmc/train/step.cpp (one
+// This file only reads the command line. Where to read on: llmc/train/trainer.cpp (the run), llmc/step/step.cpp (one
 // step), llmc/model/model.cpp (forward and backward), llmc/model/blocks/mot.cpp (the block), llmc/ops/ops.h (the
 // operations).
 #include "llmc/base/version.h"
 #include "llmc/data/shards.h"
+#include "llmc/planner/scaling_flags.h"
 #include "llmc/train/commands.h"
-#include "llmc/train/scaling_flags.h"
 #include "llmc/train/trainer.h"
 #include "llmc/train/transition.h"
 

@@ -1,6 +1,6 @@
 // FLOPs and bytes of one training step, op by op, from a run that only counts.
 #pragma once
-#include "llmc/train/counted_step.h"
+#include "llmc/planner/counted_step.h"
 
 namespace llmc {
 

@@ -7,7 +7,7 @@
 // Bytes are those of inputs and outputs, once; what a cache keeps from one op to the next can beat such a floor.
 //
 // The prediction of a step assumes what good libraries reach, not what anyone has measured for this program:
-// 75 % of the peak in matrix products and attention, 85 % of the bandwidth everywhere else (Shares in train/cluster.h).
+// 75 % of the peak in matrix products and attention, 85 % of the bandwidth everywhere else (Shares, planner/cluster.h).
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -15,10 +15,10 @@
 
 #include "dev/bench/count_step.h"
 #include "llmc/base/rng.h"
-#include "llmc/train/cluster.h"
+#include "llmc/measure/profile.h"
+#include "llmc/planner/cluster.h"
+#include "llmc/planner/plan.h"
 #include "llmc/train/flags.h"
-#include "llmc/train/plan.h"
-#include "llmc/train/profile.h"
 
 using namespace llmc;
 using nlohmann::json;

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "dev/bench/worker.h"
-#include "llmc/train/profile.h"
+#include "llmc/measure/profile.h"
 
 namespace llmc {
 

@@ -10,8 +10,8 @@
 #include "dev/bench/count_step.h"
 #include "llmc/base/rng.h"
 #include "llmc/base/safetensors.h"
-#include "llmc/train/plan.h"
-#include "llmc/train/profile.h"
+#include "llmc/measure/profile.h"
+#include "llmc/planner/plan.h"
 
 namespace llmc {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "dev/test/reference.h"
-#include "llmc/train/checkpoint.h"
+#include "llmc/checkpoint/checkpoint.h"
 
 namespace llmc::test {
 

@@ -6,7 +6,7 @@
 #include "dev/test/reference.h"
 #include "dev/test/temp_dir.h"
 #include "llmc/base/files.h"
-#include "llmc/train/timeline.h"
+#include "llmc/planner/timeline.h"
 
 namespace llmc::test {
 namespace {

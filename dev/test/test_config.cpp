@@ -5,7 +5,7 @@
 #include "llmc/model/config.h"
 #include "llmc/model/model.h"
 #include "llmc/model/precision.h"
-#include "llmc/train/config.h"
+#include "llmc/step/config.h"
 
 namespace llmc {
 namespace {

@@ -1,7 +1,7 @@
 // One set of weights as several mixtures: configurations, tensors, and validation at other group sizes.
 #include "dev/test/model_lab.h"
-#include "llmc/train/convert.h"
-#include "llmc/train/evaluate.h"
+#include "llmc/checkpoint/convert.h"
+#include "llmc/infer/evaluate.h"
 
 using namespace llmc;
 using namespace llmc::test;

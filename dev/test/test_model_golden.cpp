@@ -3,10 +3,10 @@
 #include <filesystem>
 #include <functional>
 
+#include "dev/golden/golden.h"
 #include "dev/test/reference.h"
 #include "dev/test/temp_dir.h"
 #include "dev/test/write_safetensors.h"
-#include "llmc/train/golden.h"
 
 namespace llmc::test {
 namespace {

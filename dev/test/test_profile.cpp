@@ -4,8 +4,8 @@
 
 #include "dev/test/train_mot_test.h"
 #include "dev/test/trainee.h"
-#include "llmc/train/profile.h"
-#include "llmc/train/trace.h"
+#include "llmc/measure/profile.h"
+#include "llmc/measure/trace.h"
 
 namespace llmc::test {
 namespace {

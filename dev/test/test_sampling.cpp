@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "llmc/base/errors.h"
-#include "llmc/train/sampling.h"
+#include "llmc/infer/sampling.h"
 
 using namespace llmc;
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "dev/test/reference.h"
-#include "llmc/train/scaling.h"
+#include "llmc/planner/scaling.h"
 
 namespace llmc::test {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "llmc/base/errors.h"
-#include "llmc/train/schedule.h"
+#include "llmc/step/schedule.h"
 
 using namespace llmc;
 

@@ -2,9 +2,9 @@
 //
 // The tests called OnRanks are disabled but where Launch starts them: on two to four ranks under mpirun, each world
 // size in one launch. Every rank also trains the whole model by itself, and compares.
+#include "dev/golden/golden_case.h"
 #include "dev/test/shared_trainee.h"
-#include "llmc/train/golden_case.h"
-#include "llmc/train/schedule.h"
+#include "llmc/step/schedule.h"
 
 namespace llmc::test {
 namespace {

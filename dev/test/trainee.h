@@ -1,7 +1,7 @@
 // A tiny model in training, for tests of whole steps.
 #pragma once
 #include "dev/test/model_lab.h"
-#include "llmc/train/plan.h"
+#include "llmc/planner/plan.h"
 
 namespace llmc::test {
 

@@ -33,7 +33,7 @@ struct ContextOptions {
 };
 
 // Something that was asked for. A Context that counts can write all of it down in its order (Context::events): what may
-// happen at the same time, where communication goes on beside computation, follows from that (train/timeline.h).
+// happen at the same time, where communication goes on beside computation, follows from that (planner/timeline.h).
 struct Event {
     // An op; a collective; and the points where the one waits for the other, see Comm.
     enum Kind { op, collective, after_compute, before_compute, mark, before_compute_mark } kind = op;

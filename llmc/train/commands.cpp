@@ -4,13 +4,13 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "llmc/checkpoint/checkpoint.h"
+#include "llmc/checkpoint/convert.h"
 #include "llmc/data/tokenizer.h"
-#include "llmc/train/checkpoint.h"
-#include "llmc/train/convert.h"
-#include "llmc/train/evaluate.h"
-#include "llmc/train/plan.h"
-#include "llmc/train/profile.h"
-#include "llmc/train/step.h"
+#include "llmc/infer/evaluate.h"
+#include "llmc/measure/profile.h"
+#include "llmc/planner/plan.h"
+#include "llmc/step/step.h"
 
 namespace llmc {
 

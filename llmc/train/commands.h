@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "llmc/train/config.h"
-#include "llmc/train/generate.h"
+#include "llmc/infer/generate.h"
+#include "llmc/step/config.h"
 
 namespace llmc {
 

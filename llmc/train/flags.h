@@ -6,7 +6,7 @@
 #include <set>
 #include <string>
 
-#include "llmc/train/config.h"
+#include "llmc/step/config.h"
 
 namespace llmc {
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "llmc/data/loader.h"
-#include "llmc/train/config.h"
+#include "llmc/step/config.h"
 
 namespace llmc {
 

@@ -10,9 +10,9 @@
 
 #include "llmc/comm/comm.h"
 #include "llmc/data/shards.h"
-#include "llmc/train/config.h"
-#include "llmc/train/plan.h"
-#include "llmc/train/schedule.h"
+#include "llmc/planner/plan.h"
+#include "llmc/step/config.h"
+#include "llmc/step/schedule.h"
 
 namespace llmc {
 

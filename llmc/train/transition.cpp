@@ -6,8 +6,8 @@
 #include <filesystem>
 
 #include "llmc/base/files.h"
+#include "llmc/checkpoint/convert.h"
 #include "llmc/train/commands.h"
-#include "llmc/train/convert.h"
 #include "llmc/train/log.h"
 #include "llmc/train/resume.h"
 

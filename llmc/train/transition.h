@@ -13,7 +13,7 @@
 #include <optional>
 #include <string>
 
-#include "llmc/train/evaluate.h"
+#include "llmc/infer/evaluate.h"
 #include "llmc/train/trainer.h"
 
 namespace llmc {

@@ -1,0 +1,384 @@
+#include "llmc/checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <map>
+
+#include "llmc/base/files.h"
+#include "llmc/base/safetensors.h"
+#include "llmc/base/version.h"
+
+namespace llmc {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+constexpr const char* state_file = "state.json";
+constexpr const char* latest_file = "latest";
+constexpr const char* replaced_suffix = ".replaced";
+
+// ------------------------------------------------------------------------------------------------------- names
+std::string name_of_step(int64_t step) {
+    char name[40];
+    std::snprintf(name, sizeof name, "step-%08lld", static_cast<long long>(step));
+    return name;
+}
+
+// The step of "step-00001000" (or of "step-00001000.replaced"); -1 if the name is no checkpoint's.
+int64_t step_of_name(std::string name) {
+    if (name.ends_with(replaced_suffix)) name.resize(name.size() - std::string(replaced_suffix).size());
+    const std::string digits = name.starts_with("step-") ? name.substr(5) : "";
+    if (digits.empty() || digits.size() > 18 || digits.find_first_not_of("0123456789") != std::string::npos) return -1;
+    const int64_t step = std::stoll(digits);
+    return name == name_of_step(step) ? step : -1;
+}
+
+struct Found {
+    std::string name;
+    int64_t step;
+};
+
+// Everything in the run directory that is called like a checkpoint, highest step first, complete or not.
+std::vector<Found> checkpoints_in(const std::string& run) {
+    std::vector<Found> found;
+    std::error_code error;
+    for (fs::directory_iterator it(run, error), end; !error && it != end; it.increment(error)) {
+        std::string name = it->path().filename().string();
+        if (int64_t step = step_of_name(name); step >= 0) found.push_back({name, step});
+    }
+    std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+        return a.step != b.step ? a.step > b.step : a.name.size() < b.name.size();  // the replaced one comes second
+    });
+    return found;
+}
+
+void remove_quietly(const std::string& path) {
+    std::error_code ignored;
+    fs::remove_all(path, ignored);
+}
+
+// ------------------------------------------------------------------------------------------------------ saving
+// Runs f on all ranks. If it fails on any, all of them get a RunError with the reason of the first.
+template <class F>
+void together(World* world, const F& f) {
+    std::string problem;
+    try {
+        f();
+    } catch (const std::exception& error) {
+        problem = error.what();
+    }
+    const std::vector<std::string> problems = world ? world->all_gather(problem) : std::vector{problem};
+    for (size_t rank = 0; rank < problems.size(); rank++)
+        if (!problems[rank].empty())
+            run_error(problems.size() > 1 ? str("rank ", rank, ": ") : "", problems[rank]);
+}
+
+SafetensorsLayout layout_of(const std::vector<NamedTensor>& tensors, int64_t step) {
+    std::vector<SafetensorsEntry> entries;
+    for (const NamedTensor& t : tensors) entries.push_back({t.name, t.tensor.dtype, t.shape()});
+    return lay_out_safetensors(entries, {{"step", std::to_string(step)}});
+}
+
+// The part of one tensor that a rank has written: bytes [first, first + count) of it.
+struct WrittenPart {
+    int64_t tensor, first, count;
+    uint32_t crc32;
+};
+
+// This rank's parts of one file, synced.
+std::vector<WrittenPart> write_parts(const std::string& path, const SafetensorsLayout& layout,
+                                     const std::vector<NamedTensor>& tensors, bool with_header, Context& ctx) {
+    constexpr int64_t piece = 4 << 20;  // elements
+    PartFile file(path);
+    if (with_header) file.write_at(0, layout.header.data(), layout.header.size());
+    std::vector<char> buffer;
+    std::vector<WrittenPart> written;
+    for (size_t i = 0; i < tensors.size(); i++) {
+        const Tensor part = tensors[i].tensor.view({tensors[i].tensor.numel()});
+        const int64_t element = size_of(part.dtype), first = tensors[i].first * element;
+        if (part.numel() == 0) continue;
+        uint32_t crc = crc32_of(nullptr, 0);
+        for (int64_t done = 0; done < part.numel(); done += piece) {
+            const Tensor now = part.slice(done, std::min(done + piece, part.numel()));
+            buffer.resize(size_t(now.bytes()));
+            download(buffer.data(), now, ctx);
+            crc = crc32_of(buffer.data(), buffer.size(), crc);
+            file.write_at(layout.tensors[i].offset + first + done * element, buffer.data(), buffer.size());
+        }
+        written.push_back({int64_t(i), first, part.bytes(), crc});
+    }
+    file.commit();
+    return written;
+}
+
+// The checksum of every tensor from those of its parts, and proof that somebody has written all of it.
+json join_parts(const SafetensorsLayout& layout, std::vector<WrittenPart> parts) {
+    std::sort(parts.begin(), parts.end(), [](const WrittenPart& a, const WrittenPart& b) {
+        return a.tensor != b.tensor ? a.tensor < b.tensor : a.first < b.first;
+    });
+    json listed = json::object();
+    auto part = parts.begin();
+    for (size_t i = 0; i < layout.tensors.size(); i++) {
+        int64_t done = 0;
+        uint32_t crc = crc32_of(nullptr, 0);
+        for (; part != parts.end() && part->tensor == int64_t(i) && part->first == done; ++part)
+            crc = crc32_append(crc, part->crc32, part->count), done += part->count;
+        if (done != layout.tensors[i].bytes())
+            run_error("of tensor ", layout.tensors[i].name, ", byte ", done, " was written by no rank, or by several");
+        listed[layout.tensors[i].name] = hex32(crc);
+    }
+    if (part != parts.end()) run_error("a part of tensor number ", part->tensor, " was written twice");
+    return {{"bytes", layout.bytes}, {"tensors", listed}};
+}
+
+// Writes one file by all ranks, and returns what state.json says about it: {"bytes": n, "tensors": {name: crc32}}.
+json write_tensors(const std::string& path, const std::vector<NamedTensor>& tensors, int64_t step, Context& ctx,
+                   World* world) {
+    const bool first = !world || world->rank == 0;
+    const SafetensorsLayout layout = layout_of(tensors, step);
+    together(world, [&] {
+        if (first) PartFile::create(path, layout.bytes);
+    });
+    std::vector<WrittenPart> parts;
+    together(world, [&] { parts = write_parts(path, layout, tensors, first, ctx); });
+    if (world) {
+        const std::string mine(reinterpret_cast<const char*>(parts.data()), parts.size() * sizeof parts[0]);
+        const std::vector<std::string> all = world->all_gather(mine);
+        parts.clear();
+        for (const std::string& bytes : all) {
+            const size_t old = parts.size();
+            parts.resize(old + bytes.size() / sizeof parts[0]);
+            std::memcpy(parts.data() + old, bytes.data(), bytes.size());
+        }
+    }
+    return join_parts(layout, parts);
+}
+
+// Broken UTF-8 (a path in the configuration) becomes U+FFFD instead of an exception.
+std::string text_of(const json& state, int indent) {
+    return state.dump(indent, ' ', false, json::error_handler_t::replace);
+}
+
+// CRC-32 of state.json without its checksum; the dump of a JSON value is the same before writing and after reading.
+std::string checksum_of(json state) {
+    state.erase("checksum");
+    const std::string text = text_of(state, -1);
+    return hex32(crc32_of(text.data(), text.size()));
+}
+
+// What earlier saves left when they were killed: hidden directories and halves of `latest`.
+void remove_leftovers(const std::string& run) {
+    std::error_code error;
+    std::vector<std::string> leftovers;
+    for (fs::directory_iterator it(run, error), end; !error && it != end; it.increment(error)) {
+        std::string name = it->path().filename().string();
+        if ((name.starts_with(".step-") && name.ends_with(".tmp")) || name.starts_with(str(latest_file, ".tmp.")))
+            leftovers.push_back(it->path().string());
+    }
+    for (const std::string& path : leftovers) remove_quietly(path);
+}
+
+void delete_old(const std::string& run, const std::string& written, int64_t keep) {
+    const int64_t step = step_of_name(written);
+    std::vector<Found> found = checkpoints_in(run);
+    std::stable_partition(found.begin(), found.end(), [&](const Found& c) { return c.step <= step; });
+    int64_t kept = 0;
+    for (const auto& [name, unused] : found)
+        if (name.ends_with(replaced_suffix) || (name != written && keep > 0 && kept >= keep)) {
+            // Under a hidden name first: half deleted it must not look like a checkpoint.
+            const std::string doomed = str(run, "/.", name, ".tmp");
+            std::error_code error;
+            fs::rename(run + "/" + name, doomed, error);
+            if (!error) remove_quietly(doomed);
+        } else {
+            kept++;
+        }
+}
+
+}  // namespace
+
+std::string save_checkpoint(const std::string& run_directory, int64_t step, const std::vector<NamedTensor>& model,
+                            const std::vector<NamedTensor>& optimizer, const json& given, int64_t keep, Context& ctx,
+                            World* world) {
+    if (!given.is_object()) run_error("save_checkpoint: state must be a JSON object");
+    for (const char* key : {"format_version", "step", "files", "checksum"})
+        if (given.contains(key)) run_error("save_checkpoint: the key ", key, " of state is taken");
+    const std::string name = name_of_step(step), final = run_directory + "/" + name;
+    if (step < 0 || step_of_name(name) != step) run_error("save_checkpoint: ", step, " is no step");
+    const std::string temporary = str(run_directory, "/.", name, ".tmp"), replaced = final + replaced_suffix;
+    const bool first = !world || world->rank == 0;
+    json state = given;
+    try {
+        together(world, [&] {
+            if (!first) return;
+            make_directories(run_directory);
+            remove_leftovers(run_directory);
+            make_directories(temporary);
+        });
+        state["format_version"] = checkpoint_format;
+        state["step"] = step;
+        for (const auto& [file, tensors] : {std::pair(model_file, &model), std::pair(optimizer_file, &optimizer)})
+            state["files"][file] = write_tensors(str(temporary, "/", file), *tensors, step, ctx, world);
+        state["checksum"] = checksum_of(state);
+        together(world, [&] {
+            if (!first) return;
+            write_file_atomic(temporary + "/" + state_file, text_of(state, 1) + "\n");
+            // Between these two renames a kill leaves the older version of this step under the name that find_latest
+            // also knows; there is no portable way to exchange two directories.
+            if (path_exists(final)) {
+                remove_quietly(replaced);
+                rename_durably(final, replaced);
+            }
+            rename_durably(temporary, final);
+            write_file_atomic(str(run_directory, "/", latest_file), name + "\n");
+        });
+    } catch (const std::exception& e) {
+        if (first) {
+            remove_quietly(temporary);  // gives the disk its room back
+            std::error_code ignored;
+            if (!path_exists(final) && path_exists(replaced)) fs::rename(replaced, final, ignored);
+        }
+        run_error("could not save the checkpoint of step ", step, ": ", e.what());
+    }
+    if (first) delete_old(run_directory, name, keep);
+    return final;
+}
+
+// ------------------------------------------------------------------------------------------------------ opening
+namespace {
+
+json read_state(const std::string& path) {
+    json state = json::parse(read_file(path), nullptr, false);
+    if (!state.is_object() || !state.contains("format_version") || !state["format_version"].is_number_integer())
+        input_error(path, " is damaged: it is no JSON object with a format_version");
+    if (state["format_version"] != checkpoint_format)
+        input_error(path, " has format ", state["format_version"].dump(), ", this program reads ", checkpoint_format,
+                    ": use the version of the program that wrote it");
+    if (!state.contains("checksum") || state["checksum"] != checksum_of(state))
+        input_error(path, " is damaged: its content does not match its checksum");
+    if (!state["step"].is_number_integer() || !state["files"].is_object() || !state["files"].contains(model_file) ||
+        !state["files"].contains(optimizer_file))
+        input_error(path, " does not describe a checkpoint: step or files are missing");
+    return state;
+}
+
+// One checkpoint's directory, complete. InputError otherwise.
+Checkpoint open_directory(const std::string& directory) {
+    Checkpoint checkpoint;
+    checkpoint.directory = directory;
+    if (!path_exists(directory + "/" + state_file))
+        input_error(directory, " is no complete checkpoint: it has no ", state_file);
+    checkpoint.state = read_state(directory + "/" + state_file);
+    checkpoint.step = checkpoint.state["step"].get<int64_t>();
+    for (const auto& [file, described] : checkpoint.state["files"].items()) {
+        const std::string path = directory + "/" + file;
+        const json recorded = described.value("bytes", json());
+        std::error_code error;
+        const auto bytes = fs::file_size(path, error);
+        if (error) input_error("checkpoint file ", path, " cannot be read: ", error.message());
+        if (recorded != bytes)
+            input_error("checkpoint file ", path, " has ", bytes, " bytes instead of ", recorded.dump(),
+                        ": it is truncated or damaged");
+    }
+    return checkpoint;
+}
+
+// As open_directory, but nothing and the reason where that throws.
+std::optional<Checkpoint> try_open(const std::string& directory, std::string& why) {
+    try {
+        return open_directory(directory);
+    } catch (const InputError& e) {
+        why = e.what();
+        return std::nullopt;
+    }
+}
+
+}  // namespace
+
+std::optional<Checkpoint> find_latest(const std::string& run_directory) {
+    const std::string latest = str(run_directory, "/", latest_file);
+    std::string why;
+    if (path_exists(latest)) {
+        std::string name = read_file(latest);
+        while (!name.empty() && (name.back() == '\n' || name.back() == '\r')) name.pop_back();
+        if (step_of_name(name) < 0) {
+            why = str(latest, " is damaged: it names no checkpoint");
+        } else if (auto checkpoint = try_open(run_directory + "/" + name, why)) {
+            return checkpoint;
+        }
+    }
+    for (const auto& [name, unused] : checkpoints_in(run_directory)) {
+        std::string ignored;
+        auto checkpoint = try_open(run_directory + "/" + name, ignored);
+        if (!checkpoint) continue;
+        checkpoint->note = str(why.empty() ? str(latest, " is missing") : why, "; using ", name, " instead");
+        return checkpoint;
+    }
+    if (!why.empty()) input_error("no checkpoint in ", run_directory, " is usable: ", why);
+    return std::nullopt;
+}
+
+Checkpoint open_checkpoint(const std::string& path) {
+    if (!path_exists(path)) input_error("there is no checkpoint ", path);
+    std::error_code error;
+    if (!fs::is_directory(path, error))
+        input_error(path, " is no checkpoint: give a run's directory or one of its step-... directories");
+    std::string trimmed = path;
+    while (trimmed.size() > 1 && trimmed.back() == '/') trimmed.pop_back();
+    if (path_exists(trimmed + "/" + state_file) || step_of_name(fs::path(trimmed).filename().string()) >= 0)
+        return open_directory(trimmed);
+    auto checkpoint = find_latest(trimmed);
+    if (!checkpoint) input_error("there is no complete checkpoint in ", trimmed);
+    return *std::move(checkpoint);
+}
+
+// ------------------------------------------------------------------------------------------------------ loading
+namespace {
+
+// The sentence for a tensor that is there but does not fit.
+void check_fits(const std::string& path, const SafetensorsEntry& saved, const NamedTensor& wanted) {
+    if (saved.dtype != wanted.tensor.dtype)
+        input_error(path, ": tensor ", saved.name, " is ", name_of(saved.dtype), ", this run needs ",
+                    name_of(wanted.tensor.dtype), ": run with the --precision the checkpoint was made with");
+    if (!(saved.shape == wanted.shape()))
+        input_error(path, ": tensor ", saved.name, " has shape ", saved.shape.text(), ", this model needs ",
+                    wanted.shape().text(), ": the checkpoint belongs to a model of another size");
+}
+
+}  // namespace
+
+void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors, Context& ctx,
+                  World* world) {
+    const std::string path = checkpoint.directory + "/" + file;
+    const json& checksums = checkpoint.state.at("files").at(file).at("tensors");
+    const SafetensorsFile saved(path);
+    std::map<std::string, const NamedTensor*> wanted;
+    for (const NamedTensor& tensor : tensors) wanted[tensor.name] = &tensor;
+    for (const auto& [name, tensor] : wanted) {
+        const SafetensorsEntry* entry = saved.find(name);
+        if (!entry)
+            input_error(path, " has no tensor ", name, ", which this model needs: it was saved from another model");
+        check_fits(path, *entry, *tensor);
+    }
+    for (const SafetensorsEntry& entry : saved.tensors())
+        if (!wanted.contains(entry.name))
+            input_error(path, " has a tensor ", entry.name,
+                        " that this model does not have: it was saved from another model");
+    int64_t number = 0;
+    for (const SafetensorsEntry& entry : saved.tensors()) {  // in the order on disk
+        const char* bytes = saved.bytes(entry);
+        const bool to_verify = !world || number++ % world->size == world->rank;
+        if (to_verify && (!checksums.contains(entry.name) ||
+                          checksums[entry.name] != hex32(crc32_of(bytes, size_t(entry.bytes())))))
+            input_error(path, ": tensor ", entry.name, " is damaged: its bytes do not match the checksum in ",
+                        state_file, ": use another checkpoint");
+        const NamedTensor& here = *wanted[entry.name];
+        if (here.tensor.numel()) upload(here.tensor, bytes + here.first * size_of(entry.dtype), ctx);
+    }
+}
+
+}  // namespace llmc

@@ -1,0 +1,119 @@
+#include "llmc/infer/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+namespace llmc {
+
+Evaluator::Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* chosen)
+    : micro_batch(config.micro_batch), context(model.context) {
+    if (const int64_t together = rows_together(model); together > 1) {
+        const Loader training(data.train, context, eval_seed, true);
+        std::vector<int32_t> rows(size_t(together * context)), ignored(rows.size());
+        training.fill(rows.data(), ignored.data(), together, 0);
+        for (int64_t i = 0; i < together; i++)
+            filler_rows.emplace_back(rows.begin() + i * context, rows.begin() + (i + 1) * context);
+    }
+    const Split& split = chosen ? *chosen : data.val;
+    if (split.shards.empty()) return;
+    loader.emplace(split, context, eval_seed, true);
+    // A split smaller than one micro-batch is repeated; otherwise no sequence counts twice.
+    count = std::max<int64_t>(1, std::min(config.eval_batches, loader->windows() / micro_batch));
+    bytes_per_token = split.bytes_per_token();
+}
+
+namespace {
+
+using Sums = std::vector<Step::LossSum>;
+
+// The sums of all batches, of which all ranks have computed theirs, or parts of them.
+Sums collect(const Sums& mine, int64_t count, int group_ranks, World& world) {
+    Sums all(static_cast<size_t>(count));
+    const std::vector<std::string> parts =
+        world.all_gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof mine[0]));
+    const int64_t at_a_time = world.size / group_ranks;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t r = i % at_a_time * group_ranks, end = r + group_ranks; r < end; r++) {
+            Step::LossSum part;
+            std::memcpy(&part, parts[size_t(r)].data() + size_t(i / at_a_time) * sizeof part, sizeof part);
+            all[size_t(i)].sum += part.sum, all[size_t(i)].count += part.count;
+        }
+    return all;
+}
+
+}  // namespace
+
+EvalResult Evaluator::run(Step& step, const EvalOptions& options, World* world) const {
+    EvalResult result;
+    const int ranks = world ? world->size : 1, rank = world ? world->rank : 0;
+    const int group_ranks = step.sharding().group_ranks;
+    const int64_t at_a_time = ranks / group_ranks, first_row = rank % group_ranks * step.rows();
+    std::vector<int32_t> tokens(size_t(step.rows() * context)), targets(tokens.size());
+    Sums sums;
+    for (int64_t first = 0; first < count; first += at_a_time) {
+        const int64_t i = std::min(first + rank / group_ranks, count - 1);
+        loader->fill(tokens.data(), targets.data(), step.rows(), i * micro_batch + first_row);
+        sums.push_back(step.evaluate(tokens.data(), targets.data(), options));
+    }
+    if (world) sums = collect(sums, count, group_ranks, *world);
+    for (const Step::LossSum& sum : sums) result.loss += sum.mean() / double(count);
+    result.perplexity = std::exp(result.loss);
+    result.bits_per_byte = bytes_per_token > 0 ? result.loss / (std::log(2.0) * bytes_per_token) : 0;
+    result.tokens = count * micro_batch * context;
+    return result;
+}
+
+EvalResult Evaluator::run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
+                          Context& ctx, World* world) const {
+    const int64_t mark = arena.mark();
+    UnitHooks hooks;
+    Step step(model, config, arena, hooks, ctx);
+    const EvalResult result = run(step, options, world);
+    arena.release(mark);
+    return result;
+}
+
+std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const TrainConfig& config) {
+    std::vector<ExtraEvaluation> list;
+    const std::string& text = config.eval_group_sizes;
+    if ((!text.empty() || config.eval_discrete) && !has_mot(model))
+        input_error(text.empty() ? "--eval-discrete" : "--eval-group-sizes",
+                    " is for Mixture of Tokens, and this model has none");
+    const bool batch = model.group_axis == "batch";
+    const int64_t whole = batch ? config.micro_batch : model.context;
+    for (size_t begin = 0; begin <= text.size() && !text.empty();) {
+        const size_t end = std::min(text.find(',', begin), text.size());
+        std::string word = text.substr(begin, end - begin);
+        word.erase(0, word.find_first_not_of(" \t"));
+        word.erase(word.find_last_not_of(" \t") + 1);
+        begin = end + 1;
+        if (word.empty() || word.size() > 9 || word.find_first_not_of("0123456789") != std::string::npos)
+            input_error("--eval-group-sizes \"", text, "\": \"", word, "\" is no number: write it like 8,16,32");
+        const int64_t size = std::stoll(word);
+        if (size < 1 || whole % size)
+            input_error("--eval-group-sizes: ", size, " does not divide ", batch ? "--micro-batch " : "--context ",
+                        whole);
+        list.push_back({str("group_", size), {.group_size = size}});
+    }
+    if (config.eval_discrete) list.push_back({"discrete", {.discrete = true}});
+    return list;
+}
+
+std::string EvalResult::text() const {
+    char text[160];
+    int n = std::snprintf(text, sizeof text, "loss %.4f  perplexity %.2f", loss, perplexity);
+    if (bits_per_byte > 0) n += std::snprintf(text + n, sizeof text - size_t(n), "  bits per byte %.4f", bits_per_byte);
+    std::snprintf(text + n, sizeof text - size_t(n), "  (%lld tokens)", static_cast<long long>(tokens));
+    return text;
+}
+
+void EvalResult::add_to(nlohmann::json& json, const std::string& prefix) const {
+    json[prefix + "loss"] = loss;
+    json[prefix + "perplexity"] = perplexity;
+    if (bits_per_byte > 0) json[prefix + "bits_per_byte"] = bits_per_byte;
+    json[prefix + "tokens"] = tokens;
+}
+
+}  // namespace llmc

@@ -1,0 +1,26 @@
+// One rank's model and step on a Context that only counts: the real code, run without memory and without data, says
+// what a run will need and do.
+#pragma once
+#include "llmc/step/step.h"
+
+namespace llmc {
+
+struct CountedStep {
+    const Sharding sharding;
+    Context ctx;
+    World world;  // a pretended one: nobody is there
+    Mesh mesh;
+    Model model;
+    SharedUnits shared;
+    Arena arena;
+    UnitHooks hooks;
+    std::optional<Step> step;
+
+    // Rank 0 of `ranks`. training: with gradients and moments. InputError as sharding_of (plan.h) and check_rows.
+    CountedStep(const ModelConfig& model, const TrainConfig& train, bool training = true, int ranks = 1,
+                int threads = 1, int64_t group_size = 0);
+    CountedStep(const CountedStep&) = delete;
+    CountedStep& operator=(const CountedStep&) = delete;
+};
+
+}  // namespace llmc

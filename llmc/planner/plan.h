@@ -1,0 +1,56 @@
+// The plan of a run: memory and FLOPs, known before anything is allocated.
+#pragma once
+#include <optional>
+
+#include "llmc/model/model.h"
+#include "llmc/step/config.h"
+
+namespace llmc {
+
+// Found by running the real code once on a Context that only counts, so it cannot disagree with the run.
+struct Plan {
+    int64_t parameter_bytes = 0, copy_bytes = 0, gradient_bytes = 0, moment_bytes = 0;
+    int64_t unit_bytes = 0;  // of divided units in use: gathered parameters, gradients that are not summed yet
+    int64_t activation_bytes = 0;  // with the workspace of the ops of a pass
+    int64_t workspace_bytes = 0;   // of ops outside of passes
+    int64_t step_flops = 0;     // of everything a step executes, recomputation included
+    int64_t forward_flops = 0;  // of one evaluation of a micro-batch
+    int64_t total() const {
+        return parameter_bytes + copy_bytes + gradient_bytes + moment_bytes + unit_bytes + activation_bytes +
+               workspace_bytes;
+    }
+
+    std::map<std::string, OpCost> ops;  // of one rank's step, by op
+    // And what it sends, by the ranks that it sends to: see Mesh.
+    struct Traffic {
+        std::string group;  // "all", "experts", "replicas", "group"
+        Ranks ranks;
+        std::map<std::string, CommCost> costs;
+    };
+    std::vector<Traffic> traffic;
+};
+
+// How the configuration divides a model over these ranks; one has all of it, whatever the configuration of a run that
+// had more says. InputError if it cannot: sizes that do not divide each other, experts or groups to share where there
+// are none.
+Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ranks, int rank);
+
+
+// One training step and one of every kind of evaluation (extra_evaluations); or (training = false) evaluations only.
+// With `twin`, also an evaluation of the same parameters as that other model (model_as in convert.h). Bytes are those
+// of one of `ranks` processes, FLOPs those of the whole step. InputError as sharding_of.
+Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads,
+               const EvalOptions& eval = {}, const std::optional<ModelConfig>& twin = {}, int ranks = 1);
+
+// InputError "needs ... available ..." if the plan does not fit into the memory the device has free, or one of
+// `sharers` equal shares of it.
+void check_memory(const Plan& plan, Context& ctx, int sharers = 1);
+
+// Tables for people: units with their tensors' sizes; FLOPs a token; memory by purpose.
+std::string describe_units(const Model& model);
+std::string describe_plan(const Plan& plan, const Model& model, const TrainConfig& train, int ranks = 1);
+
+std::string bytes_text(double bytes);  // "1.25 GiB"
+std::string count_text(double count);  // "336.9M"
+
+}  // namespace llmc
