@@ -7,6 +7,7 @@
 #include "llmc/data/shards.h"
 #include "llmc/planner/scaling_flags.h"
 #include "llmc/train/commands.h"
+#include "llmc/train/flags.h"
 #include "llmc/train/trainer.h"
 #include "llmc/train/transition.h"
 

@@ -11,6 +11,13 @@
 
 namespace llmc {
 
+// A check of CLI11 for options with a range: every comparison with NaN is false, so no range excludes it.
+inline std::string refuse_nan(const std::string& text) {
+    return text.find("nan") == std::string::npos && text.find("NaN") == std::string::npos
+               ? std::string()
+               : str(text, " is not a number");
+}
+
 // visit(f) must call f(info, field) for every field; info.name is the key.
 template <class Visit>
 nlohmann::json fields_to_json(Visit&& visit) {

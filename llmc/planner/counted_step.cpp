@@ -1,7 +1,5 @@
 #include "llmc/planner/counted_step.h"
 
-#include "llmc/planner/plan.h"
-
 namespace llmc {
 
 CountedStep::CountedStep(const ModelConfig& config, const TrainConfig& train, bool training, int ranks, int threads,

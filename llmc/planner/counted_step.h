@@ -16,7 +16,7 @@ struct CountedStep {
     UnitHooks hooks;
     std::optional<Step> step;
 
-    // Rank 0 of `ranks`. training: with gradients and moments. InputError as sharding_of (plan.h) and check_rows.
+    // Rank 0 of `ranks`. training: with gradients and moments. InputError as sharding_of and check_rows.
     CountedStep(const ModelConfig& model, const TrainConfig& train, bool training = true, int ranks = 1,
                 int threads = 1, int64_t group_size = 0);
     CountedStep(const CountedStep&) = delete;

@@ -30,25 +30,6 @@ std::string row(const std::string& name, const std::string& value, const std::st
 std::string bytes_text(double bytes) { return scaled(bytes, 1024, {" B", " KiB", " MiB", " GiB", " TiB"}); }
 std::string count_text(double count) { return scaled(count, 1000, {"", "k", "M", "G", "T", "P"}); }
 
-Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ranks, int rank) {
-    if (ranks == 1) return {};
-    Sharding s{shard_from_name(train.shard), ranks, rank, int(train.expert_parallel), int(train.group_ranks)};
-    check_sharding(s);
-    if (train.grad_accumulation % s.batches())
-        input_error("a step's ", train.grad_accumulation, " micro-batches (--grad-accumulation) cannot be dealt to ",
-                    s.batches(), s.group_ranks > 1 ? " groups of processes" : " processes", ": make them a multiple");
-    if (s.expert_ranks > 1 && !has_mot(model) && !has_moe(model))
-        input_error("--expert-parallel ", s.expert_ranks, ": this model has no experts");
-    if (s.group_ranks == 1) return s;
-    if (!has_mot(model) || has_moe(model) || model.group_axis != "batch")
-        input_error("--group-ranks ", s.group_ranks, " is for models whose only mixtures are Mixtures of Tokens with "
-                    "groups over the batch");
-    if (train.micro_batch % s.group_ranks || model.context % s.group_ranks)
-        input_error("--group-ranks ", s.group_ranks, " must divide --micro-batch ", train.micro_batch,
-                    " and --context ", model.context);
-    return s;
-}
-
 namespace {
 
 // What has been counted so far.

@@ -30,12 +30,6 @@ struct Plan {
     std::vector<Traffic> traffic;
 };
 
-// How the configuration divides a model over these ranks; one has all of it, whatever the configuration of a run that
-// had more says. InputError if it cannot: sizes that do not divide each other, experts or groups to share where there
-// are none.
-Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ranks, int rank);
-
-
 // One training step and one of every kind of evaluation (extra_evaluations); or (training = false) evaluations only.
 // With `twin`, also an evaluation of the same parameters as that other model (model_as in convert.h). Bytes are those
 // of one of `ranks` processes, FLOPs those of the whole step. InputError as sharding_of.

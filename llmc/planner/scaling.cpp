@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "llmc/step/units.h"
+
 namespace llmc {
 
 // ---------------------------------------------------------------------------------------------------- the hardware

@@ -1,7 +1,9 @@
 // Flags of `train_mot plan`.
 #pragma once
+#include <CLI/CLI.hpp>
+
+#include "llmc/base/fields.h"
 #include "llmc/planner/scaling.h"
-#include "llmc/train/flags.h"
 
 namespace llmc {
 

@@ -11,8 +11,14 @@
 // gradients of the last one are summed, on devices that communicate beside their computation.
 #pragma once
 #include "llmc/model/model.h"
+#include "llmc/step/config.h"
 
 namespace llmc {
+
+// How the configuration divides a model over these ranks; one has all of it, whatever the configuration of a run that
+// had more says. InputError if it cannot: sizes that do not divide each other, experts or groups to share where there
+// are none.
+Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ranks, int rank);
 
 class SharedUnits final : public UnitHooks {
 public:

@@ -6,16 +6,10 @@
 #include <set>
 #include <string>
 
+#include "llmc/base/fields.h"
 #include "llmc/step/config.h"
 
 namespace llmc {
-
-// For options with a range: every comparison with NaN is false, so no range excludes it.
-inline std::string refuse_nan(const std::string& text) {
-    return text.find("nan") == std::string::npos && text.find("NaN") == std::string::npos
-               ? std::string()
-               : str(text, " is not a number");
-}
 
 // Adds the flag --some-field for one field; a bool also gets --no-some-field.
 template <class T>

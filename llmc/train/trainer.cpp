@@ -21,9 +21,9 @@
 #include "llmc/step/units.h"
 #include "llmc/train/log.h"
 #include "llmc/train/open_data.h"
+#include "llmc/train/recovery.h"
 #include "llmc/train/resume.h"
 #include "llmc/train/signals.h"
-#include "llmc/train/transition.h"
 
 namespace llmc {
 namespace {
@@ -68,7 +68,7 @@ struct Run {
     const json identity;  // what every checkpoint says of itself
     const std::vector<ExtraEvaluation> extras;
     const std::optional<ModelConfig> twin;  // of a run that was a Mixture of Tokens: see twin_of
-    json transition;                        // see transition.h; null for any other run
+    json transition;                        // see recovery.h; null for any other run
     double peak_flops = 0;
     int64_t first_step = 0, steps_done = 0;
     std::vector<int32_t> tokens, targets;  // one micro-batch on the host
