@@ -168,6 +168,7 @@ gpu_check_works() {  # `make gpu-check` needs a GPU; on the emulated one it must
 why_no_cuda() { sed -n 's/^CUDA_PROBLEM := //p' "build/$1/config.mk" 2> /dev/null; }
 
 test_cpu() {
+    if wanted includes; then check "includes: not all point down, see above" scripts/check_includes.sh; fi
     phase "build"
     make -k BACKEND=cpu all tests || fail "build: a program or test does not build, see above"
     if wanted test_portable && [ "$(uname -m)" = x86_64 ]; then
