@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
     app.add_option("--precision", options.precision, "fp32 or fp64")
         ->check(CLI::IsMember({"fp32", "fp64"}))
         ->capture_default_str();
-    app.add_option("--threads", options.threads, "CPU threads; 0: all")
+    app.add_option("--threads", options.threads, "number of CPU threads; 0: all")
         ->check(CLI::Range(0, 4096))
         ->capture_default_str();
     app.set_version_flag("--version", version);

@@ -41,27 +41,28 @@ struct CommandLine {
         });
         add_fields(app, model, train);
         app.add_option("--data", run.data, "data directory made by data/prepare, or a .bin shard")->group("Run");
-        app.add_option("--run-dir", run.run_dir, "directory of this run: checkpoints, log.jsonl, configuration")
+        app.add_option("--run-dir", run.run_dir, "directory for checkpoints, log.jsonl and the configuration")
             ->group("Run");
-        app.add_flag("--resume", resume, "go on from the run directory's last checkpoint")->group("Run");
-        app.add_flag("--auto-resume", auto_resume, "the same if there is one, else start")->group("Run");
-        app.add_option("--threads", run.threads, "CPU threads; 0: all that this process may use")
+        app.add_flag("--resume", resume, "continue from the last checkpoint in --run-dir")->group("Run");
+        app.add_flag("--auto-resume", auto_resume, "continue if --run-dir holds a checkpoint, else start a new run")
+            ->group("Run");
+        app.add_option("--threads", run.threads, "number of CPU threads; 0: all that this process may use")
             ->check(CLI::Range(0, 4096))
             ->group("Run");
         app.add_option("--comm-timeout", comm_timeout,
-                       "several processes: seconds after which one that waits for the others ends the run")
+                       "end the run when a process waits this many seconds for the others")
             ->check(CLI::Range(1.0, 1e9))
             ->capture_default_str()
             ->group("Run");
-        app.add_flag("--dry-run", dry_run, "print what the run would need, and stop")->group("Run");
-        app.add_option("--ranks", ranks, "info, --dry-run: for one of so many processes")
+        app.add_flag("--dry-run", dry_run, "print parameters, FLOPs and memory of the run, and stop")->group("Run");
+        app.add_option("--ranks", ranks, "info and --dry-run: number of processes to plan for")
             ->check(CLI::Range(1, 1 << 20))
             ->capture_default_str()
             ->group("Run");
-        app.add_flag("--profile", run.profile, "time every op; print the table at the end")->group("Run");
-        app.add_option("--trace", run.trace, "the same, and write the last steps to this file, for chrome://tracing")
+        app.add_flag("--profile", run.profile, "time every op and print a table at the end")->group("Run");
+        app.add_option("--trace", run.trace, "--profile, and write the last steps to this file for chrome://tracing")
             ->group("Run");
-        app.add_flag("--cuda-graph", run.cuda_graph, "launch a micro-batch, and the update, as one CUDA graph each")
+        app.add_flag("--cuda-graph", run.cuda_graph, "launch each micro-batch, and the update, as a CUDA graph")
             ->group("Run");
         app.require_subcommand(0, 1);
 
@@ -71,80 +72,93 @@ struct CommandLine {
 
         plan_app = add_plan_command(app, plan);
 
-        transition_app = app.add_subcommand("transition",
-                                            "make a trained Mixture of Tokens sparse and train it on as a new run; "
-                                            "flags of train may follow, --steps counts the old run's too")
-                             ->fallthrough();
-        transition_app->add_option("--from", transition.from, "run directory or step directory to start from")
+        transition_app =
+            app.add_subcommand("transition",
+                               "convert a trained Mixture of Tokens to a sparse mixture of experts and train "
+                               "that as a new run; takes the flags of train, and --steps includes those "
+                               "of the old run")
+                ->fallthrough();
+        transition_app->add_option("--from", transition.from, "run directory or checkpoint directory to convert")
             ->required();
-        transition_app->add_option("--to", transition.to, "token-choice or expert-choice")
+        transition_app->add_option("--to", transition.to, "kind of the new blocks: token-choice or expert-choice")
             ->required()
             ->check(CLI::IsMember({"token-choice", "expert-choice"}));
-        transition_app->add_flag("--reset-optimizer", transition.reset_optimizer, "start AdamW anew");
+        transition_app->add_flag("--reset-optimizer", transition.reset_optimizer,
+                                 "start with zero moments; default: keep those of the old run");
         transition_app->add_flag("--reset-schedule", transition.reset_schedule,
-                                 "start warm-up and cosine anew; default: the old schedule goes on");
+                                 "restart warm-up and cosine; default: continue the old schedule");
 
-        eval_app = app.add_subcommand("eval", "loss of a checkpoint on data");
-        eval_app->add_option("--checkpoint", eval.checkpoint, "run directory or step directory")->required();
-        eval_app->add_option("--data", eval.data, "data directory or shard")->required();
-        eval_app->add_option("--split", eval.split, "train or val")
+        eval_app = app.add_subcommand("eval", "compute the loss of a checkpoint");
+        eval_app->add_option("--checkpoint", eval.checkpoint, "run directory or checkpoint directory")->required();
+        eval_app->add_option("--data", eval.data, "data directory made by data/prepare, or a .bin shard")->required();
+        eval_app->add_option("--split", eval.split, "part of the data: train or val")
             ->capture_default_str()
             ->check(CLI::IsMember({"train", "val"}));
-        eval_app->add_option("--eval-batches", eval.batches, "micro-batches, or sequences with --group-fill")
+        eval_app->add_option("--eval-batches", eval.batches, "number of micro-batches; with --group-fill, of sequences")
             ->capture_default_str()
             ->check(CLI::PositiveNumber);
-        auto* rows = eval_app->add_option("--micro-batch", eval.micro_batch, "sequences at once; 0: as in training")
-                         ->check(CLI::NonNegativeNumber);
-        auto* group = eval_app->add_option("--group-size", eval.group_size, "another MoT group size; 0: as in training")
+        auto* rows =
+            eval_app->add_option("--micro-batch", eval.micro_batch, "sequences in a micro-batch; 0: as in training")
+                ->check(CLI::NonNegativeNumber);
+        auto* group = eval_app->add_option("--group-size", eval.group_size, "MoT group size; 0: as in training")
                           ->check(CLI::NonNegativeNumber);
-        auto* sizes =
-            eval_app
-                ->add_option("--eval-group-sizes", eval.group_sizes, "a table for these MoT group sizes, e.g. 8,16,32")
-                ->excludes(group);
+        auto* sizes = eval_app
+                          ->add_option("--eval-group-sizes", eval.group_sizes,
+                                       "print a table for these MoT group sizes, e.g. 8,16,32")
+                          ->excludes(group);
         auto* as = eval_app
                        ->add_option("--as", eval.as,
-                                    "evaluate the weights as another mixture: mot, token-choice, expert-choice")
+                                    "use the weights in another kind of block: mot, token-choice, expert-choice")
                        ->check(CLI::IsMember({"mot", "token-choice", "expert-choice"}));
-        auto* discrete = eval_app->add_flag("--discrete", eval.discrete, "MoT with one-hot merge and emit weights");
+        auto* discrete = eval_app->add_flag("--discrete", eval.discrete, "use one-hot merge and emit weights");
         eval_app
             ->add_option("--group-fill", eval.group_fill,
-                         "evaluate single sequences, each in a group filled by: data, self, zero")
+                         "evaluate each sequence alone and fill its MoT group with: data, self, zero")
             ->check(CLI::IsMember({"data", "self", "zero"}))
             ->excludes(rows)
             ->excludes(as)
             ->excludes(sizes)
             ->excludes(group)
             ->excludes(discrete);
-        eval_app->add_option("--threads", eval.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
-        eval_app->add_flag("--profile", eval.profile, "time every op; print the table at the end");
+        eval_app->add_option("--threads", eval.threads, "number of CPU threads; 0: all")->check(CLI::Range(0, 4096));
+        eval_app->add_flag("--profile", eval.profile, "time every op and print a table at the end");
 
-        generate_app = app.add_subcommand("generate", "continue prompts");
-        generate_app->add_option("--checkpoint", generate.checkpoint, "run directory or step directory")->required();
-        generate_app->add_option("--prompt", generate.prompts, "text to continue; repeat for several at once")
+        generate_app = app.add_subcommand("generate", "generate text that continues prompts");
+        generate_app->add_option("--checkpoint", generate.checkpoint, "run directory or checkpoint directory")
+            ->required();
+        generate_app->add_option("--prompt", generate.prompts, "text to continue; repeat the flag for several prompts")
             ->required()
             ->take_all();
-        generate_app->add_option("--tokenizer", generate.tokenizer, "rank file; default: the one kept with the run");
-        generate_app->add_option("--max-tokens", generate.options.max_tokens, "new tokens a prompt")
+        generate_app->add_option("--tokenizer", generate.tokenizer,
+                                 "tokenizer rank file; default: the one saved with the run");
+        generate_app
+            ->add_option("--max-tokens", generate.options.max_tokens, "number of tokens to generate for each prompt")
             ->capture_default_str()
             ->check(CLI::PositiveNumber);
         generate_app
-            ->add_option("--temperature", generate.options.sampling.temperature, "0: always the likeliest token")
-            ->capture_default_str()
-            ->check(CLI::NonNegativeNumber);
-        generate_app->add_option("--top-k", generate.options.sampling.top_k, "draw among the k likeliest; 0: all")
+            ->add_option("--temperature", generate.options.sampling.temperature,
+                         "sampling temperature; 0: always the likeliest token")
             ->capture_default_str()
             ->check(CLI::NonNegativeNumber);
         generate_app
-            ->add_option("--top-p", generate.options.sampling.top_p, "draw among the fewest that hold this probability")
+            ->add_option("--top-k", generate.options.sampling.top_k, "sample among the k likeliest tokens; 0: all")
+            ->capture_default_str()
+            ->check(CLI::NonNegativeNumber);
+        generate_app
+            ->add_option("--top-p", generate.options.sampling.top_p,
+                         "sample among the fewest tokens of this total probability")
             ->capture_default_str()
             ->check(CLI::Range(0.0, 1.0));
-        generate_app->add_option("--seed", generate.options.seed, "of the draws")->capture_default_str();
-        generate_app->add_option("--group-fill", generate.group_fill, "what fills up a MoT group: data, self or zero")
+        generate_app->add_option("--seed", generate.options.seed, "random seed for sampling")->capture_default_str();
+        generate_app
+            ->add_option("--group-fill", generate.group_fill,
+                         "what to fill incomplete MoT groups with: data, self, zero")
             ->capture_default_str()
             ->check(CLI::IsMember({"data", "self", "zero"}));
-        generate_app->add_flag("--discrete", generate.options.discrete, "MoT with one-hot merge and emit weights");
-        generate_app->add_option("--threads", generate.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
-        generate_app->add_flag("--profile", generate.profile, "time every op; print the table at the end");
+        generate_app->add_flag("--discrete", generate.options.discrete, "use one-hot merge and emit weights");
+        generate_app->add_option("--threads", generate.threads, "number of CPU threads; 0: all")
+            ->check(CLI::Range(0, 4096));
+        generate_app->add_flag("--profile", generate.profile, "time every op and print a table at the end");
     }
 
     int execute(World& world) {

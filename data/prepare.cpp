@@ -90,7 +90,7 @@ int run(int argc, char** argv) {
         "directories of such files. In a .txt file a line that is only <|endoftext|> separates documents. The "
         "result is the same whatever the number of threads.\n"};
     app.add_option("INPUT", options.inputs, "input files or directories");
-    app.add_option("--out", options.out, "data directory to make");
+    app.add_option("--out", options.out, "data directory to create");
     auto* tokenizer = app.add_option("--tokenizer", options.tokenizer,
                                      "rank file (tiktoken's format, plain or gzipped); default: GPT-2's vocabulary");
     app.add_option("--train-bpe", options.train_bpe,
@@ -99,20 +99,22 @@ int run(int argc, char** argv) {
         ->excludes(tokenizer)
         ->type_name("N");
     app.add_option("--bpe-megabytes", bpe_megabytes,
-                   "how much text the vocabulary is trained on, taken from all files alike")
+                   "train the vocabulary on this many megabytes, the same fraction of every file")
         ->check(CLI::Range(0.001, 1e6))
         ->capture_default_str();
-    app.add_option("--val-fraction", options.val_fraction, "share of the documents kept for validation")
-        ->check(CLI::Range(0.0, 0.999))->capture_default_str();
-    app.add_option("--shard-tokens", options.shard_tokens, "tokens in a shard file")
-        ->check(CLI::Range(int64_t(1), int64_t(INT32_MAX)))->capture_default_str();
-    app.add_option("--threads", options.threads, "threads, each working on one file; default: one a processor")
-        ->check(CLI::Range(1, 4096));
-    app.add_option("--text-key", options.text_key, "the member of a JSON object that holds the text")
+    app.add_option("--val-fraction", options.val_fraction, "fraction of the documents kept for validation")
+        ->check(CLI::Range(0.0, 0.999))
         ->capture_default_str();
-    app.add_flag("--skip-bad", options.skip_bad, "count broken lines and go on without them");
-    app.add_flag("--overwrite", options.overwrite, "replace a dataset that is already there");
-    app.add_option("--verify", verify, "only read the data directory DIR and compare all checksums")->type_name("DIR");
+    app.add_option("--shard-tokens", options.shard_tokens, "number of tokens in a shard file")
+        ->check(CLI::Range(int64_t(1), int64_t(INT32_MAX)))
+        ->capture_default_str();
+    app.add_option("--threads", options.threads, "number of threads, one file each; default: one per processor")
+        ->check(CLI::Range(1, 4096));
+    app.add_option("--text-key", options.text_key, "name of the JSON member that holds the text")
+        ->capture_default_str();
+    app.add_flag("--skip-bad", options.skip_bad, "skip broken lines and cut-off files, and count them");
+    app.add_flag("--overwrite", options.overwrite, "replace the dataset in --out, if there is one");
+    app.add_option("--verify", verify, "check the data directory DIR against its checksums and stop")->type_name("DIR");
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {

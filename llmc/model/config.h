@@ -72,41 +72,47 @@ void for_each_model_field(Config& c, F&& f) {
     std::vector<std::string> any = gated;
     any.push_back("linear");
     f(FieldInfo{"pattern", "blocks from bottom to top, e.g. \"4x(attention ffn) 4x(attention mot)\""}, c.pattern);
-    f(FieldInfo{"vocab_size", "vocabulary; 0: the data's", {}, 0, 1 << 30}, c.vocab_size);
+    f(FieldInfo{"vocab_size", "number of tokens in the vocabulary; 0: take it from the data", {}, 0, 1 << 30},
+      c.vocab_size);
     f(FieldInfo{"d_model", "width of the residual stream", {}, 1, 1 << 20}, c.d_model);
     f(FieldInfo{"heads", "attention heads; must divide d_model", {}, 1, 1 << 16}, c.heads);
-    f(FieldInfo{"d_ff", "hidden size of a feed-forward; 0: 4 x d_model", {}, 0, 1 << 24}, c.d_ff);
+    f(FieldInfo{"d_ff", "hidden size of a dense feed-forward layer; 0: 4 x d_model", {}, 0, 1 << 24}, c.d_ff);
     f(FieldInfo{"context", "sequence length in tokens", {}, 1, 1 << 24}, c.context);
-    f(FieldInfo{"positions", "position information", {"learned", "rope", "none"}}, c.positions);
-    f(FieldInfo{"norm", "kind of norm", {"layernorm", "rmsnorm"}}, c.norm);
-    f(FieldInfo{"norm_bias", "bias in norms"}, c.norm_bias);
-    f(FieldInfo{"final_norm", "a norm before the head"}, c.final_norm);
-    f(FieldInfo{"tied_head", "the head shares the token embedding"}, c.tied_head);
-    f(FieldInfo{"attention_bias", "biases in attention"}, c.attention_bias);
-    f(FieldInfo{"ffn_bias", "biases in dense feed-forwards (never with swiglu or geglu)"}, c.ffn_bias);
-    f(FieldInfo{"ffn_activation", "activation of dense feed-forwards", gated}, c.ffn_activation);
+    f(FieldInfo{"positions", "position embedding: learned table, rotary, or none", {"learned", "rope", "none"}},
+      c.positions);
+    f(FieldInfo{"norm", "kind of normalisation", {"layernorm", "rmsnorm"}}, c.norm);
+    f(FieldInfo{"norm_bias", "layernorm has a bias"}, c.norm_bias);
+    f(FieldInfo{"final_norm", "add a norm between the last block and the head"}, c.final_norm);
+    f(FieldInfo{"tied_head", "the head uses the token embedding as its weight"}, c.tied_head);
+    f(FieldInfo{"attention_bias", "attention projections have biases"}, c.attention_bias);
+    f(FieldInfo{"ffn_bias", "dense feed-forward layers have biases (never with swiglu or geglu)"}, c.ffn_bias);
+    f(FieldInfo{"ffn_activation", "activation of dense feed-forward layers", gated}, c.ffn_activation);
     const char* mot = "Mixture of Tokens";
-    f(FieldInfo{"group_size", "tokens mixed together; must divide the micro-batch", {}, 1, 1 << 20, mot}, c.group_size);
-    f(FieldInfo{"experts", "number of experts (MoT and MoE)", {}, 1, 1 << 20, mot}, c.experts);
-    f(FieldInfo{"expert_size", "hidden size of one expert (MoT and MoE); 0: see flop_matched", {}, 0, 1 << 24, mot},
-      c.expert_size);
+    f(FieldInfo{"group_size", "number of tokens in a MoT group; must divide --micro-batch", {}, 1, 1 << 20, mot},
+      c.group_size);
+    f(FieldInfo{"experts", "number of experts in a block (MoT and MoE)", {}, 1, 1 << 20, mot}, c.experts);
+    f(
+        FieldInfo{
+            "expert_size", "hidden size of one expert (MoT and MoE); 0: set by --flop-matched", {}, 0, 1 << 24, mot},
+        c.expert_size);
     f(FieldInfo{"flop_matched",
-                "expert_size 0 means the FLOPs of a dense layer without a gate: d_ff x group_size / experts, for MoE "
-                "d_ff / (experts of a token); off: d_ff / experts",
+                "on: expert size 0 means as many FLOPs as an ungated dense layer: d_ff x group_size / experts for MoT, "
+                "d_ff / (experts per token) for MoE; off: it means d_ff / experts",
                 {},
                 0,
                 1,
                 mot},
       c.flop_matched);
     f(FieldInfo{"expansion",
-                "with granularity: how many times a dense layer's parameters the experts have; MoT's group size",
+                "use with --granularity: parameters of all experts over those of a dense layer; also MoT's group size",
                 {},
                 0,
                 1 << 20,
                 mot},
       c.expansion);
     f(FieldInfo{"granularity",
-                "G: experts have hidden size d_ff / G, there are G x expansion of them, a token of MoE gets G; 0: off",
+                "G: a block has G x expansion experts of hidden size d_ff / G, and a token of MoE goes to G of them; "
+                "0: off",
                 {},
                 0,
                 1 << 20,
@@ -114,93 +120,107 @@ void for_each_model_field(Config& c, F&& f) {
       c.granularity);
     f(FieldInfo{"expert_activation", "activation of experts", any, 0, 0, mot}, c.expert_activation);
     f(FieldInfo{"expert_down_init",
-                "experts whose outputs the initialisation of their second matrix expects to add up: one, those a token "
-                "has chosen, all; default: one for MoT, all for token choice, chosen for expert choice",
+                "fan-in of the experts' down matrix counts expert_size times this many experts: one, those that a "
+                "token goes to (chosen), all; default: one for MoT, all for token choice, chosen for expert choice",
                 {"default", "one", "chosen", "all"},
                 0,
                 0,
                 mot},
       c.expert_down_init);
-    f(FieldInfo{"temperature", "of the merge and emit softmax", {}, 1e-6, 1e6, mot}, c.temperature);
+    f(FieldInfo{"temperature", "temperature of the softmax that makes the merge and emit weights", {}, 1e-6, 1e6, mot},
+      c.temperature);
     f(FieldInfo{"learn_temperature",
-                "a learned factor of it: none, one for merge and emit, one for each",
+                "multiply the temperature by a learned factor: no; one for merge and emit together (tied); one for "
+                "each",
                 {"no", "tied", "separate"},
                 0,
                 0,
                 mot},
       c.learn_temperature);
-    f(FieldInfo{"temperature_per_expert", "a learned factor for every expert", {}, 0, 1, mot},
+    f(FieldInfo{"temperature_per_expert", "learn one temperature factor per expert", {}, 0, 1, mot},
       c.temperature_per_expert);
-    f(FieldInfo{"temperature_form", "the factor is p, or exp(p - 1); p starts at 1", {"plain", "exp"}, 0, 0, mot},
+    f(FieldInfo{"temperature_form",
+                "temperature factor as a function of the parameter p: p, or exp(p - 1); p starts at 1",
+                {"plain", "exp"},
+                0,
+                0,
+                mot},
       c.temperature_form);
-    f(FieldInfo{"temperature_start", "step from which the factor is learned", {}, 0, 1e12, mot}, c.temperature_start);
+    f(FieldInfo{"temperature_start", "first step that trains the temperature factor", {}, 0, 1e12, mot},
+      c.temperature_start);
     f(FieldInfo{"controllers",
-                "of merge and emit: one; one each; each plus a common base; each mixed with a base by a learned "
-                "weight; by the same weight",
+                "matrices that make the logits of merge and emit: one for both; one each; one each plus a common base; "
+                "one each, averaged with a base by a learned weight; the same with one weight for both",
                 {"shared", "separate", "common-base", "weighted", "weighted-common"},
                 0,
                 0,
                 mot},
       c.controllers);
     f(FieldInfo{"emit",
-                "emit weights: the merge weights; a softmax over the group of their own; a softmax over experts; 1; 1 "
-                "for the group's token with the largest merge weight",
+                "emit weights: the merge weights (shared); a second softmax over the group; a softmax over the "
+                "experts; "
+                "1 for every token (raw); 1 for the token with the largest merge weight, else 0 (top)",
                 {"shared", "group", "experts", "raw", "top"},
                 0,
                 0,
                 mot},
       c.emit);
-    f(FieldInfo{"merge_softmax", "off: the logits themselves are the weights", {}, 0, 1, mot}, c.merge_softmax);
-    f(FieldInfo{"mixture_norm", "a layernorm of the mixtures before the experts and of the experts' outputs", {}, 0, 1,
-                mot},
+    f(FieldInfo{"merge_softmax", "off: use the logits themselves as merge and emit weights", {}, 0, 1, mot},
+      c.merge_softmax);
+    f(FieldInfo{"mixture_norm", "apply a layernorm to the input and to the output of the experts", {}, 0, 1, mot},
       c.mixture_norm);
     f(FieldInfo{"group_axis",
-                "group over the batch, or within a sequence (not causal: a control only)",
+                "form groups over the batch, or within a sequence (not causal: for control experiments)",
                 {"batch", "sequence"},
                 0,
                 0,
                 mot},
       c.group_axis);
     f(FieldInfo{"group_order",
-                "groups of neighbours, or in a random order that is new in every layer and micro-batch",
+                "form groups of consecutive sequences, or of randomly ordered ones, shuffled anew in every layer and "
+                "micro-batch",
                 {"consecutive", "random"},
                 0,
                 0,
                 mot},
       c.group_order);
     f(FieldInfo{"router",
-                "learned controller, or uniform weights 1/g without one (a control)",
+                "learned controller, or uniform weights 1/g (for control experiments)",
                 {"learned", "uniform"},
                 0,
                 0,
                 mot},
       c.router);
     const char* moe = "Mixture of Experts";
-    f(FieldInfo{"top_k", "token choice: experts of a token", {}, 1, 1 << 20, moe}, c.top_k);
+    f(FieldInfo{"top_k", "token choice: number of experts that a token goes to", {}, 1, 1 << 20, moe}, c.top_k);
     f(FieldInfo{"capacity_factor",
-                "token choice: an expert takes at most this x tokens x top_k / experts tokens of a micro-batch",
+                "token choice: an expert takes at most capacity_factor x tokens x top_k / experts tokens of a "
+                "micro-batch",
                 {},
                 1e-6,
                 1e6,
                 moe},
       c.capacity_factor);
-    f(FieldInfo{"dropless", "token choice: no capacity, experts take all that come", {}, 0, 1, moe}, c.dropless);
+    f(FieldInfo{"dropless", "token choice: no capacity limit, so no token is dropped", {}, 0, 1, moe}, c.dropless);
     f(FieldInfo{"drop_order",
-                "token choice: an expert keeps the first tokens, or those with the largest gates (not causal)",
+                "token choice: a full expert keeps the first tokens, or those with the largest gates (not causal)",
                 {"position", "gate"},
                 0,
                 0,
                 moe},
       c.drop_order);
-    f(FieldInfo{"renormalize_gates", "token choice: the gates of a token's experts are scaled to sum to 1", {}, 0, 1,
-                moe},
+    f(FieldInfo{"renormalize_gates", "token choice: scale the gates of a token to sum to 1", {}, 0, 1, moe},
       c.renormalize_gates);
-    f(FieldInfo{"shared_experts", "experts of the same size that every token of MoE passes besides", {}, 0,
-                1 << 20, moe},
+    f(FieldInfo{"shared_experts", "MoE: number of additional experts that process every token", {}, 0, 1 << 20, moe},
       c.shared_experts);
     f(FieldInfo{"load_balancing_weight", "token choice: weight of the load balancing loss", {}, 0, 1e6, moe},
       c.load_balancing_weight);
-    f(FieldInfo{"load_balancing_over", "its sum or mean over layers", {"sum", "mean"}, 0, 0, moe},
+    f(FieldInfo{"load_balancing_over",
+                "token choice: sum the load balancing loss over layers, or average it",
+                {"sum", "mean"},
+                0,
+                0,
+                moe},
       c.load_balancing_over);
     f(FieldInfo{"router_z_loss_weight",
                 "weight of the mean squared log-sum-exp of the router's logits, summed over layers",
@@ -209,34 +229,42 @@ void for_each_model_field(Config& c, F&& f) {
                 1e6,
                 moe},
       c.router_z_loss_weight);
-    f(FieldInfo{"balanced_routing", "token choice: tokens go to experts in turn, whatever the router says; for timings",
-                {}, 0, 1, moe},
+    f(FieldInfo{"balanced_routing",
+                "token choice: send tokens to the experts in turn and ignore the router; for timings only",
+                {},
+                0,
+                1,
+                moe},
       c.balanced_routing);
     f(FieldInfo{"expert_choice_fraction",
-                "expert choice: an expert takes this share of the candidates; 0: top_k / experts",
+                "expert choice: fraction of the candidate tokens that an expert takes; 0: top_k / experts",
                 {},
                 0,
                 1,
                 moe},
       c.expert_choice_fraction);
     f(FieldInfo{"expert_choice_over",
-                "candidates: the batch at one position, or all tokens (not causal: a control only)",
+                "expert choice: candidate tokens are those of the batch at one position, or all (not causal: for "
+                "control experiments)",
                 {"batch", "all"},
                 0,
                 0,
                 moe},
       c.expert_choice_over);
     f(FieldInfo{"expert_choice_softmax",
-                "expert choice: gates are a softmax over the experts, or over the candidates of an expert",
+                "expert choice: compute gates by a softmax over the experts, or over the candidate tokens",
                 {"experts", "tokens"},
                 0,
                 0,
                 moe},
       c.expert_choice_softmax);
-    f(FieldInfo{"expert_choice_norm", "expert choice: a layernorm of the experts' sum", {}, 0, 1, moe},
-      c.expert_choice_norm);
+    f(
+        FieldInfo{
+            "expert_choice_norm", "expert choice: apply a layernorm to the sum of the experts' outputs", {}, 0, 1, moe},
+        c.expert_choice_norm);
     f(FieldInfo{"simulate_group_size",
-                "expert choice: sequences that compete at a position; must divide the micro-batch; 0: all of it",
+                "expert choice: number of sequences that compete for an expert; must divide --micro-batch; 0: all of "
+                "them",
                 {},
                 0,
                 1 << 20,
@@ -246,7 +274,8 @@ void for_each_model_field(Config& c, F&& f) {
     f(
         FieldInfo{
             "init",
-            "truncated-normal: std sqrt(scale/fan_in), cut at +-2 scale; -fixed: std scale/sqrt(fan_in), cut at 2 std",
+            "truncated-normal: std sqrt(scale/fan_in), cut at 2 scale; truncated-normal-fixed: std scale/sqrt(fan_in), "
+            "cut at 2 std",
             {"truncated-normal", "truncated-normal-fixed"},
             0,
             0,

@@ -36,7 +36,7 @@ inline void add_fields(CLI::App& app, ModelConfig& model, TrainConfig& train) {
     for_each_model_field(model, add);
     for_each_train_field(train, add);
     app.set_config("--config", "",
-                   "read flags from this file: lines of `flag = value` without the dashes; the command line wins")
+                   "read flags from this file, one `flag = value` a line, without dashes; the command line wins")
         ->group("Run");
     app.allow_config_extras(CLI::config_extras_mode::error);
 }
