@@ -165,7 +165,8 @@ struct CommandLine {
         if (model.granularity && model.expansion) check_overruled(model, given_fields(app, model, train));
         const bool trains = !*eval_app && !*generate_app && !*info_app && !*plan_app && !*transition_app && !dry_run;
         if (world.size > 1 && !trains)
-            input_error("only training runs in several processes, and there are ", world.size, ": start this without "
+            input_error("only training can use several processes, but there are ", world.size,
+                        ": start this without "
                         "the launcher");
         if (world.size > 1) run.world = &world;
         world.set_timeout(comm_timeout);
@@ -191,7 +192,7 @@ struct CommandLine {
         if (!run.given.count("vocab_size")) model.vocab_size = 0;  // the data's
         if (*transition_app) {
             if (run.resume != Resume::never)
-                input_error("transition starts a run: go on with one by train --resume --run-dir ", run.run_dir);
+                input_error("transition starts a new run: to continue it, use train --resume --run-dir ", run.run_dir);
             transition.dry_run = dry_run;
             return run_transition(transition, model, train, run);
         }

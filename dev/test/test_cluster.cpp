@@ -66,11 +66,11 @@ TEST(Measured, ReplacesTheRoofline) {
     c.measured = read_measured(dir / "check.json", "bf16-mixed");
     expect_seconds(op_seconds("matmul", {1, 1000, 0}, DType::bf16, c), 20);  // 8 s for 400 FLOPs
 
-    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "one.json", "fp32"); }, "no seconds of ops in fp32"));
+    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "one.json", "fp32"); }, "no times of ops in fp32"));
     write_file_atomic(dir / "other.json", R"({"a": 1})");
     write_file_atomic(dir / "broken.json", "{");
-    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "other.json", "fp32"); }, "no report of"));
-    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "broken.json", "fp32"); }, "no report of"));
+    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "other.json", "fp32"); }, "not a report of"));
+    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "broken.json", "fp32"); }, "not a report of"));
 }
 
 // -------------------------------------------------------------------------------------------------- communication

@@ -50,7 +50,7 @@ TEST(World, Pretended) {
     EXPECT_EQ(comm.costs["all_reduce"].wire, 2 * 127 * 16 / 128);
     EXPECT_EQ(counting.workspace_needed > 0, !backend_has_graphs());  // NCCL brings its own
     Comm other(world, computing);
-    EXPECT_TRUE(refuses([&] { other.all_reduce(t); }, "pretended"));
+    EXPECT_TRUE(refuses([&] { other.all_reduce(t); }, "simulated"));
     EXPECT_EQ(x[0], 1);
     for (Ranks ranks : {Ranks{0, 4, 128}, Ranks{1, 4, 129}, Ranks{38, 1, 2}, Ranks{0, 1, 37}, Ranks{37, 0, 1}})
         EXPECT_THROW(Comm(world, counting, ranks), RunError);

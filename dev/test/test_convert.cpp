@@ -203,11 +203,11 @@ TEST(Evaluations, OtherGroupSizesAndDiscrete) {
     refused("2,5", {"5 does not divide --micro-batch 12"});
     refused("24", {"24 does not divide --micro-batch 12"});
     refused("0", {"0 does not divide"});
-    refused("2,,3", {"\"\" is no number"});
-    refused("2, ,3", {"\"\" is no number"});
-    refused("2,", {"\"\" is no number"});
-    refused("2 3", {"\"2 3\" is no number"});
-    refused("-2", {"\"-2\" is no number"});
+    refused("2,,3", {"\"\" is not a number"});
+    refused("2, ,3", {"\"\" is not a number"});
+    refused("2,", {"\"\" is not a number"});
+    refused("2 3", {"\"2 3\" is not a number"});
+    refused("-2", {"\"-2\" is not a number"});
     expect_refused([&] { extra_evaluations(tiny("attention ffn"), train); }, {"--eval-group-sizes", "has none"});
     train.eval_group_sizes.clear();
     expect_refused([&] { extra_evaluations(tiny("attention ffn"), train); }, {"--eval-discrete", "has none"});

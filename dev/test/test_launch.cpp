@@ -66,7 +66,7 @@ TEST_F(RunUntilDone, AKilledRankCostsAtMostOneSaveInterval) {
 
 TEST_F(RunUntilDone, BadInputIsNotTriedAgain) {
     EXPECT_EQ(run_words(loop(), recipe(5, "run", {"--auto-resume"})), 2);
-    EXPECT_EQ(count("cannot be dealt"), 1u) << said();
+    EXPECT_EQ(count("cannot be distributed"), 1u) << said();
     EXPECT_EQ(count("bad input"), 1u) << said();
 }
 

@@ -118,7 +118,7 @@ TEST(Golden, WrongFilesGetOneSentence) {
         {"moe_token_choice_1_top1", [](Copy& c) { c.remove("aux_loss"); }, "aux_loss"},
         {"moe_expert_choice_1", [](Copy& c) { c.remove("param.norm.bias"); }, "param.norm.bias"},
         {"moe_expert_choice_1", [](Copy& c) { c.replace("config", "fraction\": 0.25", "fraction\": 0.01"); },
-         "no token for an expert"},
+         "rounds to 0 tokens per expert"},
         {"moe_expert_choice_4_simulated_group",
          [](Copy& c) { c.replace("config", "group_size\": 4", "group_size\": 3"); }, "simulated group size 3"},
         {"model_1_dense", [](Copy& c) { c.replace("config", "\"layernorm\"", "\"lawyernorm\""); }, "lawyernorm"},

@@ -222,7 +222,7 @@ TEST_F(TcpProcesses, WhoDoesNotComeIsNamed) {
         environment.push_back({"MOT_START_TIMEOUT", "3"});
         start("Talks", environment);
     }
-    expect_end(0, 1, "ranks 1, 3, 4 of 5 did not come to rank 0");
+    expect_end(0, 1, "ranks 1, 3, 4 of 5 did not connect to rank 0");
     expect_end(1, 1, "rank 0 (127.0.0.1) is gone");
 }
 
@@ -230,7 +230,7 @@ TEST_F(TcpProcesses, ARank0ThatDoesNotComeIsNamed) {
     Environment environment = slurm(1, 2);
     environment.push_back({"MOT_START_TIMEOUT", "2"});
     start("Talks", environment);
-    expect_end(0, 1, "found no rank 0 at 127.0.0.1, port " + str(port));
+    expect_end(0, 1, "could not reach rank 0 at 127.0.0.1, port " + str(port));
     EXPECT_TRUE(says(0, "Connection refused"));
 }
 
@@ -321,7 +321,7 @@ TEST_F(TcpProcesses, TheSameRankTwiceOrAnotherNumberIsRefused) {
 TEST_F(TcpProcesses, APortInUseIsNamed) {
     const Socket taken = listen_on(port);
     start("Talks", slurm(0, 2));
-    expect_end(0, 1, str("port ", port, " cannot be listened on: Address already in use; set MASTER_PORT"));
+    expect_end(0, 1, str("cannot listen on port ", port, ": Address already in use; set MASTER_PORT"));
 }
 
 TEST_F(TcpProcesses, AGoodEndIsNoProblem) {

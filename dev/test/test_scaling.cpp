@@ -332,7 +332,7 @@ TEST(Net, IsOfAGpuOrOfANode) {
     EXPECT_EQ(net_of_gpu("3200Gb/node", 8), 50e9);
     EXPECT_EQ(net_of_gpu("12.5GB/node", 4), 3.125e9);
     for (const char* wrong : {"", "400", "Gb", "400gb", "-1Gb", "0GB", "nanGb", "400Gb/s", "1e99Gb", "infGB"})
-        EXPECT_TRUE(refuses<InputError>([&] { net_of_gpu(wrong, 8); }, "is no rate")) << wrong;
+        EXPECT_TRUE(refuses<InputError>([&] { net_of_gpu(wrong, 8); }, "is not a rate")) << wrong;
 }
 
 TEST(Row, IsTheStepOnTheCluster) {

@@ -98,7 +98,7 @@ TEST(Shards, BadShardsAreNamed) {
     };
     error_for("", "is empty");
     error_for("short", "less than a shard's header");
-    error_for(shard_bytes(20240521, 1, 2, {1, 2}), "no token shard");
+    error_for(shard_bytes(20240521, 1, 2, {1, 2}), "not a token shard");
     error_for(shard_bytes(20240520, 2, 2, {1, 2}), "version 2");
     error_for(shard_bytes(20240520, 1, 0, {}), "no tokens");
     error_for(shard_bytes(20240520, 1, -5, {}), "no tokens");

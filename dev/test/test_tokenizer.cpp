@@ -154,7 +154,8 @@ TEST(Tokenizer, BadRankFilesAreNamed) {
     EXPECT_NE(error("ISE= 0\n").find("single bytes"), std::string::npos);
     EXPECT_NE(error("").find("v has 0 tokens"), std::string::npos);
     std::string bytes = BpeTrainer().train(257);
-    EXPECT_NE(error(bytes + "YWJj 256\n").find("line 257: this token is not two"), std::string::npos);
+    EXPECT_NE(error(bytes + "YWJj 256\n").find("line 257: this token is not a concatenation of two"),
+              std::string::npos);
     EXPECT_NE(error(bytes + "YWI= 256\nYWI= 257\n").find("line 258 repeats"), std::string::npos);
     EXPECT_NE(input_error_of([] { Tokenizer::load("/nonexistent/x"); }).find("/nonexistent/x"), std::string::npos);
     int32_t id = 50257;

@@ -1,5 +1,5 @@
-// train_mot in several processes: a step is the same however its micro-batches are dealt, a run goes on with another
-// number of processes, and a process that fails ends all of them.
+// train_mot in several processes: a step is the same however its micro-batches are distributed, a run goes on with
+// another number of processes, and a process that fails ends all of them.
 #include "dev/test/train_ranks.h"
 
 namespace llmc::test {
@@ -99,10 +99,11 @@ TEST_F(TrainRanks, AllRanksGiveUpAtTheSameStep) {
 
 TEST_F(TrainRanks, BadInputIsOneSentence) {
     EXPECT_EQ(start(5, "five", {"--steps", "2"}), 2);
-    EXPECT_NE(said().find("12 micro-batches (--grad-accumulation) cannot be dealt to 5 processes"), std::string::npos)
+    EXPECT_NE(said().find("12 micro-batches (--grad-accumulation) cannot be distributed equally over 5 processes"),
+              std::string::npos)
         << said();
     const std::string text = said();
-    EXPECT_EQ(text.find("cannot be dealt", text.find("cannot be dealt") + 1), std::string::npos) << text;
+    EXPECT_EQ(text.find("cannot be distributed", text.find("cannot be distributed") + 1), std::string::npos) << text;
     EXPECT_FALSE(path_exists(dir / "five")) << "nothing is made";
 
     struct Refusal {
@@ -113,7 +114,7 @@ TEST_F(TrainRanks, BadInputIsOneSentence) {
          {Refusal{{"--expert-parallel", "3"}, "--expert-parallel 3 does not divide the number of processes, 2"},
           {{"--expert-parallel", "2", "--experts", "5"}, "--expert-parallel 2 does not divide the 5 experts of"},
           {{"--expert-parallel", "2", "--pattern", "attention ffn"}, "this model has no experts"},
-          {{"--group-ranks", "2"}, "--group-ranks 2 is for models whose only mixtures are Mixtures of Tokens"},
+          {{"--group-ranks", "2"}, "--group-ranks 2 needs a model whose mixtures are all Mixtures of Tokens"},
           {{"--group-ranks", "2", "--pattern", "mot", "--micro-batch", "8", "--context", "7"}, "--context 7"},
           {{"--shard", "everything"}, "--shard"}}) {
         EXPECT_EQ(start(2, "two", with(every_kind, with(r.flags, {"--steps", "2"}))), 2) << said();

@@ -31,9 +31,9 @@ json parse_header(const std::string& path, const char* text, size_t size) {
     try {
         header = json::parse(text, text + size, note_names);
     } catch (const json::exception& e) {
-        input_error(path, " is not a safetensors file: its header is no valid JSON (", e.what(), ")");
+        input_error(path, " is not a safetensors file: its header is not valid JSON (", e.what(), ")");
     }
-    if (!header.is_object()) input_error(path, " is not a safetensors file: its header is no JSON object");
+    if (!header.is_object()) input_error(path, " is not a safetensors file: its header is not a JSON object");
     if (!twice.empty()) input_error(path, ": tensor ", twice, " is listed twice");
     return header;
 }
@@ -63,7 +63,7 @@ int64_t checked_bytes(const std::string& where, const SafetensorsEntry& entry) {
     int64_t bytes = size_of(entry.dtype);
     for (int i = 0; i < entry.shape.rank; i++)
         if (__builtin_mul_overflow(bytes, entry.shape[i], &bytes))
-            input_error(where, " has shape ", entry.shape.text(), ", more than any memory holds");
+            input_error(where, " has shape ", entry.shape.text(), ", which is too large for any memory");
     return bytes;
 }
 
@@ -81,7 +81,7 @@ SafetensorsEntry parse_entry(const std::string& path, const std::string& name, c
     const json& range = field("data_offsets");
     if (!range.is_array() || range.size() != 2) input_error(where, " has no data_offsets [begin, end]");
     int64_t begin = parse_size(where, range[0]), end = parse_size(where, range[1]);
-    if (end < begin) input_error(where, " ends at byte ", end, ", before its begin ", begin);
+    if (end < begin) input_error(where, " ends at byte ", end, ", before its beginning ", begin);
     if (end > file_size - data_begin)
         input_error(where, " ends at byte ", end, " of the data, but the file has only ", file_size - data_begin,
                     ": it is truncated or damaged");
@@ -101,7 +101,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_path(path), fil
     std::memcpy(&header_size, file.data(), length_bytes);
     if (header_size > largest_header || header_size > file.size() - length_bytes)
         input_error(path, " is truncated or not a safetensors file: it has ", file.size(),
-                    " bytes, its header would take ", header_size);
+                    " bytes, but its header says that it takes ", header_size);
     const json header = parse_header(path, file.data() + length_bytes, header_size);
     const int64_t data_begin = int64_t(length_bytes + header_size), file_size = int64_t(file.size());
     for (const auto& [name, value] : header.items()) {
@@ -161,7 +161,7 @@ SafetensorsLayout lay_out_safetensors(std::vector<SafetensorsEntry> tensors, con
     for (size_t i : order) {
         SafetensorsEntry& tensor = tensors[i];
         if (tensor.name == metadata_key || header.contains(tensor.name))
-            run_error("two tensors of a file are called ", tensor.name);
+            run_error("two tensors of one file have the name ", tensor.name);
         tensor.offset = end;
         end += checked_bytes(str("tensor ", tensor.name), tensor);
         std::vector<int64_t> shape(tensor.shape.dim.begin(), tensor.shape.dim.begin() + tensor.shape.rank);

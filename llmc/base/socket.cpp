@@ -104,7 +104,7 @@ Socket listen_on(int port) {
     set_option(listener.descriptor(), IPPROTO_IPV6, IPV6_V6ONLY, 0);
     set_option(listener.descriptor(), SOL_SOCKET, SO_REUSEADDR, 1);  // connections that ended a moment ago do not count
     if (::bind(listener.descriptor(), address, size) != 0 || ::listen(listener.descriptor(), SOMAXCONN) != 0)
-        run_error("port ", port, " cannot be listened on: ", std::strerror(errno));
+        run_error("cannot listen on port ", port, ": ", std::strerror(errno));
     return listener;
 }
 

@@ -128,7 +128,7 @@ json join_parts(const SafetensorsLayout& layout, std::vector<WrittenPart> parts)
         for (; part != parts.end() && part->tensor == int64_t(i) && part->first == done; ++part)
             crc = crc32_append(crc, part->crc32, part->count), done += part->count;
         if (done != layout.tensors[i].bytes())
-            run_error("of tensor ", layout.tensors[i].name, ", byte ", done, " was written by no rank, or by several");
+            run_error("of tensor ", layout.tensors[i].name, ", byte ", done, " was not written by exactly one rank");
         listed[layout.tensors[i].name] = hex32(crc);
     }
     if (part != parts.end()) run_error("a part of tensor number ", part->tensor, " was written twice");
@@ -206,9 +206,9 @@ std::string save_checkpoint(const std::string& run_directory, int64_t step, cons
                             World* world) {
     if (!given.is_object()) run_error("save_checkpoint: state must be a JSON object");
     for (const char* key : {"format_version", "step", "files", "checksum"})
-        if (given.contains(key)) run_error("save_checkpoint: the key ", key, " of state is taken");
+        if (given.contains(key)) run_error("save_checkpoint: the key ", key, " of state is reserved");
     const std::string name = name_of_step(step), final = run_directory + "/" + name;
-    if (step < 0 || step_of_name(name) != step) run_error("save_checkpoint: ", step, " is no step");
+    if (step < 0 || step_of_name(name) != step) run_error("save_checkpoint: step ", step, " is negative");
     const std::string temporary = str(run_directory, "/.", name, ".tmp"), replaced = final + replaced_suffix;
     const bool first = !world || world->rank == 0;
     json state = given;
@@ -254,7 +254,7 @@ namespace {
 json read_state(const std::string& path) {
     json state = json::parse(read_file(path), nullptr, false);
     if (!state.is_object() || !state.contains("format_version") || !state["format_version"].is_number_integer())
-        input_error(path, " is damaged: it is no JSON object with a format_version");
+        input_error(path, " is damaged: it is not a JSON object with a format_version");
     if (state["format_version"] != checkpoint_format)
         input_error(path, " has format ", state["format_version"].dump(), ", this program reads ", checkpoint_format,
                     ": use the version of the program that wrote it");
@@ -271,7 +271,7 @@ Checkpoint open_directory(const std::string& directory) {
     Checkpoint checkpoint;
     checkpoint.directory = directory;
     if (!path_exists(directory + "/" + state_file))
-        input_error(directory, " is no complete checkpoint: it has no ", state_file);
+        input_error(directory, " is not a complete checkpoint: it has no ", state_file);
     checkpoint.state = read_state(directory + "/" + state_file);
     checkpoint.step = checkpoint.state["step"].get<int64_t>();
     for (const auto& [file, described] : checkpoint.state["files"].items()) {
@@ -326,7 +326,7 @@ Checkpoint open_checkpoint(const std::string& path) {
     if (!path_exists(path)) input_error("there is no checkpoint ", path);
     std::error_code error;
     if (!fs::is_directory(path, error))
-        input_error(path, " is no checkpoint: give a run's directory or one of its step-... directories");
+        input_error(path, " is not a checkpoint: give a run's directory or one of its step-... directories");
     std::string trimmed = path;
     while (trimmed.size() > 1 && trimmed.back() == '/') trimmed.pop_back();
     if (path_exists(trimmed + "/" + state_file) || step_of_name(fs::path(trimmed).filename().string()) >= 0)

@@ -76,7 +76,7 @@ ModelConfig to_sparse(ModelConfig c, Mixture to, const std::string& where) {
 ModelConfig to_mot(ModelConfig c, int64_t group_size, const std::string& where) {
     if (c.shared_experts)
         input_error("the model in ", where, " has --shared-experts ", c.shared_experts,
-                    ": a Mixture of Tokens has no experts that every token passes");
+                    ": a Mixture of Tokens has no shared experts");
     for (Mixture sparse : {Mixture::token_choice, Mixture::expert_choice})
         c.pattern = replace_block(c.pattern, block_of(sparse), "mot");
     if (group_size) c.group_size = group_size;
@@ -90,7 +90,7 @@ Mixture mixture_from_name(const std::string& name) {
     if (name == "mot") return Mixture::mot;
     if (name == "token-choice") return Mixture::token_choice;
     if (name == "expert-choice") return Mixture::expert_choice;
-    input_error(name, " is no kind of mixture: use mot, token-choice or expert-choice");
+    input_error(name, " is not a kind of mixture: use mot, token-choice or expert-choice");
 }
 
 const char* block_of(Mixture mixture) {

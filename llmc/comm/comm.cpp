@@ -12,7 +12,7 @@ Comm::Comm(World& w, Context& c, Ranks r) : ranks(r), world(w), ctx(c) {
     if (ranks.first < 0 || ranks.stride < 1 || ranks.count < 1 || last >= world.size || ahead < 0 ||
         world.rank > last || ahead % ranks.stride != 0)
         run_error("ranks ", ranks.first, " to ", last, " in steps of ", ranks.stride, " of ", world.size,
-                  " are no group of rank ", world.rank);
+                  " are not a group that contains rank ", world.rank);
     rank = ahead / ranks.stride;
     size = ranks.count;
     if (world.processes() && size > 1 && !ctx.counting) transport = transport_create(world, ctx, ranks, *this);
@@ -59,7 +59,7 @@ void Comm::run(const char* name, Tensor whole, int64_t passes, int64_t scratch, 
         if (out.data != in.data) copy(out, in.view(out.shape), ctx);
         return;
     }
-    if (!transport) run_error(name, ": ", size, " ranks that are only pretended can count collectives, not send");
+    if (!transport) run_error(name, ": ", size, " simulated ranks can count collectives but not send data");
     const Waiting waiting(world.watchdog(), name, whole.bytes());
     send(op.workspace);
     if (ctx.profile) transport->before_compute();  // the op's time should include it
@@ -93,8 +93,8 @@ void Comm::all_gather(Tensor out, Tensor in) {
 void Comm::all_to_all(Tensor out, Tensor in) {
     check_part(in, out, 1, "all_to_all");
     if (in.numel() % size != 0)
-        run_error("all_to_all: ", in.name, " has ", in.numel(), " elements, which ", size,
-                  " ranks cannot share equally");
+        run_error("all_to_all: ", in.name, " has ", in.numel(), " elements, which cannot be divided equally among ",
+                  size, " ranks");
     run("all_to_all", in, 1, 0, out, in, [&](void*) { transport->all_to_all(out, in); });
 }
 
@@ -103,8 +103,8 @@ void Comm::all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& re
     check_contiguous(out, "all_to_all_rows");
     check_contiguous(in, "all_to_all_rows");
     if (out.dtype != in.dtype || out.columns() != in.columns())
-        run_error("all_to_all_rows: rows of ", out.name, " ", out.shape.text(), " are not like those of ", in.name, " ",
-                  in.shape.text());
+        run_error("all_to_all_rows: rows of ", out.name, " ", out.shape.text(), " differ in size from those of ",
+                  in.name, " ", in.shape.text());
     const std::pair<const Tensor*, const std::vector<int64_t>*> sides[] = {{&out, &receive}, {&in, &send}};
     for (const auto& [t, rows] : sides) {
         const int64_t total = std::accumulate(rows->begin(), rows->end(), int64_t(0));
@@ -123,7 +123,7 @@ void Comm::all_to_all_rows(Tensor out, Tensor in, const std::vector<int64_t>& re
     if (!op.run) return;
     const int64_t n = in.columns();
     if (size == 1) return copy(out.slice(0, receive[0]), in.slice(0, send[0]), ctx);
-    if (!transport) run_error("all_to_all_rows: ", size, " ranks that are only pretended can count, not send");
+    if (!transport) run_error("all_to_all_rows: ", size, " simulated ranks can count collectives but not send data");
     const Waiting waiting(world.watchdog(), "all_to_all_rows", sent);
     auto elements = [n](std::vector<int64_t> rows) {
         for (int64_t& count : rows) count *= n;

@@ -23,7 +23,7 @@ public:
     explicit MpiProcesses(World& w) : world(w) {
         int threads = 0;  // only the thread that made the World calls MPI
         if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &threads) != MPI_SUCCESS)
-            run_error("MPI does not start");
+            run_error("MPI could not be initialised");
         check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &all), "MPI_Comm_dup", world);
         check_mpi(MPI_Comm_set_errhandler(all, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler", world);
         MPI_Comm_rank(all, &world.rank);
@@ -31,7 +31,7 @@ public:
         for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
             if (const char* said = std::getenv(variable); said && world.size == 1 && std::atoi(said) > 1)
                 input_error("the launcher started ", said, " processes (", variable,
-                            ") that this MPI cannot introduce to each other: use Open MPI's mpirun, or "
+                            ") that this MPI cannot connect to each other: use Open MPI's mpirun, or "
                             "srun --mpi=pmix");
 
         MPI_Comm on_host;
@@ -64,7 +64,7 @@ public:
         check_mpi(MPI_Allgather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, all), "all_gather", world);
         int64_t total = 0;
         for (size_t r = 0; r < sizes.size(); r++) begins[r] = int(total), total += sizes[r];
-        if (total > 0x7fffffff) run_error("all_gather of ", total, " bytes of text: that is no small string");
+        if (total > 0x7fffffff) run_error("all_gather of ", total, " bytes of text is too long: at most 2147483647");
         std::string joined(size_t(total), '\0');
         check_mpi(MPI_Allgatherv(mine.data(), size, MPI_BYTE, joined.data(), sizes.data(), begins.data(), MPI_BYTE,
                                  all),
@@ -106,7 +106,7 @@ std::unique_ptr<Processes> mpi_processes_start(World& world) { return std::make_
 
 MPI_Comm mpi_comm(const World& world) {
     const auto* processes = dynamic_cast<const MpiProcesses*>(world.processes());
-    if (!processes) run_error("MPI did not start these processes, so it cannot carry their tensors");
+    if (!processes) run_error("MPI did not start these processes, so it cannot transfer their tensors");
     return processes->all;
 }
 

@@ -16,11 +16,11 @@ std::string variable(const char* name) {
 
 int64_t number(const char* name, int64_t least, int64_t most) {
     const std::string text = variable(name);
-    if (text.empty()) input_error("the launcher has set no ", name, ", without which processes cannot find each other");
+    if (text.empty()) input_error("the launcher did not set ", name, ", which the processes need to find each other");
     char* end = nullptr;
     const long long value = std::strtoll(text.c_str(), &end, 10);
     if (*end || value < least || value > most)
-        input_error(name, "=", text, " is no number from ", least, " to ", most);
+        input_error(name, "=", text, " is not a number from ", least, " to ", most);
     return value;
 }
 
@@ -55,7 +55,7 @@ Rendezvous of_srun() {
     r.host = variable("MASTER_ADDR");
     if (r.host.empty()) r.host = first_host(variable("SLURM_STEP_NODELIST"));
     if (r.host.empty()) r.host = variable("SLURM_LAUNCH_NODE_IPADDR");
-    if (r.host.empty()) input_error("srun has set no SLURM_STEP_NODELIST: set MASTER_ADDR to the host of rank 0");
+    if (r.host.empty()) input_error("srun did not set SLURM_STEP_NODELIST: set MASTER_ADDR to the host of rank 0");
     r.port = variable("MASTER_PORT").empty() ? port_of(r.job) : int(number("MASTER_PORT", 1, 65535));
     return r;
 }

@@ -196,7 +196,7 @@ private:
         for (const Peer& peer : peers)
             if (!peer.here()) missing.push_back(peer.rank);
         run_error(missing.size() > 1 ? "ranks " : "rank ", ranges(missing), " of ", world.size,
-                  " did not come to rank 0 (", world.host, ", port ", meeting.port, ") within ", meeting.seconds,
+                  " did not connect to rank 0 (", world.host, ", port ", meeting.port, ") within ", meeting.seconds,
                   " seconds: look for their own messages, and whether their hosts may connect to this one");
     }
 
@@ -228,9 +228,10 @@ private:
             }
             std::this_thread::sleep_for(std::chrono::milliseconds(100));
         }
-        run_error("rank ", world.rank, " (", world.host, ") found no rank 0 at ", meeting.host, ", port ", meeting.port,
-                  ", within ", meeting.seconds, " seconds (", why, "): does it run there, and is this its address? "
-                  "MASTER_ADDR and MASTER_PORT choose another");
+        run_error("rank ", world.rank, " (", world.host, ") could not reach rank 0 at ", meeting.host, ", port ",
+                  meeting.port, ", within ", meeting.seconds, " seconds (", why,
+                  "): check that it runs there and that the address is right; "
+                  "MASTER_ADDR and MASTER_PORT set another one");
     }
 
     // ---- messages

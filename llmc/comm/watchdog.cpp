@@ -38,7 +38,7 @@ std::string text_of(const Activity& activity) {
 Activity& activity_of(int rank, std::span<Activity> activities) {
     for (Activity& activity : activities)
         if (activity.rank == rank) return activity;
-    run_error("rank ", rank, " has no place in the memory of its host");
+    run_error("rank ", rank, " has no entry in the shared memory of its host");
 }
 
 }  // namespace

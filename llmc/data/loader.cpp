@@ -50,8 +50,8 @@ Loader::Loader(const Split& data, int64_t seq_len, uint64_t order_seed, bool shu
         first_window.push_back(first_window.back() + std::max<int64_t>(0, (shard.count - 1) / seq_len));
     }
     if (windows() == 0)
-        input_error("no shard of ", split.name, " is as long as one sequence: the longest (of ", split.shards.size(),
-                    ") has ", longest, " tokens, a sequence of ", seq_len, " needs ", seq_len + 1,
+        input_error("every shard of ", split.name, " is shorter than one sequence: the longest (of ",
+                    split.shards.size(), ") has ", longest, " tokens, a sequence of ", seq_len, " needs ", seq_len + 1,
                     "; give more data or a shorter sequence");
 }
 
@@ -88,7 +88,7 @@ void Loader::fill(int32_t* tokens, int32_t* targets, int64_t rows, int64_t first
 int64_t Loader::sample_at(LoaderState state) const {
     if (state.epoch < 0 || state.sample < 0 || state.sample >= windows())
         input_error("a position of epoch ", state.epoch, ", sample ", state.sample, " is not in this data of ",
-                    windows(), " samples an epoch: is it another dataset or sequence length?");
+                    windows(), " samples an epoch: have the dataset or the sequence length changed?");
     return state.epoch * windows() + state.sample;
 }
 

@@ -21,12 +21,12 @@ OutputDirectory::OutputDirectory(const std::string& path, const std::string& mar
     std::error_code error;
     if (path_exists(final_path)) {
         if (!fs::is_directory(final_path, error))
-            input_error("cannot write to ", path, ": it exists and is no directory");
+            input_error("cannot write to ", path, ": it exists and is not a directory");
         bool is_older_result = path_exists(final_path + "/" + marker);
         if (is_older_result && !overwrite)
             input_error(path, " already holds a dataset: choose another directory or add --overwrite");
         if (!is_older_result && !fs::is_empty(final_path, error))
-            input_error(path, " is not empty and holds no dataset: choose another directory");
+            input_error(path, " is not empty and does not hold a dataset: choose another directory");
     }
     temporary_path = final_path + ".tmp";
     make_directories(temporary_path);

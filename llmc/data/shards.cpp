@@ -32,18 +32,18 @@ Shard open_shard(const std::string& path) {
     if (size == 0) input_error(path, " is empty");
     if (size < header_bytes)
         input_error(path, " has ", size, " bytes, less than a shard's header of ", header_bytes,
-                    ": it is cut off or no shard");
+                    ": it is truncated or not a shard");
     int32_t header[3];
     std::memcpy(header, shard.map.data(), sizeof header);
     if (header[0] != shard_magic)
-        input_error(path, " is no token shard: it starts with ", header[0], " instead of ", shard_magic);
+        input_error(path, " is not a token shard: it starts with ", header[0], " instead of ", shard_magic);
     if (header[1] != shard_version)
         input_error(path, " is a token shard of version ", header[1], "; this program reads version ", shard_version);
     shard.count = header[2];
     if (shard.count < 1) input_error(path, " holds no tokens: its header says ", shard.count);
     size_t expected = header_bytes + size_t(shard.count) * sizeof(uint16_t);
     if (size != expected)
-        input_error(path, size < expected ? " is cut off: " : " is too long: ", size, " bytes, but the ", shard.count,
+        input_error(path, size < expected ? " is truncated: " : " is too long: ", size, " bytes, but the ", shard.count,
                     " tokens of its header need ", expected);
     shard.tokens = reinterpret_cast<const uint16_t*>(shard.map.data() + header_bytes);
     return shard;
@@ -78,7 +78,7 @@ Dataset open_bare_shards(const std::string& path, bool reads_tokens) {
     data.train.name = path;
     std::vector<std::string> files = path_exists(path) ? std::vector{path} : matching_files(path);
     if (files.empty())
-        input_error("there is no data at ", path, ": give a directory made by prepare, or token shards (*.bin)");
+        input_error("there is no data at ", path, ": give a directory made by data/prepare, or token shards (*.bin)");
     for (const std::string& file : files) {
         data.train.shards.push_back(open_shard(file));
         if (reads_tokens) check_range(data.train.shards.back(), gpt2_vocab);
@@ -118,7 +118,7 @@ Split open_split(const std::string& directory, const std::string& name, const Js
 Dataset open_directory(const std::string& directory) {
     std::string file = directory + "/dataset.json";
     if (!path_exists(file))
-        input_error(directory, " has no dataset.json: it is no data directory made by prepare, or was left unfinished");
+        input_error(directory, " has no dataset.json: it was not made by data/prepare, or data/prepare did not finish");
     try {
         Json json = Json::parse(read_file(file));
         int version = json.at("format_version").get<int>();

@@ -79,7 +79,7 @@ Tokenizer Tokenizer::from_ranks(std::string ranks, const std::string& name) {
         std::string bytes;
         size_t rank = 0;
         if (!parse_rank_line(line, bytes, rank))
-            input_error(name, ": line ", line_number, " is not \"base64 rank\": this is no tokenizer rank file");
+            input_error(name, ": line ", line_number, " is not \"base64 rank\": this is not a tokenizer rank file");
         if (rank != t.token_bytes.size())
             input_error(name, ": line ", line_number, " has rank ", rank, " where ", t.token_bytes.size(),
                         " is expected: ranks must count up from 0");
@@ -110,7 +110,8 @@ void Tokenizer::derive_merges(const std::string& name) {
         parts.clear();
         merge(token_bytes[id], parts);
         if (parts.size() != 2)
-            input_error(name, ": line ", id + 1, ": this token is not two earlier tokens merged, as in BPE it must be");
+            input_error(name, ": line ", id + 1,
+                        ": this token is not a concatenation of two earlier tokens, as BPE requires");
         add_pair(parts[0], parts[1], uint32_t(id));
     }
 }
@@ -265,7 +266,8 @@ std::string gpt2_rank_file() {
     for (int level = 0; level < 4 && !directory.empty(); level++, directory = directory.parent_path())
         if (fs::exists(directory / name, error)) return (directory / name).string();
     input_error("the GPT-2 vocabulary ", name,
-                " is neither here nor above the program: run from the repository's root");
+                " was found neither in the working directory nor in a directory above the program: run from the "
+                "repository's root");
 }
 
 }  // namespace llmc

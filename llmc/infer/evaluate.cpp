@@ -80,7 +80,7 @@ std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const T
     const std::string& text = config.eval_group_sizes;
     if ((!text.empty() || config.eval_discrete) && !has_mot(model))
         input_error(text.empty() ? "--eval-discrete" : "--eval-group-sizes",
-                    " is for Mixture of Tokens, and this model has none");
+                    " needs Mixture-of-Tokens blocks, and this model has none");
     const bool batch = model.group_axis == "batch";
     const int64_t whole = batch ? config.micro_batch : model.context;
     for (size_t begin = 0; begin <= text.size() && !text.empty();) {
@@ -90,7 +90,8 @@ std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const T
         word.erase(word.find_last_not_of(" \t") + 1);
         begin = end + 1;
         if (word.empty() || word.size() > 9 || word.find_first_not_of("0123456789") != std::string::npos)
-            input_error("--eval-group-sizes \"", text, "\": \"", word, "\" is no number: write it like 8,16,32");
+            input_error("--eval-group-sizes \"", text, "\": \"", word,
+                        "\" is not a number: write the list like 8,16,32");
         const int64_t size = std::stoll(word);
         if (size < 1 || whole % size)
             input_error("--eval-group-sizes: ", size, " does not divide ", batch ? "--micro-batch " : "--context ",

@@ -129,8 +129,8 @@ int64_t competing_sequences(const ModelConfig& c, int64_t rows) {
 int64_t expert_capacity(const ModelConfig& c, int64_t tokens) {
     const double slots = c.capacity_factor * double(tokens) * double(c.top_k) / double(c.experts);
     if (!(slots >= 1))
-        input_error("--capacity-factor ", c.capacity_factor, " leaves the ", c.experts, " experts no slot for ", tokens,
-                    " tokens: make it or the micro-batch larger");
+        input_error("--capacity-factor ", c.capacity_factor, " gives each of the ", c.experts,
+                    " experts a capacity of 0 for ", tokens, " tokens: make the factor or the micro-batch larger");
     return slots < double(tokens) ? int64_t(slots) : tokens;
 }
 
@@ -138,7 +138,7 @@ int64_t expert_choices(const ModelConfig& c, int64_t candidates) {
     const double k = std::nearbyint(c.expert_choice_fraction * double(candidates));  // half to even
     if (!(k >= 1))
         input_error("--expert-choice-fraction ", c.expert_choice_fraction, " of ", candidates,
-                    " candidates is no token for an expert: make it or the number of sequences larger");
+                    " candidates rounds to 0 tokens per expert: make it or the number of sequences larger");
     return k < double(candidates) ? int64_t(k) : candidates;
 }
 
@@ -209,8 +209,8 @@ void derive(T& field, T value, T unset, const char* flag, const ModelConfig& c) 
 ModelConfig with_granularity(ModelConfig c) {
     if (!c.granularity && !c.expansion) return c;
     if (!c.granularity || !c.expansion)
-        input_error("--granularity and --expansion go together: ", c.granularity ? "--expansion" : "--granularity",
-                    " is missing");
+        input_error("--granularity and --expansion must be set together: ",
+                    c.granularity ? "--expansion" : "--granularity", " is missing");
     if (c.d_ff % c.granularity)
         input_error("--granularity ", c.granularity, " does not divide d_ff ", c.d_ff);
     const ModelConfig unset;
@@ -230,7 +230,9 @@ void check_moe(const ModelConfig& c) {
         input_error("--top-k ", c.top_k, " is more than there are experts (--experts ", c.experts, ")");
     if (!(c.capacity_factor > 0)) input_error("--capacity-factor is ", c.capacity_factor, ", it must be positive");
     if (c.router_z_loss_weight > 0 && has_block(c, "moe_expert_choice") && c.expert_choice_softmax == "tokens")
-        input_error("--router-z-loss-weight goes with a softmax over experts, not with --expert-choice-softmax tokens");
+        input_error(
+            "--router-z-loss-weight needs a softmax over experts: it cannot be used with --expert-choice-softmax "
+            "tokens");
     if (c.expert_choice_over == "all" && c.simulate_group_size)
         input_error("--simulate-group-size ", c.simulate_group_size, " is about choosing among sequences at one "
                     "position, not among all tokens (--expert-choice-over all)");
@@ -248,7 +250,7 @@ void check_moe(const ModelConfig& c) {
     if (c.renormalize_gates && c.top_k == 1)
         input_error("--renormalize-gates makes the only gate of --top-k 1 a constant: the router would learn nothing");
     if (c.dropless && c.drop_order == "gate")
-        input_error("--drop-order gate is about dropped tokens, but with --dropless there are none");
+        input_error("--drop-order gate orders dropped tokens, but with --dropless there are none");
 }
 
 ModelConfig with_experts(ModelConfig c) {

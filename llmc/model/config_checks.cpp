@@ -22,8 +22,8 @@ void check_emit(const ModelConfig& c) {
     const bool own_controller = c.controllers != "shared", own_temperature = c.learn_temperature == "separate";
     if (c.emit == "group" && !own_controller && !own_temperature)
         input_error(
-            "--emit group with the logits of merge would be --emit shared: give emit a controller (--controllers) or a "
-            "temperature (--learn-temperature separate) of its own");
+            "--emit group equals --emit shared when merge and emit have the same logits: give emit its own controller "
+            "(--controllers) or temperature (--learn-temperature separate)");
     if (!softmax && own_controller)
         input_error("--controllers ", c.controllers, " gives emit a controller, but --emit ", c.emit,
                     " does not use one: choose --emit group or experts");
@@ -38,13 +38,13 @@ void check_temperature(const ModelConfig& c) {
                        : c.temperature_form != "plain" ? "--temperature-form"
                        : c.temperature_start != 0      ? "--temperature-start"
                                                        : nullptr;
-    if (flag) input_error(flag, " is about learned temperatures: set --learn-temperature tied or separate");
+    if (flag) input_error(flag, " needs a learned temperature: set --learn-temperature tied or separate");
 }
 
 void check_no_softmax(const ModelConfig& c) {
     if (c.emit != "shared")
-        input_error("--no-merge-softmax takes the logits as weights of merge and emit alike: --emit ", c.emit,
-                    " does not go with it");
+        input_error("--no-merge-softmax uses the logits as weights of both merge and emit: --emit ", c.emit,
+                    " cannot be used with it");
     if (c.learn_temperature != "no" || c.temperature != 1)
         input_error("--no-merge-softmax has no softmax for ",
                     c.temperature != 1 ? "--temperature" : "--learn-temperature", " to change");

@@ -124,7 +124,7 @@ UnitView Model::view(const std::string& unit_name, bool gradients) const {
     const Unit* unit = table.find_unit(unit_name);
     if (!unit) return {};
     const Place& place = places[size_t(unit - table.units.data())];
-    if (!place.params) run_error("the parameters of ", unit_name, " are not gathered now");
+    if (!place.params) run_error("the parameters of ", unit_name, " are used while they are not gathered");
     return {unit, place.params, gradients ? place.grads : Tensor{}};
 }
 

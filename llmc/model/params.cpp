@@ -124,7 +124,8 @@ Tensor slice_range(const ParamTable& table, const Unit& unit, const Tensor& buff
 }
 
 std::vector<NamedTensor> named_tensors(const ParamTable& table, const Tensor& buffer, const std::string& prefix) {
-    if (has_slices_only(table, buffer)) run_error(buffer.name, ": there are only slices of the tensors here");
+    if (has_slices_only(table, buffer))
+        run_error(buffer.name, " holds only slices of units, so it has no whole tensors");
     std::vector<NamedTensor> list;
     for (const Unit& unit : table.units)
         for (const ParamSpec& spec : unit.params)

@@ -53,13 +53,13 @@ std::map<std::string, double> read_measured(const std::string& file, const std::
         }
     } catch (const nlohmann::json::exception& error) {
         input_error("--measured ", file,
-                    " is no report of `roofline --measure --json` or `make gpu-check`: ", error.what());
+                    " is not a report of `roofline --measure --json` or `make gpu-check`: ", error.what());
     }
     std::map<std::string, double> rates;
     for (const auto& [name, s] : seconds)
         if (s > 0 && work[name] > 0) rates[name] = s / work[name];
     if (rates.empty())
-        input_error("--measured ", file, " holds no seconds of ops in ", precision,
+        input_error("--measured ", file, " holds no times of ops in ", precision,
                     ": measure them with `roofline "
                     "--measure --precision ",
                     precision, " --json FILE`");

@@ -17,7 +17,7 @@ double net_of_gpu(const std::string& text, int gpus_per_node) {
     const std::string rate = unit.substr(0, unit.size() - (of_node ? 5 : 0));
     if (!(number > 0 && number < 1e9) || (rate != "Gb" && rate != "GB"))
         input_error("--net ", text,
-                    " is no rate: give gigabits or gigabytes a second of one GPU, \"400Gb\" or "
+                    " is not a rate: give gigabits or gigabytes per second of one GPU, \"400Gb\" or "
                     "\"50GB\", or of a whole node, \"3200Gb/node\"");
     return number * (rate == "Gb" ? 1e9 / 8 : 1e9) / (of_node ? gpus_per_node : 1);
 }
@@ -201,7 +201,7 @@ void print_exchange(const ModelConfig& model, const ScalingRow& row, const Scali
 int run_scaling(const ModelConfig& model, const TrainConfig& train, const ScalingCommand& command) {
     const Cluster cluster = cluster_of(command, train.precision);
     if (command.exchange && !has_mot(model) && !has_moe(model))
-        input_error("--exchange is about mixtures, and the pattern \"", model.pattern, "\" has none");
+        input_error("--exchange needs a mixture block, and the pattern \"", model.pattern, "\" has none");
     for (int gpus : command.gpus) {  // refused before the first line is printed
         TrainConfig config = train;
         config.grad_accumulation = micro_batches(train, gpus, command);

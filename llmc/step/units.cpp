@@ -9,13 +9,16 @@ Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ran
     Sharding s{shard_from_name(train.shard), ranks, rank, int(train.expert_parallel), int(train.group_ranks)};
     check_sharding(s);
     if (train.grad_accumulation % s.batches())
-        input_error("a step's ", train.grad_accumulation, " micro-batches (--grad-accumulation) cannot be dealt to ",
-                    s.batches(), s.group_ranks > 1 ? " groups of processes" : " processes", ": make them a multiple");
+        input_error("a step's ", train.grad_accumulation,
+                    " micro-batches (--grad-accumulation) cannot be distributed equally over ", s.batches(),
+                    s.group_ranks > 1 ? " groups of processes" : " processes",
+                    ": make --grad-accumulation a multiple of that");
     if (s.expert_ranks > 1 && !has_mot(model) && !has_moe(model))
         input_error("--expert-parallel ", s.expert_ranks, ": this model has no experts");
     if (s.group_ranks == 1) return s;
     if (!has_mot(model) || has_moe(model) || model.group_axis != "batch")
-        input_error("--group-ranks ", s.group_ranks, " is for models whose only mixtures are Mixtures of Tokens with "
+        input_error("--group-ranks ", s.group_ranks,
+                    " needs a model whose mixtures are all Mixtures of Tokens with "
                     "groups over the batch");
     if (train.micro_batch % s.group_ranks || model.context % s.group_ranks)
         input_error("--group-ranks ", s.group_ranks, " must divide --micro-batch ", train.micro_batch,

@@ -18,7 +18,7 @@ int show_info(const ModelConfig& model_config, const TrainConfig& config, int th
     Context ctx({.threads = threads, .counting = true});
     Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
     if (ranks == 1 && (config.expert_parallel > 1 || config.group_ranks > 1))
-        input_error("--expert-parallel and --group-ranks are for several processes: say how many with --ranks");
+        input_error("--expert-parallel and --group-ranks need several processes: set their number with --ranks");
     const Plan plan = make_plan(model_config, config, true, threads, {}, {}, ranks);
     std::printf("%s%s", describe_units(model).c_str(), describe_plan(plan, model, config, ranks).c_str());
     const int64_t available = device_memory_available(ctx);
@@ -83,12 +83,12 @@ ModelConfig config_of(const EvalCommand& command, const Loaded& loaded) {
         config = converted(config, mixture_from_name(command.as), command.group_size, where);
         if (has_moe(loaded.config) && !loaded.checkpoint.state.contains("transition") && !command.group_size)
             input_error("--as ", command.as, ": the model in ", where,
-                        " never was a Mixture of Tokens: say with --group-size how large its groups are to be");
+                        " was never a Mixture of Tokens: set the size of its groups with --group-size");
     }
     const bool sizes = command.group_size && (command.as.empty() || has_mot(loaded.config));
     if (!has_mot(config) && (command.discrete || sizes))
-        input_error(command.discrete ? "--discrete" : "--group-size", " is for Mixture of Tokens, and the model in ",
-                    where, " is evaluated without");
+        input_error(command.discrete ? "--discrete" : "--group-size",
+                    " needs Mixture-of-Tokens blocks, but the model in ", where, " is evaluated without any");
     return config;
 }
 

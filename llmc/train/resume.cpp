@@ -90,7 +90,8 @@ void merge(const nlohmann::json& saved, nlohmann::json wanted, const std::set<st
         if (!given.count(name) || saved.at(name) == value) continue;
         if (!free_to_change.count(name) && !also_free.count(name))
             input_error(flag_of(name), " is ", value.dump(), " but the run in ", where, " was started with ",
-                        saved.at(name).dump(), ": it goes on with that; leave the flag out, or start a new run");
+                        saved.at(name).dump(),
+                        ": a resumed run keeps that value; leave the flag out, or start a new run");
         result[name] = value;
     }
     apply(result);

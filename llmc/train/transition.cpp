@@ -50,7 +50,7 @@ void check_kind(const std::string& to, const std::set<std::string>& given, const
         const bool expert_choice = name.starts_with("expert_choice_") || name == "simulate_group_size";
         const bool other = to == "token-choice" ? expert_choice : token_choice.contains(name);
         if (other && wanted.at(name) != old.at(name))
-            input_error(flag_of(name), " means nothing to a transition --to ", to, ": leave it out");
+            input_error(flag_of(name), " has no effect on a transition --to ", to, ": leave it out");
     }
 }
 
@@ -111,7 +111,7 @@ Configuration new_configuration(const TransitionCommand& command, const Checkpoi
     TrainConfig& c = result.train;
     if (result.model.shared_experts)
         input_error("--shared-experts ", result.model.shared_experts, ": the run in ", where,
-                    " has no weights for experts that every token passes");
+                    " has no weights of shared experts");
     if (c.steps <= from.step)
         input_error("--steps ", c.steps, " counts all steps, and the run in ", where, " has made ", from.step,
                     " already");
@@ -149,7 +149,7 @@ void check_new_directory(const std::string& run_dir) {
     for (std::filesystem::directory_iterator it(run_dir, error), end; !error && it != end; it.increment(error)) {
         const std::string name = it->path().filename().string();
         if (!(ours ? is_leftover(name) : is_beginning(name)))
-            input_error("--run-dir ", run_dir, " holds ", name, ", which is not of a transition: empty the directory, ",
+            input_error("--run-dir ", run_dir, " holds ", name, ", which no transition wrote: empty the directory, ",
                         "or choose another one");
     }
 }

@@ -44,7 +44,7 @@ inline FoldedMatrix fold_matrix(const Tensor& t, bool batched) {
     m.ld = std::max(m.columns, ld);
     if (!regular || (m.rows > 1 && ld < m.columns))
         run_error("matmul: ", t.name, " ", t.shape.text(),
-                  " does not lie in memory as rows with one leading dimension (strides ", t.stride.text(), ")");
+                  " is not stored as rows with one leading dimension (strides ", t.stride.text(), ")");
     return m;
 }
 
@@ -114,7 +114,7 @@ inline RaggedProblem check_matmul_ragged(const Tensor& out, const Tensor& a, con
     if (sums != o.transpose_a || (sums && o.transpose_b))
         run_error(what, " ", out.name,
                   sums ? " is a sum over rows: a is transposed, b is not" : " has the rows of a: a is not transposed");
-    if (o.bias) run_error(what, " ", o.bias.name, ": there are no biases of experts");
+    if (o.bias) run_error(what, " ", o.bias.name, ": experts have no biases");
     if (sums && (o.activation != Activation::none || o.backward != Activation::none))
         run_error(what, " ", out.name, " is a sum over rows: no activation is applied to it");
 

@@ -39,7 +39,7 @@ inline MoeShape moe_shape(const Tensor& pairs, const char* what, int64_t rows) {
     const MoeShape s{pairs.shape[0], pairs.shape[1], pairs.shape[2], rows, 0};
     if (s.pairs() > INT32_MAX || s.rows > INT32_MAX)
         run_error(what, " ", pairs.name, ": ", s.tokens(), " tokens x ", s.experts, " experts with ", s.rows,
-                  " rows, routing tables count to 2147483647");
+                  " rows, but routing tables can index at most 2147483647");
     return s;
 }
 

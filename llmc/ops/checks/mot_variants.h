@@ -59,7 +59,8 @@ inline OrderShape check_random_order(const Tensor& slots, const Tensor& where, c
     if (where.shape.rank != 3)
         run_error("where ", where.name, " has shape ", where.shape.text(), ", expected [sequences, positions, 1]");
     const int64_t B = where.shape[0], T = where.shape[1];
-    if (B * T > INT32_MAX) run_error("where ", where.name, ": ", B * T, " tokens, routing tables count to 2147483647");
+    if (B * T > INT32_MAX)
+        run_error("where ", where.name, ": ", B * T, " tokens, but routing tables can index at most 2147483647");
     check(where, DType::i32, {B, T, 1}, "where");
     check(slots, DType::i32, {1, B * T}, "slots");
     check(draw, DType::i32, {1}, "draw");

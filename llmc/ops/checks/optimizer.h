@@ -30,7 +30,7 @@ inline void check_adamw(const Tensor& param, const Tensor& compute_copy, const T
     check(grad, arithmetic_type, {n}, "grad");
     if (compute_copy) check(compute_copy, DType::bf16, {n}, "compute_copy");
     if (decayed < 0 || decayed > n)
-        run_error("adamw_update: ", decayed, " decayed elements, param ", param.name, " has ", n);
+        run_error("adamw_update: ", decayed, " elements to decay, but param ", param.name, " has ", n);
 }
 
 }  // namespace llmc

@@ -42,7 +42,7 @@ struct Pieces {
         first[0] = 0;
         for (int64_t e = 0; e < p.experts; e++) {
             if (offsets[e] < (e ? offsets[e - 1] : 0) || offsets[e + 1] < offsets[e] || offsets[e + 1] > p.rows)
-                run_error("matmul_ragged: ", offset.name, " does not ascend from 0 to at most ", p.rows);
+                run_error("matmul_ragged: ", offset.name, " must start at 0, never decrease, and not exceed ", p.rows);
             first[e + 1] = first[e] + parts_of_m(e) * parts_of_n();
         }
     }
