@@ -2,9 +2,9 @@
 //
 //   x_0 = embedding(tokens);   x_{i+1} = x_i + block_i(norm_i(x_i));   losses = head([final_norm](x_n), targets)
 //
-// The model owns the parameter-shaped buffers (parameters, compute copy, gradients, Adam's moments). Activations live
-// on an Arena used as a stack: forward pushes what each block saves, backward pushes temporaries above and pops a block
-// with its gradient, so the arena's peak is the activation memory.
+// The model owns the buffers that have the layout of the parameters (parameters, compute copy, gradients, Adam's
+// moments). Activations are in an Arena used as a stack: forward pushes what each block saves, and backward releases
+// the saved tensors of a block when its gradient is done. The peak of the arena is therefore the activation memory.
 #pragma once
 #include <functional>
 #include <memory>
@@ -18,56 +18,60 @@ namespace llmc {
 
 enum class Phase { forward, backward };
 
-// Called in pairs around every use of a unit's parameters; after(unit, backward) comes once a micro-batch, when the
-// unit's gradient is complete. Does nothing in one process: gathering, freeing, reducing and
-// prefetching of sharded units hang here and nowhere else.
+// The model calls before() before every use of a unit's parameters, and after() after it. after(unit, backward) comes
+// once per micro-batch, when the unit's gradient is complete. With one process the hooks do nothing. With several they
+// gather and free parameters, sum gradients and prefetch: SharedUnits implements them.
 struct UnitHooks {
     virtual ~UnitHooks() = default;
-    virtual void begin(bool /*training*/) {}  // of a pass over all units: forward and backward, or forward only
+    virtual void begin(bool /*training*/) {}  // a pass over all units begins: forward and backward, or forward only
     virtual void before(const Unit&, Phase) {}
     virtual void after(const Unit&, Phase) {}
 };
 
 struct EvalOptions {
     bool discrete = false;   // MoT: one-hot merge and emit weights
-    int64_t group_size = 0;  // MoT: another group size than trained with; 0: the model's
-    int64_t live_rows = 0;   // rows from here on enter their groups as zero vectors; 0: all rows are real
+    int64_t group_size = 0;  // MoT group size; 0: the model's
+    int64_t live_rows = 0;   // rows from here on are zero vectors in MoT groups; 0: all rows are real
 };
 
-// A block's scalar in the metrics buffer.
+// A metric of a block: elements [first, first + count) of the metrics buffer.
 struct MetricSlot {
     std::string name;
     int64_t first, count;
-    double loss_weight;  // what it counts in the total loss; 0: it only informs
+    double loss_weight;  // its weight in the total loss; 0: it is not a loss
 };
 
-// Rows that extend position by position: the carried tensors of every block.
+// The state of generation: the tensors that every block keeps between calls of extend.
 struct Generation {
-    int64_t rows = 0, position = 0;          // positions done so far
+    int64_t rows = 0, position = 0;          // sequences, and positions computed so far
     std::vector<std::vector<Tensor>> state;  // per block
 };
 
 class Model {
 public:
-    // Declares the tables; allocates nothing. InputError if the configuration is impossible.
-    // mesh: the ranks that share it, if it is divided.
+    // Declares parameters and metrics; allocates nothing. InputError if the configuration is impossible.
+    // decay_everything: weight decay applies to all parameters, not only matrices. mesh: the Comms of the ranks, if the
+    // model is divided.
     Model(const ModelConfig& config, const Precision& precision, bool decay_everything, Context& ctx,
           const Sharding& sharding = {}, Mesh* mesh = nullptr);
 
-    // Buffers, each with all units or with this rank's slices, as `sharding` says. Training adds gradients and moments.
+    // Allocates the buffers, each with whole units or with this rank's slices, as `sharding` says: parameters and
+    // compute copy, and for training gradients and moments.
     void allocate(bool training);
-    // Initial weights, made on the host in double from (seed, tensor name, element): the same on every backend and
-    // world size.
+    // Sets the initial weights. They are computed on the host in double from (seed, tensor name, element), so they are
+    // the same for every backend and number of ranks.
     void initialize(uint64_t seed);
-    void refresh_compute_copy();  // after parameters were loaded. Divided: of this rank's slices
+    // Copies params to the compute copy, after parameters were loaded; in a divided model this rank's slices only.
+    void refresh_compute_copy();
 
-    // InputError unless rows can be cut into groups (of the override, if not 0) and every expert gets a token.
+    // InputError unless `rows` sequences can be cut into MoT groups of group_size (0: the model's) and every expert
+    // gets at least one token.
     void check_rows(int64_t rows, int64_t group_size = 0) const;
 
-    // Forward and backward of one micro-batch. tokens, targets [B,T] i32; losses [B*T] stat. dloss: weight of one
-    // token's loss in the total; losses of blocks (load balancing), which are means over tokens, weigh B*T as much.
-    // Gradients are overwritten, or added to if `accumulate`. metrics (optional): the buffer of metric_slots(). draw
-    // (optional, [1] i32): number of the micro-batch over the whole run, for --group-order random; else 0.
+    // Forward and backward of one micro-batch. tokens, targets [B,T] i32; losses [B*T] stat is the output. dloss:
+    // weight of one token's loss in the total. A block's own loss (load balancing) is a mean over tokens, so its weight
+    // is B*T*dloss. accumulate: add to the gradients instead of overwriting them. metrics: buffer of metric_slots(),
+    // optional. draw: [1] i32, number of the micro-batch in the run for --group-order random; if not given, 0.
     struct MicroBatch {
         Tensor tokens, targets, losses;
         double dloss;
@@ -76,48 +80,55 @@ public:
         Tensor draw{};
     };
     void train(const MicroBatch& batch, bool recompute, Arena& arena, UnitHooks& hooks);
-    // Losses only.
+    // Forward: losses [B*T] stat of tokens, targets [B,T] i32.
     void evaluate(Tensor losses, Tensor tokens, Tensor targets, const EvalOptions& options, Arena& arena,
                   UnitHooks& hooks);
-    // logits [B,T,V] stat, all positions. For tests and small models: V is large.
+    // Forward: logits [B,T,V] stat of all positions. For tests and small models only, because this is a large tensor.
     void logits(Tensor logits, Tensor tokens, const EvalOptions& options, Arena& arena, UnitHooks& hooks);
 
-    // Generation: state for `rows` rows from `arena`, then `extend` by tokens [rows, n] as often as wanted.
-    // logits [rows, V] stat of the last of the n positions.
+    // Generation: start_generation takes the state of `rows` sequences from `arena`. Each call of extend then appends
+    // tokens [rows, n] i32 and gives logits [rows, V] stat of the last of the n positions. InputError if the model is
+    // not causal or its context is full.
     Generation start_generation(int64_t rows, Arena& arena) const;
     void extend(Tensor logits, Tensor tokens, Generation& generation, const EvalOptions& options, Arena& arena,
                 UnitHooks& hooks);
 
-    // Where nothing is cut into slices: masters, in table order; "m.<name>", "v.<name>"; gradients.
+    // All parameters (in the optimizer's precision), moments ("m.<name>", "v.<name>") and gradients, in the order of
+    // the table. Only if these buffers hold whole units.
     std::vector<NamedTensor> parameters() const;
     std::vector<NamedTensor> optimizer() const;
     std::vector<NamedTensor> gradients() const;
-    // What of masters and moments lies here, or (`owned`) what no other rank owns: see named_parts.
+    // The parts of parameters and moments in this rank's memory, or with `owned` those in its own slices: see
+    // named_parts.
     std::vector<NamedTensor> parameter_parts(bool owned) const;
     std::vector<NamedTensor> optimizer_parts(bool owned) const;
     const std::vector<MetricSlot>& metric_slots() const { return metrics; }
+    // Number of elements of the metrics buffer.
     int64_t metric_count() const { return metrics.empty() ? 0 : metrics.back().first + metrics.back().count; }
+    // Type of losses, logits and statistics.
     DType stat() const { return precision.act == DType::f64 ? DType::f64 : DType::f32; }
 
     const ModelConfig config;
     const Precision precision;
     const Sharding sharding;
     ParamTable table;
-    Arena buffers;                                    // everything shaped like the parameters
-    Tensor params, compute, grads, moment1, moment2;  // compute is params itself where there is no copy
+    Arena buffers;                                    // memory of the five tensors below
+    Tensor params, compute, grads, moment1, moment2;  // compute is params itself if there is no copy
 
-    // Where a unit's parameters and gradient lie now: in the buffers above or, what of them has only slices there,
-    // where the hooks have put it for as long as it is used. `masters`: the same in the optimizer's precision.
+    // Where a unit's parameters and gradient are now: in the buffers above. If a buffer holds only slices, the hooks
+    // set the address while the unit is in use, and there is none otherwise. masters: the parameters in the optimizer's
+    // precision.
     struct Place {
         Tensor params, grads, masters;
     };
-    std::vector<Place> places;  // of table.units
+    std::vector<Place> places;  // one per unit of the table
     Place& place(const Unit& unit) { return places[size_t(&unit - table.units.data())]; }
-    void find_places();         // in the buffers; a model that reads another one's buffers calls this when it has them
+    // Sets `places` from the buffers. A model that uses the buffers of another one must call this after it got them.
+    void find_places();
 
 private:
     struct Run;   // one call: sizes, options, arena, hooks
-    struct Kept;  // what one block leaves for backward
+    struct Kept;  // what one block saves for backward
     bool has(const std::string& kind) const;  // a block of this kind
     UnitView view(const std::string& unit_name, bool gradients) const;
     Tensor zero_draw(Arena& arena) const;

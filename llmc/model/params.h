@@ -1,12 +1,13 @@
 // The parameter table: every tensor of a model is declared here once, with name, shape, initialisation and decay.
-// Allocation, init, AdamW, checkpoints, gradient tests, counts and `info` all walk this table.
+// Allocation, initialisation, AdamW, checkpoints, gradient tests, counts and `info` all loop over this table.
 //
-// A unit is one flat range of the parameter buffer; gradients, Adam moments and the compute copy have the same layout.
-// Embedding, final norm and head are units; a block has a dense unit and, if it has experts, an expert unit.
-// Tensors start on multiples of 128 elements (256 bytes in bf16); the padding between them stays zero for ever.
+// A unit is one contiguous range of the parameter buffer; gradients, Adam moments and the compute copy have the same
+// layout. Embedding, final norm and head are units; a block has a dense unit and, if it has experts, an expert unit.
+// Tensors start at multiples of 128 elements (256 bytes in bf16); the padding between them is always zero.
 //
-// In a run of several ranks, a unit is cut into equal slices whatever tensors they cut, and a rank has all units or
-// only its slice of each, one behind the other. Of units with experts there is only this rank's share of the experts.
+// With several ranks, every unit is cut into equal slices, wherever the borders of tensors are. A rank's buffer holds
+// either whole units or only its slice of each unit, one after the other. A unit of experts holds only the experts that
+// are on this rank.
 #pragma once
 #include <string>
 #include <vector>
@@ -26,23 +27,23 @@ struct ParamSpec {
     std::string name;  // full name, "blocks.3.qkv.weight"
     Shape shape;
     ParamInit init;
-    Shape local{};                                                  // with this rank's experts only, if it has experts
-    int64_t first = 0;                                              // number of its first element in the whole tensor
+    Shape local{};      // shape on this rank, with its experts only
+    int64_t first = 0;  // index in the whole tensor of its first element here
     int64_t offset = 0;                                             // in elements, from the start of the unit
-    int64_t start = 0;                                              // it is trained from this step on
-    bool matrix() const { return init.kind == ParamInit::weight; }  // what --decay matrices decays
-    bool scalar() const { return init.kind == ParamInit::scalar; }  // what no --decay decays
+    int64_t start = 0;                                              // first step that trains it
+    bool matrix() const { return init.kind == ParamInit::weight; }  // decays with --decay matrices
+    bool scalar() const { return init.kind == ParamInit::scalar; }  // never decays
 };
 
 struct Unit {
     std::string name;      // "embedding", "blocks.3", "blocks.3.experts", "final_norm", "head"
-    bool experts = false;  // axis 0 of every tensor counts experts
+    bool experts = false;  // axis 0 of every tensor is the expert
     int64_t offset = 0;    // in elements, from the start of the parameter buffer
     int64_t size = 0;      // in elements, with padding
     int64_t decayed = 0;   // weight decay applies to elements [0, decayed)
     std::vector<ParamSpec> params;
 
-    // Declares `prefix.local_name`; see ParamInit.
+    // Declare the parameter `prefix.local_name` with this initialisation, see ParamInit.
     void weight(const std::string& local_name, Shape shape, int64_t fan_in) {
         add(local_name, shape, {ParamInit::weight, fan_in});
     }
@@ -52,8 +53,8 @@ struct Unit {
     void ones(const std::string& local_name, Shape shape) { add(local_name, shape, {ParamInit::ones, 1}); }
     void zeros(const std::string& local_name, Shape shape) { add(local_name, shape, {ParamInit::zeros, 1}); }
 
-    // Temperatures and mixing weights, which never decay: 0 is no neutral value of theirs, and a temperature that
-    // decays makes its softmax ever sharper.
+    // Declares temperatures or mixing weights. They never decay: 0 is not neutral for them, and a temperature that
+    // decays makes its softmax ever sharper. They are trained from step `start` on.
     void scalar(const std::string& local_name, Shape shape, double value, int64_t start = 0) {
         add(local_name, shape, {ParamInit::scalar, 1, value});
         params.back().start = start;
@@ -61,13 +62,14 @@ struct Unit {
 
     std::string prefix;  // put before local names: "blocks.3"
 
-    // This rank's slice: elements [slice_begin, slice_begin + slice_size) of the unit. All slices are equal, but where
-    // nothing is divided they only say who writes and sums what, and the last ones may be smaller.
+    // This rank's slice is elements [slice_begin, slice_begin + slice_size) of the unit. All slices are equal in size.
+    // If no buffer is divided, slices only say which rank writes and sums what, and the last ones may be smaller.
     int64_t slice_begin = 0, slice_size = 0;
-    int64_t slice_offset = 0;  // from the start of a buffer that has this rank's slices only
-    int64_t first_index = 0;   // of its first element among all: stochastic rounding numbers its random bits by it.
-                               // The same for every number of ranks, unless experts are divided
-    bool masters = false;      // blocks read parameters of this unit in the optimizer's own precision
+    int64_t slice_offset = 0;  // where the slice starts in a buffer that holds this rank's slices only
+    // Number of the slice's first element among all elements of the table, which stochastic rounding uses for its
+    // random bits. It is the same for every number of ranks, unless experts are divided.
+    int64_t first_index = 0;
+    bool masters = false;  // blocks also read parameters of this unit in the optimizer's precision
 
 private:
     void add(const std::string& local_name, Shape shape, ParamInit init) {
@@ -78,10 +80,10 @@ private:
 struct ParamTable {
     std::vector<Unit> units;
     int64_t size = 0;         // elements of a buffer with all units, with padding
-    int64_t slices_size = 0;  // elements of one with this rank's slices only
+    int64_t slices_size = 0;  // elements of a buffer with this rank's slices only
 
-    // Lays out units and tensors. In each unit weights come first and scalars last, so that one bound says what is
-    // decayed. InputError if the experts cannot be divided.
+    // Computes the layout of units and tensors. In each unit, weights come first and scalars last, so that one bound
+    // separates what decays from what does not. InputError if the experts cannot be divided.
     void finish(bool decay_everything, const Sharding& sharding = {});
 
     const Unit* find_unit(const std::string& name) const;  // nullptr if there is none
@@ -90,15 +92,16 @@ struct ParamTable {
         const ParamSpec* spec = nullptr;
     };
     Found find(const std::string& name) const;  // RunError if there is no such tensor
-    int64_t count() const;                                 // parameters, without padding
-    int64_t count_matrices() const;                        // of these in matrices and embeddings
+    int64_t count() const;                      // number of parameters, without padding
+    int64_t count_matrices() const;             // number of those in matrices and embeddings
 };
 
-// A unit at work: where its parameters lie now and, while training, its gradients.
+// A unit in use: its parameters and, in training, its gradients.
 struct UnitView {
     const Unit* unit = nullptr;
     Tensor params, grads;  // [unit->size] each
 
+    // Whether the unit has this parameter; the parameter; its gradient.
     bool has(const char* local_name) const { return unit && find(local_name); }
     Tensor param(const char* local_name) const;  // RunError if there is no such tensor
     Tensor grad(const char* local_name) const;
@@ -107,27 +110,31 @@ private:
     const ParamSpec* find(const char* local_name) const;
 };
 
-// The unit's range of a buffer that has all units (parameters, gradients, moments), and one tensor inside such a range.
+// The range of a unit in a buffer of whole units (parameters, gradients or moments), 1-D.
 Tensor unit_range(const Unit& unit, const Tensor& buffer);
+// One tensor inside such a range, with its shape on this rank.
 Tensor view_of(const ParamSpec& spec, const Tensor& range);
-// What of such a range is no tensor's: the padding behind each.
+// The padding after each tensor of such a range.
 std::vector<Tensor> padding_of(const Unit& unit, const Tensor& range);
 
-// This rank's slice of the unit, in a buffer that has all units or one that has only slices; its size tells.
+// Whether the buffer holds only this rank's slices. Its size tells.
 bool has_slices_only(const ParamTable& table, const Tensor& buffer);
+// This rank's slice of the unit, in either sort of buffer.
 Tensor slice_range(const ParamTable& table, const Unit& unit, const Tensor& buffer);
 
-// Every tensor of a buffer that has all units, called prefix + its name, in table order. RunError if it has slices.
+// Every tensor of a buffer of whole units, named prefix + its name, in the order of the table. RunError if the buffer
+// holds only slices.
 std::vector<NamedTensor> named_tensors(const ParamTable& table, const Tensor& buffer, const std::string& prefix);
-// What lies here of a tensor, flat and maybe empty: its elements from number `first` on.
+// The part of a tensor that is in this rank's memory, 1-D and maybe empty: its elements from number `first` on.
 struct ParamPart {
     const ParamSpec& spec;
     Tensor data;
     int64_t first;
 };
-// The part of every tensor that lies in any buffer, or (`owned`) in this rank's slices of it. The owned parts of all
-// ranks together are every element of every tensor once.
+// The part of every tensor that is in a buffer, of either sort; with `owned`, only what is in this rank's slices. The
+// owned parts of all ranks together contain every element of every tensor exactly once.
 std::vector<ParamPart> parts_of(const ParamTable& table, const Tensor& buffer, bool owned);
+// The same with names: prefix + the tensor's name.
 std::vector<NamedTensor> named_parts(const ParamTable& table, const Tensor& buffer, const std::string& prefix,
                                      bool owned);
 

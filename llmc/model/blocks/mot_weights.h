@@ -2,8 +2,8 @@
 // Formulas with the same names: docs/mot.md, "Variants".
 //
 //   logits  = x controller^T                                   [B,T,E]   one for merge, with some variants one for emit
-//   scaled  = logits / tau                                               tau: learned, one or one per expert
-//   weights = softmax of scaled / temperature, or what --emit and --merge-softmax say instead
+//   scaled  = logits / tau                                               tau: learned factor, one or one per expert
+//   weights = softmax of scaled / temperature; --emit and --merge-softmax choose other formulas
 #pragma once
 #include "llmc/model/blocks/block.h"
 
@@ -13,31 +13,35 @@ class MotWeights {
 public:
     explicit MotWeights(const ModelConfig& config);
 
+    // Parameters, saved tensors and metrics, for the block's own declare functions.
     void declare_params(Unit& unit) const;
     void declare_saved(std::vector<SavedSpec>& saved, int64_t B, int64_t T, const Pass& p) const;
     std::vector<std::string> declare_metrics() const;
 
-    // Makes the weights of the tokens x [B,T,C] and the metrics.
+    // Computes the merge and emit weights of the tokens x [B,T,C] act into the saved tensors, and the metrics.
     void forward(const Pass& p, Tensor x) const;
-    Tensor merge(const Pass& p) const { return p.saved("merge"); }  // [B,T,E] stat
+    // The weights, [B,T,E] stat, after forward.
+    Tensor merge(const Pass& p) const { return p.saved("merge"); }
     Tensor emit(const Pass& p) const { return p.saved(config.emit == "shared" ? "merge" : "emit"); }
-    // The gradient that reaches the controllers through merge (dmixed [E,R,C] is that of the mixtures) and emit (dout
-    // [B,T,C] that of the answers, which were made of output [E,R,C]), and through them dx [B,T,C] (added).
+    // Gradients of the controllers and temperatures (to p.grad), and of the tokens (added to dx [B,T,C] act). The
+    // weights get gradients from two sides: from merge, given dmixed [E,R,C], the gradient of the mixtures; and from
+    // emit, given dout [B,T,C] and output [E,R,C], the experts' output. x [B,T,C] is forward's input.
     void backward(const Pass& p, Tensor dx, Tensor dout, Tensor x, Tensor output, Tensor dmixed) const;
 
 private:
-    // One way from tokens to weights: the names of its parameters and saved tensors. What emit shares with merge has
-    // the same pointer.
+    // How merge or emit gets its weights from tokens: names of its parameters and saved tensors, and the softmax. If
+    // emit shares something with merge, both have the same pointer.
     struct Path {
         const char *weights, *scaled, *controller, *mix, *temperature;
         SoftmaxOver over;
     };
     bool learned() const { return config.router == "learned"; }
     bool emit_softmax() const { return config.emit == "group" || config.emit == "experts"; }
-    bool emit_logits() const {  // of its own
+    bool emit_logits() const {  // emit has logits of its own
         return emit_softmax() &&
                (emit_path.controller != merge_path.controller || emit_path.temperature != merge_path.temperature);
     }
+    // The controllers are added to, or averaged with, a base controller; the average has a learned weight.
     bool based() const { return config.controllers != "shared" && config.controllers != "separate"; }
     bool weighted() const { return config.controllers == "weighted" || config.controllers == "weighted-common"; }
     bool exponential() const { return config.temperature_form == "exp"; }
