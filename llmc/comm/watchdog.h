@@ -1,7 +1,8 @@
 // Watchdog: a thread that ends the process when a collective takes too long, or the launcher is gone.
 //
-// A rank that waits cannot know why the others do not come. So the ranks of a host write down in shared memory what
-// they are in, and who gives up prints it: the rank that is in no collective is the one that hangs.
+// A rank that waits cannot know why the others do not come. So the ranks of a host write into shared memory which
+// collective they are in, and a rank that gives up prints this: the rank that is in no collective is the one that
+// hangs.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -17,26 +18,27 @@ namespace llmc {
 
 class World;
 
-// What a rank is in now. Others read it while it is written: at worst they print a mixture of two names.
+// The collective that a rank is in. Other ranks may read it while it is written and then print a mixture of two names.
 struct Activity {
     int rank;
-    std::atomic<double> since{0};    // seconds of a clock that the host's processes share; 0: in no collective
+    std::atomic<double> since{0};  // when it began, seconds of the host's monotonic clock; 0: in no collective
     std::atomic<int64_t> bytes{0};
     std::atomic<char> what[32] = {};
 };
 
 class Watchdog {
 public:
-    // `activities`: of all ranks on this host, in memory that they share.
+    // `activities`: those of all ranks on this host, in shared memory.
     Watchdog(const World& world, std::span<Activity> activities);
     ~Watchdog();
 
-    void set_timeout(double seconds);
+    void set_timeout(double seconds);  // the longest time of a collective
+    // This rank enters a collective that moves `bytes` bytes; it leaves it. Calls may be nested.
     void begin(const char* what, int64_t bytes);
     void end();
 
-    // Asked regularly, on the watchdog's thread: what else is wrong, given the seconds that a collective may take.
-    // Nothing if all is well.
+    // A check that the watchdog's thread makes regularly: given the longest time of a collective, it returns a sentence
+    // about a problem, or "" if there is none. A problem ends the process.
     using Question = std::function<std::string(double timeout)>;
     std::list<Question>::iterator add(Question question);
     void remove(std::list<Question>::iterator question);
@@ -47,7 +49,7 @@ private:
     Activity& mine;
     const int launcher;  // the process that started this one
     double timeout = 600;
-    int depth = 0;  // collectives inside collectives: the outermost counts
+    int depth = 0;  // of nested collectives; the outermost is reported
     bool stop = false;
     std::list<Question> questions;
     std::mutex mutex;
@@ -59,7 +61,7 @@ private:
     std::string what_others_do() const;
 };
 
-// This rank is in a collective as long as one of these lives. A null watchdog: nobody to wait for.
+// Marks this rank as being in a collective while the object lives. watchdog may be null: nobody to wait for.
 struct Waiting {
     Waiting(Watchdog* watchdog, const char* what, int64_t bytes = 0) : watchdog(watchdog) {
         if (watchdog) watchdog->begin(what, bytes);

@@ -1,7 +1,7 @@
 // What a model is: sizes, the pattern of its blocks, and the options of each kind of block.
 //
-// `for_each_field` lists every field once; flags, help texts, JSON, printing and the comparison on resume all walk that
-// list.
+// `for_each_model_field` lists every field once; flags, help texts, JSON, printing and the comparison on resume all
+// loop over that list.
 #pragma once
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -54,7 +54,7 @@ struct ModelConfig {
     double init_scale = 0.1;
 };
 
-// One field: its name as in JSON (the flag is --name with dashes), where it lives, and what it means.
+// One field: its name in JSON (the flag is --name with dashes), its help text and its range.
 struct FieldInfo {
     const char* name;
     const char* help;
@@ -285,47 +285,52 @@ void for_each_model_field(Config& c, F&& f) {
 }
 
 nlohmann::json to_json(const ModelConfig& config);
-// A field that is not there keeps its default. InputError naming an unknown or mistyped one; `where` says whose
-// configuration it is.
+// A missing field keeps its default. InputError naming an unknown field or one of the wrong type; `where` is the file
+// or run that the configuration comes from.
 ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where);
 
 // "2x(attention ffn) attention mot" -> {"attention", "ffn", "attention", "ffn", "attention", "mot"}. InputError with
-// the position of what does not parse.
+// the position of the error.
 std::vector<std::string> parse_pattern(const std::string& pattern);
 
-// Fills in d_ff and expert_size and checks everything that one look at the configuration can tell. InputError with the
-// numbers.
+// Computes d_ff and expert_size where they are 0, and makes all checks that need only the configuration. InputError
+// with the numbers.
 ModelConfig resolved(ModelConfig config);
 
-// config_checks.cpp. InputError naming the flags: options of MoT that contradict each other or change nothing ...
+// In config_checks.cpp. InputError naming the flags if options of MoT contradict each other or have no effect.
 void check_mot_variants(const ModelConfig& config);
-void check_discrete(const ModelConfig& config);  // ... and discrete evaluation without a softmax
+void check_discrete(const ModelConfig& config);  // InputError if discrete evaluation has no softmax to replace
 
 bool is_block_kind(const std::string& word);  // attention, ffn, ...
+// Whether the pattern has a block of this kind; MoT; either kind of sparse MoE.
 bool has_block(const ModelConfig& config, const std::string& kind);
 bool has_mot(const ModelConfig& config);
-bool has_moe(const ModelConfig& config);  // of either kind
-// Sequences come in multiples of this many: MoT groups and the simulated groups of expert choice; 1: any number.
+bool has_moe(const ModelConfig& config);
+// The number of sequences of a batch must be a multiple of this: of the MoT group size or of the simulated group size
+// of expert choice; 1: any number.
 int64_t rows_together(const ModelConfig& config);
-// Why a token of this model may see its own future ("" if none does): such a model cannot generate.
+// Why a token may see later tokens, or "" if the model is causal. A model that is not causal cannot generate.
 std::string sees_the_future(const ModelConfig& config);
 
-// Expert choice: sequences that compete at a position, out of a batch of `rows`; 0: all tokens compete.
+// Expert choice: number of sequences of a batch of `rows` that compete at a position; 0: all tokens compete.
 int64_t competing_sequences(const ModelConfig& config, int64_t rows);
 
-// Slots of one expert for N tokens (token choice): min(int(capacity_factor * N * top_k / experts), N).
+// Token choice: slots of one expert for N tokens, min(int(capacity_factor * N * top_k / experts), N). InputError if 0.
 int64_t expert_capacity(const ModelConfig& config, int64_t tokens);
-// Tokens that an expert takes out of this many candidates (expert choice): the fraction of them, half to even.
-// Both: InputError if that is none.
+// Expert choice: number of tokens that an expert takes from this many candidates: the fraction of them, rounded half to
+// even. InputError if 0.
 int64_t expert_choices(const ModelConfig& config, int64_t candidates);
 
-bool is_gated(const std::string& activation);              // swiglu, geglu
-Activation activation_of(const std::string& activation);  // of the gate, where there is one; linear: none
+bool is_gated(const std::string& activation);  // swiglu, geglu
+// The op's activation: for swiglu and geglu that of the gate; for linear `none`. InputError if the word is unknown.
+Activation activation_of(const std::string& activation);
 
-// How many experts' outputs the initialisation of Wdown expects to add up in a block of this kind (expert_down_init).
+// How many experts' outputs are expected to add up in a block of this kind: the factor of Wdown's fan-in for its
+// initialisation (expert_down_init).
 int64_t outputs_that_add_up(const ModelConfig& config, const std::string& kind);
-double experts_of_a_token(const ModelConfig& config, const std::string& kind);  // on average, shared ones included
-// What a block's metric of this name ("balance_loss", "z_loss") counts in the total loss; 0 for all others.
+// Average number of experts per token, shared ones included.
+double experts_of_a_token(const ModelConfig& config, const std::string& kind);
+// Weight in the total loss of a block's metric of this name ("balance_loss", "z_loss"); 0 for all others.
 double aux_loss_weight(const ModelConfig& config, const std::string& metric);
 
 }  // namespace llmc

@@ -7,8 +7,8 @@
 
 namespace llmc {
 
-// Fills params (f32, bf16 or f64; all units or this rank's slices) by config.init and config.init_scale. Made on the
-// host in double from (seed, tensor name, element): the same on every backend and world size.
+// Sets params (f32, bf16 or f64; whole units or this rank's slices) by config.init and config.init_scale. Values are
+// computed on the host in double from (seed, tensor name, element): the same for every backend and number of ranks.
 void initialize_parameters(const ParamTable& table, Tensor params, const ModelConfig& config, uint64_t seed,
                            Context& ctx);
 

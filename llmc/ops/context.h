@@ -1,10 +1,10 @@
 // Context: the device an op runs on and what it needs there (threads or streams, library handles, workspace).
 //
-// Counting. With `counting` set, ops check their shapes, add up FLOPs and workspace, and touch no memory. The memory
-// plan of a run is made by executing one whole step that way, so the plan cannot disagree with the step.
+// Counting. With `counting` set, ops check their shapes, add up FLOPs, bytes and workspace, and touch no memory. The
+// memory plan of a run is made by executing one whole step in this mode, so plan and step cannot disagree.
 //
-// Guard. With `guard` set, device memory on the CPU is unreadable (PROT_NONE) except while an op runs: code above ops/
-// that looks at tensor data crashes, as it would with GPU memory. A test trains a model in this mode.
+// Guard. With `guard` set, device memory on the CPU is unreadable (PROT_NONE) except while an op runs. Code above ops/
+// that reads tensor data then crashes, as it would with GPU memory. A test trains a model in this mode.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -29,18 +29,18 @@ struct ContextOptions {
     bool counting = false;
     bool guard = false;
     bool profile = false;  // time every op, waiting for the device around each one
-    int device = -1;       // number of the GPU; -1: the one that CUDA chooses. Where there are many processes: comm.h
+    int device = -1;       // number of the GPU; -1: CUDA chooses. For several processes see choose_device in comm.h
 };
 
-// Something that was asked for. A Context that counts can write all of it down in its order (Context::events): what may
-// happen at the same time, where communication goes on beside computation, follows from that (planner/timeline.h).
+// One entry of the list that a counting Context can record (Context::events): ops, collectives, and the waits between
+// them, in their order. From this list follows what may overlap (train/timeline.h).
 struct Event {
-    // An op; a collective; and the points where the one waits for the other, see Comm.
+    // An op, a collective, or a point where one waits for the other, see Comm.
     enum Kind { op, collective, after_compute, before_compute, mark, before_compute_mark } kind = op;
     std::string name{};                      // of the op or collective
     int64_t flops = 0, bytes = 0, wire = 0;  // as in OpCost and CommCost
-    int first = 0, stride = 1, count = 1;    // collective: among which ranks
-    int number = 0;                          // of the mark
+    int first = 0, stride = 1, count = 1;    // of a collective: its ranks
+    int number = 0;                          // of a mark
 };
 
 struct Context {
@@ -52,22 +52,23 @@ struct Context {
     bool counting, guard;
     int threads;
     int64_t flops = 0;             // floating point operations of all ops so far (one fused multiply-add is two)
-    int64_t workspace_needed = 0;  // largest workspace any op has asked the Context for so far, in bytes
-    int64_t launches = 0;                 // kernels and library calls given to a GPU so far
+    int64_t workspace_needed = 0;  // bytes of the largest workspace that an op has needed so far
+    int64_t launches = 0;          // kernels and library calls started on a GPU so far
     std::map<std::string, OpCost> costs;  // by op, filled while counting
-    std::vector<Event>* events = nullptr;  // if given, gets everything that is counted
-    const std::unique_ptr<Recording> profile;  // what ops took, if that was asked for; nullptr while counting
-    // If given: how often the CPU's GEMM library was asked for which product, except by matmul_ragged.
+    std::vector<Event>* events = nullptr;  // if set, a counting Context records its events here
+    const std::unique_ptr<Recording>
+        profile;  // times of ops, with options.profile; nullptr otherwise and while counting
+    // If set: how often the CPU's GEMM library computed each product, except for matmul_ragged.
     std::map<GemmProblem, int64_t>* products = nullptr;
 
     Arena* workspace_arena = nullptr;  // while set, ops take their workspace there: see WorkspaceOnArena
-    struct {                   // scratch of the other ops, one op at a time
+    struct {                           // the Context's own workspace, used by one op at a time
         void* data = nullptr;
         int64_t bytes = 0;
-        bool in_use = false;   // by an op, wherever its workspace is
-        bool fixed = false;    // the plan is made: asking for more is an error now, not an allocation
+        bool in_use = false;  // an op holds a workspace, here or on an arena
+        bool fixed = false;   // reserved by the plan: needing more is an error now, not an allocation
     } workspace;
-    int64_t counted_bytes = 0;  // fake addresses handed out while counting
+    int64_t counted_bytes = 0;  // while counting: how much of the fake address space is used
 
     std::unique_ptr<Backend, BackendDeleter> backend;
 
@@ -76,11 +77,11 @@ struct Context {
     }
 };
 
-// Every op opens with one of these, after its shape checks:
+// Every op creates an Op first, after its shape checks:
 //     Op op(ctx, "matmul", 2 * m * n * k, workspace_bytes, total_bytes({out, a, b}));
 //     if (!op.run) return;             // counting: nothing to do
-// It adds up the cost, provides the workspace (contents undefined, 64-byte aligned or better), lifts the guard, and
-// times the op.
+// Op adds up the cost, provides the workspace (contents undefined, at least 64-byte aligned), makes memory readable in
+// guard mode, and times the op. RunError if the plan has not reserved enough workspace.
 struct Op {
     Op(Context& ctx, const char* name, int64_t flops = 0, int64_t workspace_bytes = 0, int64_t bytes = 0);
     ~Op();
@@ -88,18 +89,19 @@ struct Op {
     Op& operator=(const Op&) = delete;
 
     bool run;                   // false: the Context is only counting
-    void* workspace = nullptr;  // workspace_bytes of scratch until the op ends; ops do not nest while they hold one
+    void* workspace =
+        nullptr;  // workspace_bytes bytes until the op ends; an op that holds one may not call another that does
 private:
     void take_workspace(int64_t bytes);
 
     Context& ctx;
     const char* name;
-    Arena* const arena;  // that the workspace is on; nullptr: it is the Context's
-    int64_t mark = 0;    // of the arena below the workspace
+    Arena* const arena;  // where the workspace is; nullptr: the Context's own
+    int64_t mark = 0;    // end of the arena below the workspace
 };
 
-// A named stretch of the timeline, for profilers and Context::profile: a step, a block's forward pass. The name is a
-// literal.
+// Marks a part of the run for profilers and Context::profile while it lives: a step, a block's forward pass. The name
+// must be a string literal.
 struct Range {
     Range(const char* name, Context& ctx);
     ~Range();
@@ -110,7 +112,8 @@ private:
     Context& ctx;
 };
 
-// Makes the workspace that the counted step needs and forbids growing it afterwards. Bytes are part of the memory plan.
+// Allocates the Context's workspace of this size, as the memory plan says. From then on an op that needs more is an
+// error.
 void reserve_workspace(int64_t bytes, Context& ctx);
 
 }  // namespace llmc

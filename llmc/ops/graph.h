@@ -1,11 +1,11 @@
-// Graph: a piece of the step that enqueues the same launches every time, so that a GPU can be given all of them at
-// once.
+// Graph: a part of the step that enqueues the same launches every time, so that a GPU can launch all of them at once.
 //
 //     graph.run(ctx, [&] { model.train(...); });
-// The first run enqueues op by op. The second records what would be enqueued; from then on the record is launched, and
-// the function is not called any more. So what the function passes to ops by value, addresses and sizes included, must
-// not change between runs: what changes lies in device memory, in the StepState or in uploaded tensors. The function
-// uploads, downloads and waits for nothing. On a backend without graphs every run calls the function.
+// The first run enqueues op by op. The second run records the launches as a CUDA graph. From then on the graph is
+// launched and the function is not called any more. So everything that the function passes to ops by value, including
+// addresses and sizes, must not change between runs; what changes must be in device memory, in the StepState or in
+// uploaded tensors. The function may not upload, download or wait. On a backend without graphs every run calls the
+// function.
 #pragma once
 #include <functional>
 #include <memory>
@@ -14,7 +14,7 @@
 
 namespace llmc {
 
-bool backend_has_graphs();
+bool backend_has_graphs();  // true for CUDA
 
 class Graph {
 public:
@@ -23,6 +23,7 @@ public:
     Graph(const Graph&) = delete;
     Graph& operator=(const Graph&) = delete;
 
+    // Runs `enqueue`, or launches its recording, see above.
     void run(Context& ctx, const std::function<void()>& enqueue);
 
 private:

@@ -1,8 +1,8 @@
-// Recording: where the time of a Context with `profile` goes.
+// Recording: the times of ops and ranges in a Context with `profile`.
 //
-// Ranges (context.h) lie in one another: step > forward > attention. A Recording adds up, for every such path, how long
-// it was open and what the ops in it took. On request it also keeps the last of the single spans, for a trace. Nothing
-// grows with the length of a run, and nothing is allocated once every path and op has occurred.
+// Ranges (context.h) are nested: step > forward > attention. For every such path a Recording sums how long it was open
+// and the times of its ops. If asked, it also keeps the last single spans for a trace. Its memory does not grow with
+// the length of a run: nothing is allocated once every path and op has occurred.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -12,11 +12,11 @@
 
 namespace llmc {
 
-// What all calls of one op cost. Bytes are the least that must go to or come from device memory: every input read once,
-// every output written once.
+// The cost of all calls of one op. Bytes are the least possible memory traffic: every input read once, every output
+// written once.
 struct OpCost {
     int64_t calls = 0, flops = 0, bytes = 0;
-    double seconds = 0;  // measured, in a Recording; without the ops that it called
+    double seconds = 0;  // measured time in a Recording, without that of ops called by this one
     void add(const OpCost& o, int64_t times) {
         calls += times * o.calls, flops += times * o.flops, bytes += times * o.bytes;
         seconds += double(times) * o.seconds;
@@ -25,14 +25,14 @@ struct OpCost {
 
 class Recording {
 public:
-    // All times that the ranges of one path were open.
+    // All ranges of one path.
     struct Path {
         const char* name;
         Path* outer;
         int64_t times = 0;
-        double seconds = 0;  // from their begins to their ends
-        double running = 0;  // of outermost ranges: seconds in which this thread had a processor
-        std::map<std::string, OpCost, std::less<>> ops{};  // of those in no inner range
+        double seconds = 0;  // sum of their durations
+        double running = 0;  // of outermost ranges: time in which this thread had a processor
+        std::map<std::string, OpCost, std::less<>> ops{};  // ops directly in this range
         std::vector<std::unique_ptr<Path>> inner{};        // in the order of their first occurrence
     };
     // One call of an op, or one range. Nanoseconds of the monotonic clock.
@@ -46,7 +46,7 @@ public:
     Recording(const Recording&) = delete;
     Recording& operator=(const Recording&) = delete;
 
-    // Names are literals: only their addresses are kept. Begins and ends are nested like brackets.
+    // Begin and end of a range or op; calls are nested like brackets. Names must be literals: only addresses are kept.
     void begin_range(const char* name);
     void begin_op(const char* name, int64_t flops, int64_t bytes);
     void end();
@@ -54,14 +54,17 @@ public:
     // Forgets everything so far; no range and no op may be open.
     void clear();
 
-    // From now on keeps the last `count` spans of outermost ranges called `range` and of what lies in them.
+    // From now on keeps the last `count` spans: outermost ranges named `range` and everything inside them.
     void keep_spans(const char* range, int64_t count);
-    // Those, in the order of their ends.
+    // The kept spans in the order of their ends.
     std::vector<Span> spans() const;
+    // Whether there were more spans than were kept.
     bool lost_spans() const { return kept > int64_t(ring.size()); }
 
-    const Path& all() const { return root; }  // of no name; holds the outermost ranges and the ops in no range
-    OpCost total(const std::string& op) const;  // in all ranges
+    const Path& all() const {
+        return root;
+    }  // the root: it has no name and holds the outermost ranges and the ops outside of ranges
+    OpCost total(const std::string& op) const;  // cost of this op in all ranges
 
 private:
     struct Open {
