@@ -8,6 +8,7 @@ namespace llmc {
 
 enum class DType : uint8_t { f32, bf16, f64, i32 };
 
+// Bytes of one element.
 constexpr int64_t size_of(DType t) {
     switch (t) {
         case DType::f32:
@@ -22,7 +23,7 @@ constexpr int64_t size_of(DType t) {
     return 0;
 }
 
-// Names as safetensors spells them.
+// The name of a type as in safetensors.
 constexpr const char* name_of(DType t) {
     switch (t) {
         case DType::f32:
@@ -57,6 +58,7 @@ struct bf16 {
     }
 };
 
+// dtype_of<T>::value: the DType of a C++ type.
 template <class T>
 struct dtype_of;
 template <>

@@ -1,7 +1,7 @@
-// How this project fails: two exception types and the helpers that raise them with one clear sentence.
+// Errors: two exception types, and helpers that throw them with one clear sentence.
 //
 //   InputError  the user gave something that cannot work (flag, file, shard, checkpoint): exit code 2
-//   RunError    something broke while working (disk full, a shape that does not fit, a library call): exit code 1
+//   RunError    something failed while running (disk full, a shape that does not fit, a library call): exit code 1
 //
 // A message names what was wrong, where, and what to do about it.
 #pragma once
@@ -26,6 +26,7 @@ std::string str(const Args&... args) {
     return out.str();
 }
 
+// Throw InputError or RunError with the text str(args...).
 template <class... Args>
 [[noreturn]] void input_error(const Args&... args) {
     throw InputError(str(args...));

@@ -1,5 +1,5 @@
-// Reading and writing structs whose fields are listed by a visitor (see ModelConfig): one list serves flags, JSON and
-// comparison.
+// Reads and writes structs whose fields are listed by a visitor (see ModelConfig), so that one list serves flags, JSON
+// and comparison.
 #pragma once
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -18,7 +18,7 @@ inline std::string refuse_nan(const std::string& text) {
                : str(text, " is not a number");
 }
 
-// visit(f) must call f(info, field) for every field; info.name is the key.
+// The fields as a JSON object. visit(f) must call f(info, field) for every field; info.name is the key.
 template <class Visit>
 nlohmann::json fields_to_json(Visit&& visit) {
     nlohmann::json json = nlohmann::json::object();
@@ -42,8 +42,8 @@ void check_field(const Info& info, const T& field, const std::string& where) {
     }
 }
 
-// Every field that is present must have the right type and be in its range, and there must be no others. A field that
-// is not there keeps its default: it is younger than the file. InputError names the key and `where`.
+// Sets the fields that `json` has. A missing field keeps its default, because it may be newer than the file. InputError
+// naming the key and `where` for a wrong type, a value outside its range, or an unknown key.
 template <class Visit>
 void fields_from_json(Visit&& visit, const nlohmann::json& json, const std::string& where) {
     if (!json.is_object()) input_error(where, ": the configuration is not a JSON object");

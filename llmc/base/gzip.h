@@ -1,4 +1,4 @@
-// Reading files that may be gzipped, told by their first two bytes rather than by their name.
+// Reads files that may be gzipped. The first two bytes decide, not the name.
 #pragma once
 #include <zlib.h>
 
@@ -16,12 +16,12 @@ public:
     GunzipReader(const GunzipReader&) = delete;
     GunzipReader& operator=(const GunzipReader&) = delete;
 
-    // Up to `size` bytes, as many as there are; 0 only at the end or where the stream breaks (see failure()). All bytes
-    // before a break are delivered.
+    // Reads up to `size` bytes and returns how many; 0 only at the end or at an error in the stream (see failure()).
+    // All bytes before the error are delivered.
     size_t read(char* bytes, size_t size);
 
-    const std::string& failure() const { return why; }     // why the stream broke; empty while it is whole
-    int64_t input_bytes() const { return bytes_consumed; } // of the file as it lies on disk
+    const std::string& failure() const { return why; }      // what is wrong with the stream; empty if nothing is
+    int64_t input_bytes() const { return bytes_consumed; }  // bytes read from the file, before unpacking
 
 private:
     int fd = -1;

@@ -1,7 +1,7 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 //
 // A number is a pure function of (seed, purpose, index): no state, no order, the same on any number of threads.
-// `purpose` is what the numbers are for, for example the name of the tensor that is initialised.
+// `purpose` says what the numbers are for, for example the name of the tensor that is initialised.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -15,8 +15,8 @@ std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<u
 // FNV-1a, 64 bits (Fowler, Noll, Vo).
 uint64_t hash_of(std::string_view text);
 
-// z with P(standard normal < z) = 0.5 + q, for q in (-0.5, 0.5); relative error about 1e-16 (Wichura 1988, algorithm
-// AS 241). Taking the distance from one half keeps full precision around the median.
+// The z with P(standard normal < z) = 0.5 + q, for q in (-0.5, 0.5); relative error about 1e-16 (Wichura 1988,
+// algorithm AS 241). The argument is the distance from one half because this keeps full precision around the median.
 double normal_quantile(double q);
 
 // The random numbers of one purpose. Key = seed; counter = (index / 2, hash of the purpose); each half of a 128-bit

@@ -24,9 +24,9 @@ struct SafetensorsEntry {
     int64_t bytes() const { return shape.numel() * size_of(dtype); }
 };
 
-// A file mapped read-only. The constructor checks everything there is to check: header length, JSON, dtypes (F32, BF16,
-// F64, I32; at most 4 dimensions), sizes, and that the ranges fill the file without gap or overlap. InputError naming
-// file and tensor otherwise.
+// A file mapped read-only. The constructor checks header length, JSON, dtypes (F32, BF16, F64, I32; at most 4
+// dimensions), sizes, and that the ranges fill the file without gap or overlap. InputError naming file and tensor
+// otherwise.
 class SafetensorsFile {
 public:
     explicit SafetensorsFile(const std::string& path);
@@ -36,7 +36,7 @@ public:
     const std::vector<SafetensorsEntry>& tensors() const { return entries; }      // in the order of their data
     const SafetensorsEntry* find(const std::string& name) const;                  // nullptr if there is none
     const SafetensorsEntry& at(const std::string& name) const;                    // InputError if there is none
-    // The raw data, valid as long as this object; not necessarily aligned for its type.
+    // The raw data, valid as long as this object; may not be aligned for its type.
     const char* bytes(const SafetensorsEntry& entry) const { return file.data() + entry.offset; }
 
     // A copy of the values; InputError if the tensor is missing or of another dtype.
@@ -58,8 +58,8 @@ private:
     std::unordered_map<std::string, size_t> by_name;
 };
 
-// A file with these tensors: its first bytes, where the data of each tensor goes (SafetensorsEntry::offset), and how
-// many bytes it has. Wider types come first, so that every tensor is aligned. RunError if two have the same name.
+// The layout of a file with these tensors: its first bytes, the place of each tensor's data (SafetensorsEntry::offset),
+// and its size. Wider types come first, so that every tensor is aligned. RunError if two tensors have the same name.
 struct SafetensorsLayout {
     std::string header;
     std::vector<SafetensorsEntry> tensors;  // in the order given

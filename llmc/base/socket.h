@@ -1,4 +1,5 @@
-// TCP between processes that trust each other's network: sockets that close themselves, whole messages.
+// TCP connections between processes on a trusted network. Sockets close themselves; messages are sent and received
+// whole.
 #pragma once
 #include <cstddef>
 #include <string>
@@ -21,25 +22,26 @@ public:
     int descriptor() const { return fd; }
     void close();
 
-    // All of the bytes, or false: the other side has closed, or nothing moved for as long as set_patience allows.
+    // Sends or receives all `size` bytes. False if the other side has closed the connection or nothing was transferred
+    // for the time of set_patience.
     bool send(const void* bytes, size_t size) const;
     bool receive(void* bytes, size_t size) const;
-    void set_patience(double seconds) const;  // 0: for ever, as at first
+    void set_patience(double seconds) const;  // 0, the default: wait without limit
 
-    // Whether there is something to receive, or the other side has closed, within this time.
+    // Waits up to this time; true if there is something to receive or the other side has closed.
     bool readable(double seconds) const;
 
 private:
     int fd = -1;
 };
 
-// Listens on all addresses of this host. RunError with the reason.
+// Listens at this port on all addresses of this host. RunError with the reason.
 Socket listen_on(int port);
 
-// The next one who connects; an empty Socket if nobody does within this time.
+// The next incoming connection; an empty Socket if there is none within this time.
 Socket accept_from(const Socket& listener, double seconds);
 
-// One attempt of at most this time; an empty Socket, and why, if it fails.
+// One attempt to connect, of at most this time; an empty Socket, and the reason in `why`, if it fails.
 Socket connect_to(const std::string& host, int port, double seconds, std::string& why);
 
 }  // namespace llmc

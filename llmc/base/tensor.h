@@ -1,4 +1,4 @@
-// Tensor: a plain view of device memory. It owns nothing and nobody above ops/ may read through `data`.
+// Tensor: a view of device memory. It owns nothing, and code above ops/ must not read through `data`.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -39,29 +39,29 @@ struct Tensor {
     void* data = nullptr;  // device address, valid only inside ops/
     DType dtype = DType::f32;
     Shape shape;
-    Shape stride;           // in elements; row-major unless a view says otherwise
+    Shape stride;           // in elements; row-major, except in some views
     const char* name = "";  // for messages; points to storage that outlives the tensor
 
     Tensor() = default;
     Tensor(void* data, DType dtype, Shape shape, const char* name)
         : data(data), dtype(dtype), shape(shape), stride(row_major(shape)), name(name) {}
 
-    explicit operator bool() const { return data != nullptr; }  // an optional tensor that was given
+    explicit operator bool() const { return data != nullptr; }  // false for an optional tensor that is not given
     int64_t numel() const { return shape.numel(); }
     int64_t bytes() const { return numel() * size_of(dtype); }
     bool contiguous() const { return stride == row_major(shape); }
 
-    // rows x columns when all leading dimensions are folded into one: how a linear layer sees [B, T, C].
+    // rows x columns when all leading dimensions are folded into one, as a linear layer treats [B, T, C].
     int64_t columns() const { return shape[-1]; }
     int64_t rows() const { return columns() ? numel() / columns() : 0; }
 
-    // The same contiguous memory under another shape of equal size.
+    // The same contiguous memory with another shape of equal size; RunError otherwise.
     Tensor view(Shape s) const {
         if (!contiguous() || s.numel() != numel())
             run_error("tensor ", name, " ", shape.text(), " cannot be viewed as ", s.text());
         return Tensor(data, dtype, s, name);
     }
-    // Elements [begin, end) of the first dimension.
+    // Elements [begin, end) of the first dimension; RunError if there are none.
     Tensor slice(int64_t begin, int64_t end) const {
         if (begin < 0 || end < begin || end > shape[0])
             run_error("tensor ", name, " ", shape.text(), " has no slice ", begin, ":", end);
@@ -71,6 +71,7 @@ struct Tensor {
         return t;
     }
 
+    // The strides of a contiguous tensor of this shape.
     static Shape row_major(Shape s) {
         Shape st = s;
         int64_t n = 1;
@@ -79,7 +80,7 @@ struct Tensor {
     }
 };
 
-// A tensor with the name it has in files. Of one that is divided over ranks, `tensor` is the part that lies here, flat
+// A tensor with its name in files. If the tensor is divided over ranks, `tensor` is the part in this rank's memory, 1-D
 // and maybe empty: the elements from number `first` on of a tensor of shape `whole`.
 struct NamedTensor {
     std::string name;

@@ -1,5 +1,5 @@
-// Training a byte-level BPE vocabulary (Sennrich et al. 2016): start from the 256 bytes and merge the most frequent
-// adjacent pair, again and again. Pairs never cross the borders of GPT-2's pre-tokens.
+// Trains a byte-level BPE vocabulary (Sennrich et al. 2016): starts from the 256 bytes and repeatedly merges the most
+// frequent adjacent pair. Pairs never cross the borders of GPT-2's pre-tokens.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -14,7 +14,7 @@ public:
     void add(std::string_view text);
 
     // A rank file of vocab_size - 1 tokens (the last id is <|endoftext|>, which is not in the file): the 256 bytes in
-    // GPT-2's order, then one token a merge. Of pairs with equal counts the one with the lower left id wins, then the
+    // GPT-2's order, then one token per merge. Of pairs with equal counts the one with the lower left id wins, then the
     // lower right id. InputError if vocab_size is outside 257..65535 or the text has too few different pairs.
     std::string train(int vocab_size) const;
 

@@ -1,10 +1,10 @@
 // Reads the documents of one input file as a stream, in constant memory: C4's *.json.gz, .jsonl, .json and .txt, each
 // plain or gzipped (told apart by content).
 //
-//   JSON lines   one object a line; its member `text_key` (a string) is the document. Blank lines are skipped.
+//   JSON lines   one object per line; its member `text_key` (a string) is the document. Blank lines are skipped.
 //   text         a line that is only <|endoftext|> ends a document; a file without one is one document. The line break
-//                before such a line, and the last one of the file, belong to no document.
-// Empty documents are left out.
+//                before such a line, and the last one of the file, are not part of a document.
+// Empty documents are skipped.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -15,8 +15,8 @@ namespace llmc {
 
 class DocumentReader {
 public:
-    // A document, or a part of a long one. Long text is cut where a new pre-token begins, so tokenising the parts gives
-    // the tokens of the whole (unless 16 MiB have no white space at all: then anywhere).
+    // A document, or a part of a long one. Long text is split where a pre-token begins, so the tokens of the parts
+    // together are the tokens of the whole. (Text with more than 16 MiB without white space is split anywhere.)
     struct Piece {
         std::string_view text;  // valid until the next call of next()
         bool ends_document = false;
@@ -26,12 +26,13 @@ public:
     DocumentReader(const std::string& path, const std::string& text_key, bool skip_bad);
     ~DocumentReader();
 
-    // False at the end of the file. A line that is no such JSON object, or a gzip stream that is damaged or cut off, is
-    // an InputError naming file and line; with skip_bad it is counted and left out (with the rest of a damaged stream).
+    // Gets the next piece; false at the end of the file. InputError naming file and line for a line that is not such a
+    // JSON object, or a gzip stream that is damaged or truncated. With skip_bad these are counted and skipped (a
+    // damaged stream to its end).
     bool next(Piece& piece);
 
-    int64_t bad() const;         // left out so far
-    int64_t input_bytes() const; // read so far of the file as it lies on disk
+    int64_t bad() const;          // number of lines or streams skipped so far
+    int64_t input_bytes() const;  // bytes read so far from the file, before unpacking
 
 private:
     struct State;

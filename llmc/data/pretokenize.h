@@ -1,9 +1,9 @@
-// GPT-2's pre-tokenisation: text is cut into words, numbers, punctuation and white space before any BPE merge happens,
-// so that no token ever spans two of them. Equal to matching, over code points, the pattern
+// GPT-2's pre-tokenisation: text is split into words, numbers, punctuation and white space before BPE merges, so that
+// no token contains parts of two of them. Equal to matching, over code points, the pattern
 //
 //     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 //
-// with Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), whose tokenizer made it known.
+// of Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace llmc {
 
-// The four classes the pattern tells apart: \s (Unicode White_Space), \p{L}, \p{N}, and everything else (punctuation,
-// symbols, combining marks, controls, unassigned).
+// The four classes of code points in the pattern: \s (Unicode White_Space), \p{L}, \p{N}, and everything else
+// (punctuation, symbols, combining marks, controls, unassigned).
 enum class CharClass : uint8_t { other, letter, number, space };
 
 CharClass class_of(uint32_t code_point);

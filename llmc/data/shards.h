@@ -7,7 +7,7 @@
 //                  tokenizer.tiktoken   the rank file the tokens were made with
 //                  train_000000.bin ... val_000000.bin ...
 //
-// A shard without a dataset.json beside it counts as GPT-2 tokens.
+// A shard without a dataset.json beside it (a bare shard) is taken to contain GPT-2 tokens.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -27,7 +27,7 @@ struct Shard {
     MappedFile map;
     const uint16_t* tokens = nullptr;
     int64_t count = 0;
-    uint32_t crc32 = 0;  // of the whole file as dataset.json has it; 0 for a bare shard
+    uint32_t crc32 = 0;  // of the whole file, from dataset.json; 0 for a bare shard
 };
 
 // The shards of one split, in order. Sums over all of them; documents and text_bytes are 0 where unknown (bare shards).
@@ -39,8 +39,8 @@ struct Split {
     int64_t text_bytes = 0;
     int vocab_size = 0;
 
-    // Bytes of text a token stands for: loss in nats / (ln 2 * bytes_per_token) is bits per byte. 0 if unknown.
-    // Text counts without <|endoftext|>, tokens with it, so all of the model's predictions are paid for.
+    // Bytes of text per token; loss in nats / (ln 2 * bytes_per_token) is bits per byte. 0 if unknown. The text does
+    // not include <|endoftext|> and the tokens do, so the cost of predicting it is included.
     double bytes_per_token() const { return tokens > 0 ? double(text_bytes) / double(tokens) : 0; }
 };
 
@@ -53,19 +53,19 @@ struct Dataset {
     bool bare = false;           // no dataset.json: everything given is in `train`
 };
 
-// Opens a data directory (with dataset.json), a single .bin file, or a quoted pattern like "dir/train_*.bin".
-// Checks all there is to check without reading the tokens: presence, sizes, headers, counts. Bare shards are also read
-// once to check that every token is a GPT-2 id, unless `reads_tokens` is false because another process does. InputError
-// naming the file otherwise. Shards are mapped: of what is not read, nothing is loaded.
+// Opens a data directory (with dataset.json), a single .bin file, or a quoted pattern like "dir/train_*.bin". Checks
+// presence, sizes, headers and counts. The tokens of bare shards are also read once to check that they are GPT-2 ids,
+// unless `reads_tokens` is false because another process does it. InputError naming the file. Shards are memory-mapped,
+// so only what is read is loaded.
 Dataset open_dataset(const std::string& path, bool reads_tokens = true);
 
-// InputError unless the data's tokens are the model's: the vocabularies must have the same size.
+// InputError unless the vocabularies of data and model have the same size.
 void check_vocabulary(const Dataset& dataset, int64_t model_vocab_size);
 
 // Reads every shard and compares checksums and token ranges. InputError naming the first shard that is damaged.
 void verify_dataset(const Dataset& dataset);
 
-// Writes the shards of one split, cutting after every shard_tokens tokens. Files are complete or absent.
+// Writes the shards of one split, with shard_tokens tokens each. A file appears only when it is complete.
 class ShardWriter {
 public:
     struct Entry {
@@ -76,7 +76,7 @@ public:
     ShardWriter(std::string directory, std::string split, int64_t shard_tokens);
 
     void write(std::span<const uint16_t> tokens);
-    std::vector<Entry> finish();  // closes the last shard and lists all
+    std::vector<Entry> finish();  // closes the last shard; returns all shards
 
 private:
     std::string directory, split;
@@ -87,13 +87,13 @@ private:
     void close_shard();
 };
 
-// What dataset.json says of one split.
+// The entry of one split in dataset.json.
 struct SplitSummary {
     int64_t documents = 0, text_bytes = 0, tokens = 0;
     std::vector<ShardWriter::Entry> shards;
 };
 
-// Writes dataset.json and tokenizer.tiktoken (its text given) into the directory.
+// Writes dataset.json and tokenizer.tiktoken (with the text `rank_file`) into the directory. RunError if it cannot.
 void write_dataset_json(const std::string& directory, const std::string& rank_file, int vocab_size,
                         const SplitSummary& train, const SplitSummary& val);
 

@@ -1,8 +1,8 @@
 // Byte-level BPE (Sennrich et al. 2016; over bytes as in GPT-2), read from a tiktoken rank file.
 //
-// A rank file has one line "base64(bytes of the token) rank" a token. Ranks are the token ids: 0..255 are the single
-// bytes in some order, and each later token is made by merging two earlier ones. So the file alone says which pairs
-// merge and in which order. <|endoftext|> is not in it: its id is the number of lines.
+// A rank file has one line "base64(bytes of the token) rank" per token. Ranks are the token ids: 0..255 are the single
+// bytes in some order, and each later token is a concatenation of two earlier ones. So the file determines which pairs
+// are merged, and in which order. <|endoftext|> is not in it: its id is the number of lines.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -23,17 +23,17 @@ public:
     int vocab_size() const { return int(token_bytes.size()); }  // with end-of-text
     int eot_id() const { return vocab_size() - 1; }
     const std::string& rank_file() const { return ranks; }      // the unpacked text it was read from
-    uint32_t crc32() const { return ranks_crc32; }              // of rank_file(): tells vocabularies apart
+    uint32_t crc32() const { return ranks_crc32; }              // of rank_file(), to compare vocabularies
 
-    // Token ids of a text. Invalid UTF-8 counts as U+FFFD; "<|endoftext|>" in the text is ordinary text. For more than
-    // a few strings use an Encoder, which remembers words.
+    // Token ids of a text. Invalid UTF-8 becomes U+FFFD; "<|endoftext|>" in the text is ordinary text. For more than a
+    // few strings use an Encoder, which has a cache.
     std::vector<uint16_t> encode(std::string_view text) const;
 
     // The bytes of the tokens one after another; end-of-text becomes "<|endoftext|>". InputError for an id that is not
     // in the vocabulary. A slice of a text may begin or end inside a UTF-8 character.
     std::string decode(std::span<const int32_t> ids) const;
 
-    // Appends the ids of one pre-token's bytes, found by merging (no cache).
+    // Appends the ids of one pre-token, found by merging (without a cache).
     void merge(std::string_view pretoken, std::vector<uint16_t>& out) const;
 
 private:
@@ -53,8 +53,8 @@ private:
     void derive_merges(const std::string& name);
 };
 
-// Encodes with a cache of pre-tokens: English repeats its words so much that most need no merging at all. Constant
-// memory (2 MB). One Encoder a thread; the Tokenizer is shared and must outlive it.
+// Encodes with a cache of pre-tokens: English repeats its words so often that most need no merging. Constant memory (2
+// MB). Use one Encoder per thread; the Tokenizer is shared and must outlive it.
 class Encoder {
 public:
     explicit Encoder(const Tokenizer& vocabulary);
@@ -75,8 +75,8 @@ private:
     std::string storage;      // the repaired text, if it was not valid UTF-8
 };
 
-// Where the GPT-2 vocabulary lies: data/gpt2.tiktoken.gz in the current directory or above the running program.
-// InputError if it is nowhere.
+// The path of the GPT-2 vocabulary, data/gpt2.tiktoken.gz in the working directory or in a directory above the program.
+// InputError if it is in neither.
 std::string gpt2_rank_file();
 
 std::string base64_encode(std::string_view bytes);

@@ -33,7 +33,7 @@ struct ContextOptions {
 };
 
 // One entry of the list that a counting Context can record (Context::events): ops, collectives, and the waits between
-// them, in their order. From this list follows what may overlap (train/timeline.h).
+// them, in their order. From this list follows what may overlap (planner/timeline.h).
 struct Event {
     // An op, a collective, or a point where one waits for the other, see Comm.
     enum Kind { op, collective, after_compute, before_compute, mark, before_compute_mark } kind = op;
