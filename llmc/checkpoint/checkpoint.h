@@ -6,12 +6,12 @@
 //                                            CRC-32 of every tensor; a CRC-32 of itself
 //   RUN/latest                               the name of the directory to resume from
 //
-// Several processes write their own parts of the two files, all at once; the files do not tell how many there were. The
-// run directory must be one that all of them see.
+// Several processes write their parts of the two files at the same time; the files do not depend on the number of
+// processes. All of them must see the run directory.
 //
-// Whatever happens while saving (kill, power cut, full disk), a checkpoint that `latest` named before stays loadable
-// until a newer one is complete: a directory is written beside under a hidden name, synced, and only then renamed; then
-// `latest` is replaced; only then are old checkpoints deleted.
+// If saving fails or is interrupted (kill, power cut, full disk), the checkpoint that `latest` named stays usable until
+// a newer one is complete. A directory is written under a hidden name, synced and renamed; then `latest` is replaced;
+// then old checkpoints are deleted.
 #pragma once
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -27,12 +27,12 @@ namespace llmc {
 inline constexpr const char* model_file = "model.safetensors";
 inline constexpr const char* optimizer_file = "optimizer.safetensors";
 
-// Saves these contiguous tensors under RUN/step-<step> and returns that directory. An older checkpoint of the same step
-// is replaced. Then deletes all but `keep` checkpoints (0: deletes none): first those of later steps, which the run
-// that now passes this step has abandoned, then the oldest; never the one just written. `state` is a JSON object; the
-// keys format_version, step, files and checksum are taken. RunError if it cannot be written (disk full, no permission):
-// then the checkpoint to resume from is still the one before, and saving can be tried again.
-// world: its ranks call this together, each with the parts of all tensors that it owns, and fail together.
+// Saves these contiguous tensors as RUN/step-<step> and returns that directory. Replaces an older checkpoint of the
+// same step. Then deletes all but `keep` checkpoints (0: none): first those of later steps, which belong to an
+// abandoned continuation, then the oldest; never the new one. `state` is a JSON object; the keys format_version, step,
+// files and checksum are reserved. RunError if it cannot be written (disk full, no permission): the previous checkpoint
+// is then unchanged, and saving can be tried again. world: its ranks call this together, each with its own parts of all
+// tensors, and fail together.
 std::string save_checkpoint(const std::string& run_directory, int64_t step, const std::vector<NamedTensor>& model,
                             const std::vector<NamedTensor>& optimizer, const nlohmann::json& state, int64_t keep,
                             Context& ctx, World* world = nullptr);
@@ -41,7 +41,7 @@ struct Checkpoint {
     std::string directory;
     int64_t step = 0;
     nlohmann::json state;  // all of state.json
-    std::string note;      // not empty: a sentence for the user, why it is not the one that `latest` names
+    std::string note;      // if it is not the one that `latest` names: a sentence for the user that says why
 };
 
 // A run directory (its latest checkpoint, see find_latest) or one checkpoint's directory. InputError naming what is
@@ -49,13 +49,13 @@ struct Checkpoint {
 // size.
 Checkpoint open_checkpoint(const std::string& path);
 
-// The checkpoint that RUN/latest names; if that one or `latest` is damaged, the complete one of the highest step, with
-// a note. Nothing if the run has never completed a checkpoint; InputError if it had one and none is usable any more.
+// The checkpoint that RUN/latest names. If that one or `latest` is damaged: the complete one with the highest step,
+// with a note. Nothing if the run has never completed a checkpoint; InputError if it has and none is usable.
 std::optional<Checkpoint> find_latest(const std::string& run_directory);
 
-// Fills these tensors from one file of the checkpoint (model_file or optimizer_file) and verifies every checksum.
-// InputError naming file and tensor if one is missing, unknown, of other shape or dtype, or damaged; the tensors may
-// then be half filled. world: its ranks call this together, each for its own parts, and share the verification.
+// Reads these tensors from one file of the checkpoint (model_file or optimizer_file) and verifies all checksums.
+// InputError naming file and tensor if one is missing, unknown, damaged, or of another shape or dtype; the tensors may
+// then be partly filled. world: its ranks call this together, each for its own parts, and divide the verification.
 void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors, Context& ctx,
                   World* world = nullptr);
 

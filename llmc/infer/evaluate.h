@@ -1,4 +1,4 @@
-// Validation on batches that never change: the same sequences in the same groups at every call, so that losses compare.
+// Validation on fixed batches: the same sequences in the same groups at every call, so that losses can be compared.
 #pragma once
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -8,39 +8,42 @@
 
 namespace llmc {
 
-inline constexpr uint64_t eval_seed = 1912;  // of the order of validation sequences: does not depend on the run's seed
+inline constexpr uint64_t eval_seed = 1912;  // for the order of validation sequences, independent of the run's seed
 
 struct EvalResult {
-    double loss = 0;           // nats a token
+    double loss = 0;           // nats per token
     double perplexity = 0;     // exp(loss)
-    double bits_per_byte = 0;  // 0 if the data does not know its bytes
+    double bits_per_byte = 0;  // 0 if the number of bytes of the data is unknown
     int64_t tokens = 0;
-    std::string text() const;
+    std::string text() const;  // for the console
+    // Adds the numbers to `json` with keys that begin with `prefix`.
     void add_to(nlohmann::json& json, const std::string& prefix) const;
 };
 
-// What a validation of a MoT model can measure besides: the same weights in groups of another size, and one-hot.
+// An additional evaluation of a MoT model: with another group size, or with one-hot weights.
 struct ExtraEvaluation {
     std::string name;  // "group_8", "discrete": the log says val_loss_group_8
     EvalOptions options;
 };
-// As config.eval_group_sizes ("8,16,32") and config.eval_discrete want it. InputError naming the flag if the list does
-// not parse, a size does not fit the micro-batch (or the context, for groups within a sequence), or there is no MoT.
+// The evaluations of config.eval_group_sizes ("8,16,32") and config.eval_discrete. InputError naming the flag if the
+// list does not parse, a size does not divide the micro-batch (or the context, for groups within a sequence), or there
+// is no MoT.
 std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const TrainConfig& config);
 
 class Evaluator {
 public:
-    // Takes up to config.eval_batches micro-batches of the validation split (split = nullptr: the data's `val`).
+    // Uses up to config.eval_batches micro-batches of `split` (nullptr: the data's `val`).
     Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* split = nullptr);
-    int64_t batches() const { return count; }  // 0 if there is nothing to validate on
-    // world: the processes that share the batches, all of which call this; their number does not change the result.
-    // All of them evaluate equally often, if need be a batch that does not count: a divided model needs them all.
+    int64_t batches() const { return count; }  // 0 if there is no validation data
+    // Evaluates the model of `step`. world: the processes that divide the batches; all of them call this, and their
+    // number does not change the result. All evaluate the same number of batches, some of which may not count, because
+    // a divided model needs all ranks.
     EvalResult run(Step& step, const EvalOptions& options, World* world = nullptr) const;
-    // Of a model that is not the one in training: its step's buffers lie on `arena` only during the call.
+    // Evaluates a model that is not in training: its buffers are on `arena` during the call only.
     EvalResult run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
                    Context& ctx, World* world = nullptr) const;
 
-    // As many sequences [context] of the training data as a group has (rows_together): generation fills up groups.
+    // Sequences [context] of the training data, as many as a group has (rows_together), to fill groups in generation.
     const std::vector<std::vector<int32_t>>& fillers() const { return filler_rows; }
 
 private:

@@ -1,12 +1,12 @@
-// Text from a trained model: several prompts advance together, one position at a time, each row's K and V carried
-// along.
+// Text from a trained model: several prompts advance together, one position at a time, with a cache of each row's K and
+// V.
 //
 // A MoT model mixes the tokens of g rows at every position, so a batch that is not a multiple of g must be filled up.
 // The rule:
-//   data   sequences of the training data, kept beside the checkpoint: what the model has met all its life
+//   data   sequences of the training data, saved with the checkpoint, as in training
 //   self   copies of the prompts and of what they generate
 //   zero   zero vectors inside the MoT blocks (as the model's port to a public model library did)
-// docs/mot.md has the perplexities that decided the default.
+// docs/mot.md has the perplexities for each rule.
 #pragma once
 #include <functional>
 
@@ -16,7 +16,7 @@
 namespace llmc {
 
 enum class GroupFill { data, self, zero };
-GroupFill group_fill_from_name(const std::string& name);
+GroupFill group_fill_from_name(const std::string& name);  // InputError if there is no such rule
 
 struct GenerateOptions {
     int64_t max_tokens = 128;  // new tokens per prompt, as far as the context allows
@@ -24,10 +24,10 @@ struct GenerateOptions {
     uint64_t seed = 1;
     GroupFill fill = GroupFill::data;
     bool discrete = false;
-    int32_t end_of_text = -1;  // a row that draws it is finished
+    int32_t end_of_text = -1;  // a row ends when this token is sampled
 };
 
-// How many rows `prompts` rows need: a multiple of the group size if the model has MoT blocks.
+// Number of rows for this many prompts: rounded up to a multiple of the group size if the model has MoT blocks.
 int64_t rows_with_fill(const ModelConfig& config, int64_t prompts);
 
 // Continues each prompt (token ids, not empty, shorter than the context). fillers: sequences for GroupFill::data.

@@ -1,4 +1,4 @@
-// What --trace writes: the last steps of a profiled run, op by op, for chrome://tracing and https://ui.perfetto.dev
+// The file of --trace: the last steps of a profiled run, op by op, for chrome://tracing and https://ui.perfetto.dev
 // (Chrome's Trace Event Format: a JSON array of complete events).
 #pragma once
 #include <string>
@@ -8,20 +8,20 @@
 namespace llmc {
 
 constexpr int64_t traced_spans = 1 << 16;  // 3 MB; a step of a small model has about 150
-constexpr int64_t traced_steps = 5;        // the most that are written
+constexpr int64_t traced_steps = 5;        // the largest number of steps written
 
-// FILE of one process, FILE.rank3 of several.
+// The file's name: FILE for one process, FILE.rank3 for rank 3 of several.
 std::string trace_path(const std::string& file, int rank, int ranks);
 
-// InputError if no file can be made there. Makes none.
+// InputError if no file can be created there. Creates none.
 void check_trace_path(const std::string& path);
 
-// Writes the last whole steps (outermost ranges) that the recording has kept; if not even one fits, the end of the last
-// one. last_step: the number of the last one; process: the rank. Returns a sentence that says what the file holds.
-// RunError if it cannot be written.
+// Writes the last complete steps (outermost ranges) that the recording has kept, or the end of the last step if not
+// even one is complete. last_step: number of the last step; process: the rank. Returns a sentence that says what the
+// file holds. RunError if it cannot be written.
 std::string write_trace(const Recording& recording, const std::string& path, int64_t last_step, int process);
 
-// The same at trace_path; prints the sentence, or why the file cannot be written, and returns false then.
+// The same at trace_path. Prints the sentence; if the file cannot be written, prints why and returns false.
 bool print_trace(const Recording& recording, const std::string& file, int64_t last_step, int rank, int ranks);
 
 }  // namespace llmc

@@ -1,8 +1,8 @@
-// How fast GPUs compute and talk to each other, on paper.
+// A model of the speed of GPUs and networks.
 //
-// Counted runs say what a rank of a run computes and sends (ops/context.h, comm/comm.h); a Cluster turns that into
-// seconds, one formula a function; docs/scaling.md derives them. All of it is an estimate: rates are datasheets' times
-// the assumed Shares, or measured.
+// A counted run says what a rank computes and sends (ops/context.h, comm/comm.h). A Cluster turns that into seconds,
+// with one function per formula; docs/scaling.md derives them. All results are estimates: rates are those of datasheets
+// times the assumed Shares, or measured.
 #pragma once
 #include <algorithm>
 
@@ -14,39 +14,39 @@ namespace llmc {
 // ----------------------------------------------------------------------------------------------------- the hardware
 struct Gpu {
     std::string name;
-    double bf16 = 0, fp32 = 0;  // FLOP/s: dense on tensor cores; without them (fp32 here never is TF32)
-    double bandwidth = 0;       // of its memory, bytes/s
-    double memory = 0;          // bytes
-    double link = 0;            // to the other GPUs of its node (NVLink), bytes/s in one direction
-    int per_node = 1;           // GPUs of a node
+    double bf16 = 0, fp32 = 0;  // FLOP/s, dense: bf16 on tensor cores, fp32 without them (never TF32)
+    double bandwidth = 0;       // of memory, bytes/s
+    double memory = 0;          // size, bytes
+    double link = 0;            // rate to the other GPUs of its node (NVLink), bytes/s in one direction
+    int per_node = 1;           // GPUs per node
 
-    double peak(DType act) const { return act == DType::bf16 ? bf16 : fp32; }  // of matrix products
+    double peak(DType act) const { return act == DType::bf16 ? bf16 : fp32; }  // of matrix products, FLOP/s
 };
-// a100, h100, h200, b200 by NVIDIA's datasheets of SXM modules and HGX boards; any other name: all numbers are 0.
+// a100, h100, h200, b200 from NVIDIA's datasheets of SXM modules and HGX boards; for any other name all numbers are 0.
 Gpu gpu_by_name(const std::string& name);
 
-// The fractions of a datasheet's rates that are reached: assumptions, those of docs/cuda.md for compute.
+// The assumed fractions of a datasheet's rates that are reached.
 struct Shares {
     double matrix = 0.75, bandwidth = 0.85, links = 0.8;
 };
 
 struct Cluster {
     Gpu gpu;
-    double net = 0;                                   // of one GPU into the network, bytes/s in one direction
+    double net = 0;                                   // network rate of one GPU, bytes/s in one direction
     double link_latency = 3e-6, net_latency = 10e-6;  // seconds of one message inside a node, and between nodes
-    double message_gap = 1e-6;                        // between two messages that one GPU sends, all-to-all only
-    double host_wait = 20e-6;  // until the host has read something and started what depends on it
-    bool overlaps = true;      // false: nothing is computed while a collective is under way
+    double message_gap = 1e-6;                        // seconds between two messages of one GPU in an all-to-all
+    double host_wait = 20e-6;  // seconds for the host to read a number and start what depends on it
+    bool overlaps = true;      // false: nothing is computed during a collective
     Shares shares;
     std::map<std::string, double> measured;  // seconds of ops, see read_measured
 };
 
 // ---------------------------------------------------------------------------------------------------- computation
-// Ops whose arithmetic is on tensor cores in bf16.
+// Whether this op uses tensor cores in bf16.
 bool on_tensor_cores(const std::string& op);
 
-// An op takes as long as its arithmetic or its way through memory, whichever is longer (the roofline: Williams et al.
-// 2009). With all shares 1 that is its floor.
+// The time of an op is that of its arithmetic or of its memory traffic, whichever is longer (roofline model, Williams
+// et al. 2009). With all shares 1 this is its floor.
 struct OpTime {
     double compute, memory;  // seconds
     double seconds() const { return std::max(compute, memory); }
@@ -57,27 +57,27 @@ OpTime op_time(const std::string& op, const OpCost& cost, DType act, const Gpu& 
 // `make gpu-check` wrote; of the latter, all models in this precision together. InputError if it holds none.
 std::map<std::string, double> read_measured(const std::string& file, const std::string& precision);
 
-// Seconds of an op: what was measured, else by op_time with the cluster's shares.
+// Seconds of an op: from `measured` if it is there, else from op_time with the cluster's shares.
 double op_seconds(const std::string& op, const OpCost& cost, DType act, const Cluster& cluster);
 
 // ------------------------------------------------------------------------------------------------- communication
-bool is_collective(const std::string& name);
+bool is_collective(const std::string& name);  // whether this is the name of a collective
 
-// How the ranks of a group lie: rank r is on node r / per_node.
+// How the ranks of a group are spread over nodes: rank r is on node r / per_node.
 struct Path {
     int ranks = 1, nodes = 1;
     int per_node() const { return (ranks + nodes - 1) / nodes; }
 };
 Path path_of(const Ranks& group, const Cluster& cluster);
 
-// Bytes/s of a ring through the group. As NCCL lays rings, each of a node's members enters and leaves the node by its
-// own network card, so that a node's cards work side by side: min(link, net * members of the group on a node).
+// Bytes/s of a ring through the group. NCCL's rings use the network card of every GPU of a node at the same time, so
+// this is min(link, net * members of the group on a node).
 double ring_rate(const Path& path, const Cluster& cluster);
 
-// Seconds of one pass around the ring in which nothing is sent: W - 1 steps, of which nodes - 1 cross the network.
+// Seconds of one pass around the ring without data: W - 1 steps, of which nodes - 1 cross the network.
 double ring_latency(const Path& path, const Cluster& cluster);
 
-// Seconds of a transfer by the better of NCCL's two ways: as it is, or (LL, for little data) with a quarter of the
+// Seconds of a transfer by the faster of NCCL's protocols: the normal one, or LL for little data, with a quarter of the
 // latency and a quarter of the rate.
 double transfer_seconds(double latency, double seconds);
 
@@ -85,10 +85,9 @@ double transfer_seconds(double latency, double seconds);
 //   all_gather, reduce_scatter, broadcast   a transfer of calls * ring_latency and wire / ring_rate
 //   all_reduce     the faster of a ring, two passes, and a tree: calls * 2 ((members on a node - 1) link_latency +
 //                  log2(nodes) net_latency) and 2 bytes / ring_rate
-//   all_to_all, all_to_all_rows    all messages are under way together: calls * (latency of the farthest + (W - 1)
-//                  message_gap) + the longer of what stays in the node, over its link, and what leaves it, over the
-//                  GPU's network card
-// (Latencies of rings, trees and LL: as NCCL counts when it chooses between them, src/graph/tuning.cc.)
+//   all_to_all, all_to_all_rows    all messages are sent at once: calls * (largest latency + (W - 1) message_gap)
+//                  + the longer of two times: data inside the node over NVLink, data to other nodes over the GPU's card
+// (Latencies of rings, trees and LL are those of NCCL's own model, src/graph/tuning.cc.)
 double collective_seconds(const std::string& name, const CommCost& cost, const Path& path, const Cluster& cluster);
 
 }  // namespace llmc

@@ -1,4 +1,4 @@
-// One rank's model and step on a Context that only counts: the real code, run without memory and without data, says
+// The model and step of one rank on a Context that only counts: the real code runs without memory and data, and shows
 // what a run will need and do.
 #pragma once
 #include "llmc/step/step.h"
@@ -8,7 +8,7 @@ namespace llmc {
 struct CountedStep {
     const Sharding sharding;
     Context ctx;
-    World world;  // a pretended one: nobody is there
+    World world;  // simulated
     Mesh mesh;
     Model model;
     SharedUnits shared;

@@ -7,13 +7,14 @@
 
 namespace llmc {
 
-// Found by running the real code once on a Context that only counts, so it cannot disagree with the run.
+// The result of running the real code once on a Context that only counts, so it cannot disagree with the run. Memory in
+// bytes.
 struct Plan {
     int64_t parameter_bytes = 0, copy_bytes = 0, gradient_bytes = 0, moment_bytes = 0;
-    int64_t unit_bytes = 0;  // of divided units in use: gathered parameters, gradients that are not summed yet
-    int64_t activation_bytes = 0;  // with the workspace of the ops of a pass
-    int64_t workspace_bytes = 0;   // of ops outside of passes
-    int64_t step_flops = 0;     // of everything a step executes, recomputation included
+    int64_t unit_bytes = 0;        // buffers of SharedUnits: gathered parameters, gradients that are not summed yet
+    int64_t activation_bytes = 0;  // activations, and workspace of ops inside forward and backward
+    int64_t workspace_bytes = 0;   // workspace of ops outside of them
+    int64_t step_flops = 0;        // of everything in a step, recomputation included
     int64_t forward_flops = 0;  // of one evaluation of a micro-batch
     int64_t total() const {
         return parameter_bytes + copy_bytes + gradient_bytes + moment_bytes + unit_bytes + activation_bytes +
@@ -21,7 +22,7 @@ struct Plan {
     }
 
     std::map<std::string, OpCost> ops;  // of one rank's step, by op
-    // And what it sends, by the ranks that it sends to: see Mesh.
+    // What it sends, by the group of ranks that it sends to: see Mesh.
     struct Traffic {
         std::string group;  // "all", "experts", "replicas", "group"
         Ranks ranks;
@@ -30,17 +31,17 @@ struct Plan {
     std::vector<Traffic> traffic;
 };
 
-// One training step and one of every kind of evaluation (extra_evaluations); or (training = false) evaluations only.
-// With `twin`, also an evaluation of the same parameters as that other model (model_as in convert.h). Bytes are those
-// of one of `ranks` processes, FLOPs those of the whole step. InputError as sharding_of.
+// Counts one training step and one evaluation of every kind (extra_evaluations), or with training = false evaluations
+// only. With `twin`, also an evaluation of the same parameters as that other model (model_as in convert.h). Bytes are
+// those of one of `ranks` processes, FLOPs those of the whole step. InputError as sharding_of.
 Plan make_plan(const ModelConfig& model, const TrainConfig& train, bool training, int threads,
                const EvalOptions& eval = {}, const std::optional<ModelConfig>& twin = {}, int ranks = 1);
 
-// InputError "needs ... available ..." if the plan does not fit into the memory the device has free, or one of
-// `sharers` equal shares of it.
+// InputError "needs ... available ..." if the plan needs more than the free memory of the device, or than one of
+// `sharers` equal parts of it.
 void check_memory(const Plan& plan, Context& ctx, int sharers = 1);
 
-// Tables for people: units with their tensors' sizes; FLOPs a token; memory by purpose.
+// Tables for people: units with the sizes of their tensors; FLOPs per token; memory by purpose.
 std::string describe_units(const Model& model);
 std::string describe_plan(const Plan& plan, const Model& model, const TrainConfig& train, int ranks = 1);
 

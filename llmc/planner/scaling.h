@@ -1,4 +1,4 @@
-// `train_mot plan`: a training step on 1 to thousands of GPUs, on paper. docs/scaling.md explains and shows it.
+// `train_mot plan`: estimates of a training step on 1 to thousands of GPUs. docs/scaling.md explains it.
 //
 // For every number of GPUs and every --shard the real step is counted (plan.h: memory; timeline.h: order and bytes) and
 // replayed on a Cluster. Nothing is allocated or sent.
@@ -12,11 +12,11 @@ namespace llmc {
 struct ScalingCommand {
     std::vector<int> gpus = {1};
     std::string gpu = "h100", net = "400Gb";
-    double peak_tflops = 0, bandwidth_gbs = 0, memory_gb = 0, nvlink_gbs = 0;  // 0: the datasheet's
+    double peak_tflops = 0, bandwidth_gbs = 0, memory_gb = 0, nvlink_gbs = 0;  // 0: from the datasheet
     int gpus_per_node = 0;                                                     // 0: the usual number
     double nvlink_latency_us = 3, net_latency_us = 10, message_us = 1;
     Shares shares;
-    double usable_memory = 0.95;  // of a GPU's; the rest is for CUDA and NCCL
+    double usable_memory = 0.95;  // fraction of a GPU's memory; the rest is for CUDA and NCCL
     bool overlap = true, weak = false, exchange = false;
     std::string measured;
     double imbalance = 1.2, host_wait_us = 20;
@@ -24,14 +24,15 @@ struct ScalingCommand {
     int threads = 0;
 };
 
-// "400Gb" a GPU, in bits, or "50GB", in bytes; "3200Gb/node" is shared by a node's GPUs. Bytes/s of one GPU.
+// Bytes/s of one GPU from "400Gb" (gigabits), "50GB" (gigabytes) or "3200Gb/node" (divided among the GPUs of a node).
+// InputError for any other form.
 double net_of_gpu(const std::string& text, int gpus_per_node);
 
-// The GPU by name, with the numbers that are given instead of its datasheet's. "cpu" has no datasheet.
-// InputError if one is missing.
+// The cluster of the command's flags, which replace the numbers of the GPU's datasheet. "cpu" has no datasheet:
+// InputError if a number is missing.
 Cluster cluster_of(const ScalingCommand& command, const std::string& precision);
 
-// A step on `gpus` GPUs, sharded in one way.
+// The estimate of a step on `gpus` GPUs, divided in one way.
 struct ScalingRow {
     int gpus = 1;
     TrainConfig train;   // with shard, expert_parallel, and the micro-batches of all GPUs
@@ -42,18 +43,19 @@ struct ScalingRow {
     double tokens_per_second = 0, mfu = 0;
     bool fits = false;
 };
-// train.grad_accumulation counts micro-batches of all GPUs, as in a run, or with `weak` those of one GPU (of
-// group_ranks GPUs, if these share one).
+// The estimate for train's way of dividing the model. train.grad_accumulation is the number of micro-batches of all
+// GPUs, as in a run, or with `weak` of one GPU (of group_ranks GPUs, if these divide a micro-batch).
 ScalingRow scaling_row(const ModelConfig& model, const TrainConfig& train, int gpus, const ScalingCommand& command,
                        const Cluster& cluster);
 
-// The ways of sharding on so many GPUs, the fastest expert_parallel of each if they are to be chosen.
+// One row for every --shard, with the fastest expert_parallel if command.choose_experts is set.
 std::vector<ScalingRow> scaling_rows(const ModelConfig& model, const TrainConfig& train, int gpus,
                                      const ScalingCommand& command, const Cluster& cluster);
-// The fastest that fits; -1: none does.
+// Index of the fastest row that fits into memory; -1: none does.
 int best_row(const std::vector<ScalingRow>& rows);
 
-// Prints the table, a recommendation for every number of GPUs, and the exchanges if asked for.
+// Prints the table, the best row for every number of GPUs, and with command.exchange the exchanges. Returns the exit
+// code.
 int run_scaling(const ModelConfig& model, const TrainConfig& train, const ScalingCommand& command);
 
 }  // namespace llmc

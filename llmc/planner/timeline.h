@@ -1,8 +1,8 @@
-// What one rank does in a training step, in its order, and how long that takes on a Cluster.
+// The ops and collectives of one rank in a training step, in their order, and the time they take on a Cluster.
 //
-// The real step is run on a Context that only counts and writes down every op, every collective, and where the one
-// waits for the other. A GPU works off ops and collectives in two queues side by side (comm.h). Replaying the list with
-// two clocks tells what hides behind what, without a rule of thumb for any way of sharding.
+// The real step is run on a Context that only counts and records every op, every collective, and where one waits for
+// the other. A GPU executes ops and collectives in two queues side by side (comm.h). Replaying the list with two clocks
+// shows what overlaps, for any way of dividing a model.
 #pragma once
 #include "llmc/planner/cluster.h"
 #include "llmc/step/config.h"
@@ -10,26 +10,26 @@
 namespace llmc {
 
 struct StepTrace {
-    int64_t micro_batches = 1;                       // of this rank in a step
-    std::vector<Event> first, middle, last, update;  // of the first (if there are two), the ones between, the last
+    int64_t micro_batches = 1;                       // number of micro-batches of this rank in a step
+    std::vector<Event> first, middle, last, update;  // first micro-batch (if there are two), those between, the last
 };
 
-// Of rank 0 of `ranks`. InputError as make_plan.
+// The step of rank 0 of `ranks` ranks. InputError as make_plan.
 StepTrace record_step(const ModelConfig& model, const TrainConfig& train, int ranks);
 
 struct StepTime {
     double compute = 0;                                 // seconds of all ops
-    double communication = 0;                           // of all collectives
-    double total = 0;                                   // of the step
-    double exposed() const { return total - compute; }  // while which nothing is computed, but communicated or waited
+    double communication = 0;                           // seconds of all collectives
+    double total = 0;                                   // seconds of the step
+    double exposed() const { return total - compute; }  // seconds of communication or waiting without computation
 };
 
-// Ops follow each other, collectives too; each begins when the one before it in its queue is over, and not before what
-// it was told to wait for:
-//   after_compute    collectives from here on begin when the ops so far are over
-//   before_compute   ops from here on begin when the collectives so far are over (mark: those up to the mark)
-//   download         the host reads a number, and only then starts what comes next
-// Not modelled: launches, and what collectives take from the ops beside them (memory bandwidth, multiprocessors).
+// The time of a recorded step. Ops run one after the other, and so do collectives. Each begins when the one before it
+// in its queue is done, and not before the event that it must wait for:
+//   after_compute    later collectives begin when all earlier ops are done
+//   before_compute   later ops begin when all earlier collectives are done (mark: those before the mark)
+//   download         the host reads a number, and then starts what comes next
+// Not modelled: launches, and how collectives slow down the ops beside them (memory bandwidth, multiprocessors).
 StepTime replay(const StepTrace& trace, DType act, const Cluster& cluster);
 
 }  // namespace llmc

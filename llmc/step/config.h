@@ -142,6 +142,7 @@ void for_each_train_field(Config& c, F&& f) {
 }
 
 nlohmann::json to_json(const TrainConfig& config);
+// As model_config_from_json.
 TrainConfig train_config_from_json(const nlohmann::json& json, const std::string& where);
 
 }  // namespace llmc

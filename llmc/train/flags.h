@@ -31,6 +31,7 @@ void add_field(CLI::App& app, const FieldInfo& info, T& field) {
     option->group(info.group);
 }
 
+// Adds the flags of all fields, and --config.
 inline void add_fields(CLI::App& app, ModelConfig& model, TrainConfig& train) {
     auto add = [&](const FieldInfo& info, auto& field) { add_field(app, info, field); };
     for_each_model_field(model, add);
@@ -54,7 +55,7 @@ inline std::set<std::string> given_fields(const CLI::App& app, ModelConfig& mode
     return given;
 }
 
-// InputError if --granularity, or whatever else resolved() derives numbers from, overrules a number that the user gave.
+// InputError if --granularity and --expansion change a number that the user gave.
 inline void check_overruled(const ModelConfig& model, const std::set<std::string>& given) {
     const nlohmann::json asked = to_json(model), got = to_json(resolved(model));
     for (const std::string& name : given)
@@ -63,8 +64,8 @@ inline void check_overruled(const ModelConfig& model, const std::set<std::string
                         got[name].dump(), ", but you asked for ", asked[name].dump());
 }
 
-// What every main ends with: parses, runs `body` for its exit code, and turns an exception into one sentence on stderr
-// and exit code 2 (bad input) or 1 (failure). `also` is called with sentence and code before that.
+// The end of every main: parses the arguments and returns the exit code of `body`. An exception becomes one sentence on
+// stderr and exit code 2 (bad input) or 1 (failure); `also` is called with both before that.
 template <class Body, class Also>
 int run_program(CLI::App& app, int argc, char** argv, Body&& body, Also&& also) {
     auto fail = [&](const std::string& what, int code) {

@@ -2,7 +2,7 @@
 //
 // A run directory holds
 //   run.json             the resolved configuration, the data's identity, the version that wrote it
-//   log.jsonl            one JSON object per console line, validation, and event
+//   log.jsonl            one JSON object for every console line, validation and event
 //   step-00001000/ ...   checkpoints; `latest` names the newest
 #pragma once
 #include <set>
@@ -19,26 +19,27 @@ namespace llmc {
 enum class Resume { never, must, if_there };
 
 struct RunOptions {
-    World* world = nullptr;  // the processes that share the run; nullptr: this one alone
+    World* world = nullptr;  // the processes of the run; nullptr: only this one
     std::string data, run_dir;
     Resume resume = Resume::never;
-    std::set<std::string> given;  // fields that the user set: on resume they must not contradict the saved run
+    std::set<std::string> given;   // fields that the user set; on resume they must agree with the saved run
     int threads = 0, device = -1;  // device: see choose_device
     bool profile = false;  // time every op, see profile.h
-    std::string trace;     // with profile: a file for the last steps, see trace.h
-    bool cuda_graph = false;  // launch a micro-batch, and the update, as one CUDA graph each
+    std::string trace;     // with profile: file for the last steps, see trace.h
+    bool cuda_graph = false;  // launch each micro-batch, and the update, as a CUDA graph
 };
 
+// The learning rate schedule of the flags.
 Schedule schedule_of(const TrainConfig& config);
 
-// Everything about a run that starts at step `first_step` which can be refused before anything is made: InputError.
-// Resolves `model` and returns the plan. twin: see make_plan.
+// Checks a run that starts at step `first_step` before anything is allocated or written. Resolves `model` and returns
+// the plan. InputError if the run is impossible. twin: see make_plan.
 Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& options, const Dataset& data,
                int64_t first_step, const std::optional<ModelConfig>& twin);
 
-// Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps or a last checkpoint that could not be
-// saved; 130, 143 interrupted and saved. InputError for what cannot work, before anything large is allocated. With
-// several processes all call this; rank 0 alone writes to the run directory.
+// Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps, or the last checkpoint could not be saved;
+// 130, 143 interrupted and saved. InputError for bad input, before anything large is allocated. All processes of a run
+// call this; only rank 0 writes to the run directory.
 int train(ModelConfig model, TrainConfig config, const RunOptions& options);
 
 }  // namespace llmc
