@@ -22,7 +22,7 @@ namespace {
 
 void set_option(int fd, int level, int name, int value) { ::setsockopt(fd, level, name, &value, sizeof value); }
 
-// Small messages go at once. A host that lost its power says nothing: after a minute and a half it counts as gone.
+// Small messages are sent at once. A host without power sends nothing: after a minute and a half it counts as lost.
 void tune(int fd) {
     set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);

@@ -111,7 +111,7 @@ private:
             requests.emplace_back();
             check_mpi(post(e.data, int(e.count), mpi_type(dtype), r, 0, group, &requests.back()), name, world);
         };
-        for (int ahead = 1; ahead < size; ahead++) {  // the nearest first, so that nobody is everyone's first
+        for (int ahead = 1; ahead < size; ahead++) {  // nearest first: not all ranks send to the same one
             const int from = (me + size - ahead) % size;
             const Elements e = receive(from);
             start(MPI_Irecv, e, from);

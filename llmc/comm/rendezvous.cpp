@@ -24,7 +24,7 @@ int64_t number(const char* name, int64_t least, int64_t most) {
     return value;
 }
 
-// Below the ports that Linux gives to clients, and another one for every job.
+// Below the range of ports that Linux gives to clients; different jobs get different ports.
 int port_of(const std::string& job) {
     constexpr int first_port = 20000, ports = 10000;
     return first_port + int(hash_of(job) % ports);

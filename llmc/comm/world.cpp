@@ -67,7 +67,7 @@ World::~World() {
     if (std::uncaught_exceptions() > 0) abort("ended by an exception");
     try {
         const Waiting waiting(watchdog(), "waiting at the end");
-        barrier();  // so does MPI, but there nobody watches
+        barrier();  // MPI's end also waits for all ranks, but without a watchdog
     } catch (const std::exception& error) {
         abort(error.what());
     }

@@ -195,7 +195,7 @@ int64_t default_expert_size(const ModelConfig& c, const std::string& kind) {
     return int64_t(whole);
 }
 
-// `field` follows from granularity and expansion: nobody may have set it to something else.
+// `field` follows from granularity and expansion: InputError if it was set to another value.
 template <class T>
 void derive(T& field, T value, T unset, const char* flag, const ModelConfig& c) {
     if (field != unset && field != value)

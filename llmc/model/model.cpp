@@ -150,7 +150,7 @@ void Model::check_rows(int64_t rows, int64_t group_size) const {
                     ": choose a group size that divides it");
 }
 
-// For a random order that nobody has numbered; not given where all groups are in order.
+// Number 0 for a random order without a number; not given if no block has a random order.
 Tensor Model::zero_draw(Arena& arena) const {
     if (config.group_order != "random" || !has("mot")) return {};
     Tensor draw = arena.tensor("draw", DType::i32, {1});

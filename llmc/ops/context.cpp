@@ -18,7 +18,7 @@ int allowed_cpus() {
     return std::max(1, n);
 }
 
-// Exact, so that the memory plan holds. The old workspace goes first: its contents are nobody's any more.
+// Exact, so that the memory plan holds. The old workspace is freed first: nothing uses its contents any more.
 void set_workspace(int64_t bytes, Context& ctx) {
     auto& workspace = ctx.workspace;
     if (workspace.data) device_free(workspace.data, workspace.bytes, ctx);

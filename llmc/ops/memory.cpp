@@ -8,7 +8,7 @@ namespace llmc {
 
 namespace {
 
-// Addresses that a counting Context hands out: above anything a process can have, never dereferenced.
+// Fake addresses of a counting Context: above all addresses of a process, and never dereferenced.
 const uintptr_t fake_base = uintptr_t(1) << 56;
 bool is_fake(const void* data) { return reinterpret_cast<uintptr_t>(data) >= fake_base; }
 

@@ -38,7 +38,7 @@ SharedUnits::SharedUnits(Model& model, Mesh& mesh, Context& ctx)
     : mesh(mesh), model(model), ctx(ctx), slots("units in use", ctx) {
     const std::vector<Unit>& units = model.table.units;
     for (const Unit& unit : units) {
-        if (unit.experts) stages.back().push_back(&unit);  // they follow their block's dense unit
+        if (unit.experts) stages.back().push_back(&unit);  // they come after their block's dense unit
         else stages.push_back({&unit});
         stage_of.push_back(stages.size() - 1);
     }
@@ -51,7 +51,7 @@ SharedUnits::SharedUnits(Model& model, Mesh& mesh, Context& ctx)
     uses[true].insert(uses[true].end(), up.rbegin() + 1, up.rend());
 }
 
-// Blocks that compute with a copy read some masters too.
+// Blocks that compute with a copy also read some masters.
 bool SharedUnits::gathers_masters(const Unit& unit) const {
     return unit.masters && model.precision.compute_copy() && model.sharding.moments();
 }
@@ -77,7 +77,7 @@ void SharedUnits::allocate(bool training) {
         for (const Tensor& padding : padding_of(embedding(), gradient)) fill(padding, 0, ctx);
 }
 
-// Each slot is as large as the largest stage that is ever in it.
+// Each slot is as large as the largest stage that uses it.
 void SharedUnits::lay_out(bool training) {
     const std::vector<size_t>& order = uses[training];
     const Precision& precision = model.precision;
@@ -108,10 +108,10 @@ void SharedUnits::begin(bool is_training) {
     use = gathered = -1;
 }
 
-// Starts to gather what is used as number `number`.
+// Starts to gather the stage that is used as number `number`.
 void SharedUnits::gather(int64_t number) {
     gathered = number;
-    mesh.all.after_compute();  // the slot's last user has computed, and an update is over
+    mesh.all.after_compute();  // wait until the slot's last user and the last update are done
     int64_t begin = 0;
     for (const Unit* unit : stages[uses[training][size_t(number)]]) {
         Comm& comm = mesh.of_unit(unit->experts);
@@ -125,7 +125,7 @@ void SharedUnits::gather(int64_t number) {
     mesh.all.mark(gathered_mark(number));
 }
 
-// The stage that is used next: its parameters are waited for and those of the one after it asked for.
+// Begins the next stage: waits for its parameters, and starts to gather those of the stage after it.
 void SharedUnits::enter(size_t stage, Phase phase) {
     const std::vector<size_t>& order = uses[training];
     use++;
@@ -184,7 +184,7 @@ void SharedUnits::reduce(const Unit& unit) {
     mesh.all.mark(summed_mark(slot));
 }
 
-// The sums of a slot's gradients have arrived: adds them to the slices, and the slot is free.
+// Adds the finished sums of a slot's gradients to the slices; then the slot is free.
 void SharedUnits::add_sums(int slot) {
     if (sums[slot].empty()) return;
     mesh.all.before_compute(summed_mark(slot));

@@ -81,7 +81,7 @@ const std::set<std::string> free_to_change = {
     "eval_batches", "save_interval", "keep",        "eval_discrete", "eval_group_sizes",    "shard",
     "expert_parallel", "group_ranks"};
 
-// Applies what the run goes on with: `saved`, with the given fields of `wanted` that may differ.
+// Sets the configuration of the resumed run: `saved`, with those given fields of `wanted` that may differ.
 template <class Each>
 void merge(const nlohmann::json& saved, nlohmann::json wanted, const std::set<std::string>& given,
            const std::string& where, const std::set<std::string>& also_free, Each&& apply) {

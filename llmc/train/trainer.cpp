@@ -347,7 +347,7 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     std::fflush(stdout);
 }
 
-// The checkpoint to go on from, chosen by rank 0 for all.
+// The checkpoint to resume from, chosen by rank 0 for all ranks.
 std::optional<Checkpoint> find_checkpoint(const RunOptions& options) {
     World* world = options.world;
     if (!world || world->size == 1) return find_latest(options.run_dir);

@@ -19,7 +19,7 @@ using nlohmann::json;
 
 namespace {
 
-// What a transition may change beside what every resume may: the sparse mixture, and how training goes on.
+// Fields that a transition may change in addition to those of every resume: the sparse mixture and the training.
 std::set<std::string> free_fields(ModelConfig model) {
     std::set<std::string> names = {"lr",
                                    "warmup_steps",

@@ -28,7 +28,7 @@ std::vector<int32_t> on_host(const Pass& p, Tensor t) {
 
 }  // namespace
 
-// --------------------------------------------------------------------------- rows of equal number, to experts and back
+// ------------------------------------------------------------------------ equal numbers of rows, to experts and back
 
 void to_experts(const Pass& p, Tensor arrived, Tensor rows) {
     const int64_t N = p.expert_ranks->size, experts = arrived.shape[0], n = rows.numel() / (N * experts);
@@ -62,12 +62,12 @@ void plan_ragged_exchange(const Pass& p, Tensor offsets) {
         counts[size_t(e)] = begins[size_t(e + 1)] - begins[size_t(e)];
         exchanged[size_t(e / here)] += counts[size_t(e)];
     }
-    // Everyone learns how many rows come for its experts from whom: theirs[s * here + e].
+    // Each rank gets the numbers of rows for its experts from every rank s: theirs[s * here + e].
     Tensor mine = p.temp("counts", DType::i32, {E}), of_all = p.temp("counts of all ranks", DType::i32, {E});
     upload(mine, counts.data(), p.ctx);
     all_to_all(comm, of_all, mine);
     const std::vector<int32_t> theirs = on_host(p, of_all);
-    std::vector<int32_t> from(theirs.size());  // first received row of (s, e): they lie by rank, then by expert
+    std::vector<int32_t> from(theirs.size());  // first received row of (s, e); rows are ordered by rank, then by expert
     std::exclusive_scan(theirs.begin(), theirs.end(), from.begin(), 0);
     for (int64_t i = 0; i < E; i++) exchanged[size_t(N + i / here)] += theirs[size_t(i)];
 

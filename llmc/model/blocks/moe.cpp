@@ -1,10 +1,10 @@
 // Sparse Mixture of Experts: token choice (Shazeer et al. 2017; Fedus et al. 2021, Switch) and expert choice (Zhou et
 // al. 2022). Formulas with the same names: docs/moe.md.
 //
-// N = B*T tokens n, E experts. What goes into and comes out of all experts are R rows: S for every expert ("slots"), or
-// as many as it needs ("ragged", see ops.h). slots and where say which token has which row:
+// N = B*T tokens n, E experts. The inputs and outputs of all experts are R rows: S for every expert ("slots"), or as
+// many as it needs ("ragged", see ops.h). The tables slots and where say which token has which row:
 //   logits[n,e]  = router_e . x_n                                         [B,T,E]
-//   probs        = softmax over the experts of logits (expert choice can have it over the tokens)
+//   probs        = softmax of logits over the experts (for expert choice also over the tokens, as an option)
 //   slots, where = token choice: every token takes the top_k experts with the largest probs, up to their capacity
 //                  expert choice: every expert takes the tokens with the largest probs out of each set of candidates
 //   gates        = probs, or scaled to sum to 1 over the experts of a token
@@ -12,7 +12,7 @@
 //   output[r]    = f(gathered[r] Wup_e^T) Wdown_e^T                       [R,C]   or gated, see feed_forward.h
 //   sum_n        = sum over the rows (n,e) of token n of gates[n,e] output[r]
 //   out          = sum (token choice), layernorm(sum) (expert choice)     [B,T,C]
-// shared experts work on every token: out += their outputs.
+// Shared experts process every token: out += their outputs.
 #include "llmc/model/blocks/experts.h"
 
 namespace llmc {
@@ -20,7 +20,7 @@ namespace {
 
 constexpr double output_norm_eps = 1e-5;
 
-// What both kinds share: the router, and the experts between gather and scatter.
+// The common part of both kinds: the router, and the experts between gather and scatter.
 class Moe : public Block {
 public:
     Moe(const ModelConfig& c, const std::string& kind)
@@ -82,7 +82,7 @@ protected:
         if (z_loss()) moe_z_loss(metrics ? metrics.slice(4, 5) : Tensor{}, p.saved("lse"), logits, p.ctx);
     }
 
-    // sum [B,T,C] = (or +=) the experts' answers to x, once slots and where are chosen.
+    // sum [B,T,C] = (or +=) the experts' outputs for x, after slots and where are chosen.
     void experts_forward(const Pass& p, Tensor sum, Tensor x, Tensor gates, bool accumulate) const {
         Tensor output = p.saved("output"), gathered = p.temp("gathered", output.shape);  // [R,C]
         moe_gather(gathered, x, p.saved("slots"), config.experts, {}, p.ctx);
@@ -90,7 +90,7 @@ protected:
         moe_scatter(sum, output, p.saved("where"), gates, accumulate, p.ctx);
     }
 
-    // dx = (or +=) the gradient through the experts of dsum; dgates [B,T,E] = that of the gates.
+    // dx = (or +=) the gradient of dsum through the experts; dgates [B,T,E] = the gradient of the gates.
     void experts_backward(const Pass& p, Tensor dx, Tensor dgates, Tensor dsum, Tensor x, Tensor gates,
                           bool accumulate) const {
         Tensor output = p.saved("output"), slots = p.saved("slots");
@@ -99,14 +99,14 @@ protected:
         moe_gather(drows, dsum, slots, config.experts, gates, p.ctx);
         Tensor gathered{};
         if (!p.expert_ranks) {
-            gathered = p.temp("gathered", output.shape);  // made again: cheaper than kept
+            gathered = p.temp("gathered", output.shape);  // recomputed: cheaper than saved
             moe_gather(gathered, x, slots, config.experts, {}, p.ctx);
         }
         expert.backward(p, drows, gathered, offsets(p));
         moe_scatter(dx, drows, p.saved("where"), {}, accumulate, p.ctx);
     }
 
-    // The gradient that reaches the router through probs and the z-loss, and through it dx (added).
+    // Gradient of the router through probs and the z-loss; adds its part to dx.
     void router_backward(const Pass& p, Tensor dx, Tensor dprobs, Tensor x) const {
         const RouterSoftmax s = router_softmax(p);
         Tensor dlogits = p.temp("dlogits", p.stat(), dprobs.shape), probs = p.saved("probs");
@@ -123,7 +123,7 @@ protected:
 private:
     bool z_loss() const { return config.router_z_loss_weight > 0; }
 
-    // The router computes with its f32 parameters in bf16-mixed too: a rounded logit can send a token elsewhere.
+    // In bf16-mixed the router also uses f32 parameters, because a rounded logit could change the choice of experts.
     static Tensor as(DType dtype, const Pass& p, Tensor x) {
         if (x.dtype == dtype) return x;
         Tensor other = p.temp("x", dtype, x.shape);
@@ -188,7 +188,7 @@ public:
     }
 
 private:
-    // While generating nothing is dropped: a continuation must not depend on what else is generated.
+    // In generation no token is dropped: a continuation must not depend on what else is generated.
     bool ragged(const Pass& p) const override { return config.dropless || p.generating; }
     int64_t slots_per_expert(int64_t B, int64_t T, const Pass& p) const override {
         return ragged(p) ? 0 : expert_capacity(config, B * T);

@@ -5,8 +5,8 @@
 //   mixed[e,r]   = sum_i merge[i,e] x_i                                   [E,R,C]
 //   output[e,r]  = f(mixed[e,r] Wup_e^T) Wdown_e^T                        [E,R,C]   or gated, see feed_forward.h
 //   out_i        = sum_e emit[i,e] output[e,r]                            [B,T,C]
-// With --mixture-norm, mixed and output go through a layernorm each. With --group-order random, all this happens to
-// tokens in a random order, and out is put back into theirs.
+// With --mixture-norm, mixed and output go through a layernorm each. With --group-order random, the tokens are put in a
+// random order before, and out is put back into their order.
 #include "llmc/base/rng.h"
 #include "llmc/model/blocks/exchange.h"
 #include "llmc/model/blocks/experts.h"
@@ -88,7 +88,7 @@ private:
     // ---- on this rank: all sequences of the groups, at p.T positions
     void forward_here(const Pass& p, Tensor out, Tensor x) const {
         if (!shuffled(p)) return mix(p, out, x);
-        if (!p.recomputing)  // the block's name keeps the orders of layers apart
+        if (!p.recomputing)  // the block's name gives every layer another order
             random_order(p.saved("slots"), p.saved("where"), p.draw, hash_of(p.dense.unit->prefix),
                          config.group_axis == "sequence", p.ctx);
         Tensor mixed_out = p.temp("mixed_out", out.shape);
@@ -105,7 +105,7 @@ private:
 
     Group group(const Pass& p) const { return {p.group_size, config.group_axis == "sequence"}; }
 
-    // ---- random order. Generation keeps the order of its rows: its groups are what --group-fill makes them.
+    // ---- random order. Generation keeps the order of its rows: --group-fill decides about its groups.
     bool shuffled(const Pass& p) const { return config.group_order == "random" && !p.generating; }
     Tensor put_in_order(const Pass& p, Tensor x) const {
         Tensor ordered = p.temp("ordered", x.shape);
@@ -117,7 +117,7 @@ private:
     }
 
     // ---- norms of slots
-    // The slots as they go on: normed, if they are; made by `normalize`.
+    // The slots for the next op: after the norm, if there is one; computed by `normalize`.
     Tensor normed(const Pass& p, const SlotNorm& norm, Tensor slots) const {
         return config.mixture_norm ? p.saved(norm.normed) : slots;
     }
@@ -126,7 +126,7 @@ private:
         norm_forward(p.saved(norm.normed), p.saved(norm.mean), p.saved(norm.rstd), slots, p.param(norm.weight),
                      p.param(norm.bias), Norm::layernorm, slot_norm_eps, p.ctx);
     }
-    // The gradient of the slots for that of what `normed` gives.
+    // The gradient of the slots, given that of the result of `normed`.
     Tensor normalize_backward(const Pass& p, const SlotNorm& norm, Tensor dnormed, Tensor slots) const {
         if (!config.mixture_norm) return dnormed;
         Tensor dslots = p.temp(norm.normed, slots.shape);

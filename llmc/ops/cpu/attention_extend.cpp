@@ -1,4 +1,4 @@
-// Attention while generating: new positions meet the cached keys and values of all earlier ones.
+// Attention while generating: new positions attend to the cached keys and values of all earlier ones.
 #include "llmc/ops/cpu/attention_tile.h"
 
 namespace llmc {

@@ -1,4 +1,4 @@
-// What the files of the CPU backend share: arithmetic on elements, dispatch over element types.
+// Helpers of all files of the CPU backend: arithmetic on elements, dispatch over element types.
 #pragma once
 #include <omp.h>
 
@@ -20,13 +20,13 @@ inline void put(float& to, float value) { to = value; }
 inline void put(double& to, double value) { to = value; }
 inline void put(bf16& to, float value) { to.bits = bf16::round(value); }
 
-// Asks for n elements from x on, which will be read soon, into the second-level cache. They need not exist.
+// Prefetches n elements from x on into the second-level cache. The addresses need not be valid.
 template <class T>
 inline void fetch_ahead(const T* x, int64_t n) {
     for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(x + j, 0, 2);
 }
 
-// Calls f(T{}) with T = float, bf16 or double, as the activation type says.
+// Calls f(T{}) with T = float, bf16 or double, according to the activation type.
 template <class F>
 void dispatch(DType act, F&& f) {
     switch (act) {

@@ -1,4 +1,4 @@
-// The one door to a GEMM library. Exactly one of gemm_onednn.cpp, gemm_openblas.cpp, gemm_plain.cpp is linked.
+// The interface to a GEMM library. Exactly one of gemm_onednn.cpp, gemm_openblas.cpp, gemm_plain.cpp is linked.
 #pragma once
 #include "llmc/ops/checks/matmul.h"
 
@@ -12,7 +12,7 @@ const char* gemm_library();              // name and version, e.g. "oneDNN 2.6.3
 // belongs to the library handle, so it is not for calls from several threads at a time.
 void gemm(GemmLibrary*, const GemmProblem&, const void* a, const void* b, const void* bias, void* c);
 bool gemm_has_bf16(GemmLibrary*);
-// What the library calls its implementation of this problem (oneDNN: impl_info_str); for tests and the bench.
+// The library's name of its implementation for this problem (oneDNN: impl_info_str); for tests and benchmarks.
 std::string gemm_implementation(GemmLibrary*, const GemmProblem&);
 
 // Products of any sizes, with the types, the transposes and `accumulate` of `kind`, each made by one thread; several
@@ -31,8 +31,8 @@ class GemmOfAnySize {
     const void* prepared = nullptr;  // by the library, once for every kind
 };
 
-// What the ops call inside their Op: any float type (f64 by plain loops, bf16 through f32 where the library has none)
-// and any size, 0 included.
+// The function for ops, to be called inside their Op: any float type (f64 by plain loops, bf16 through f32 where the
+// library has none) and any size, 0 included.
 void gemm_any(const GemmProblem&, const void* a, const void* b, const void* bias, void* c, Context& ctx);
 
 }  // namespace llmc

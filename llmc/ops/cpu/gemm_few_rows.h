@@ -1,6 +1,6 @@
-// Products with few rows, as generation makes them: each weight is used once or a few times, so they take the time of
-// reading the weights. Libraries copy those first, and a processor reads one row after the other faster than many side
-// by side. One row times [50257, 512] on one core that reads 40 GB/s: 4.9 ms with the library (21 GB/s), 2.5 ms here.
+// Matrix products with few rows, as in generation: each weight is used only a few times, so the time is that of reading
+// the weights. Libraries copy the weights first, and a processor reads one row after the other faster than many at the
+// same time. One row times [50257, 512] on one core that reads 40 GB/s: 4.9 ms with the library (21 GB/s), 2.5 ms here.
 #pragma once
 #include "llmc/ops/cpu/gemm.h"
 #include "llmc/ops/cpu/tile.h"
@@ -9,15 +9,15 @@ namespace llmc {
 
 constexpr int few_rows = 4;
 
-// Whether gemm_few_rows makes this product: c[i,j] (+)= <a[i,:], b[j,:]> + bias[j] in f32. Rows are whole vectors, and
-// those of A stay in the first-level cache while B streams past.
+// Whether gemm_few_rows computes this product: c[i,j] (+)= <a[i,:], b[j,:]> + bias[j] in f32. Rows are whole vectors,
+// and those of A stay in the first-level cache while B is read once.
 inline bool has_few_rows(const GemmProblem& p) {
     return p.in == DType::f32 && p.out == DType::f32 && !p.transpose_a && p.transpose_b && p.m <= few_rows &&
            p.k % tile_lanes<float> == 0 && p.m * p.k <= 4096;
 }
 
-// out[i] = <a[i,:], b> for `rows` rows of A. Four sums at least are under way at a time: one alone would wait for each
-// addition to end.
+// out[i] = <a[i,:], b> for `rows` rows of A. At least four sums are computed at the same time, because one alone would
+// wait for the end of each addition.
 template <int rows>
 inline void dot_row(float* out, const float* a, int64_t lda, const float* b, int64_t k) {
     using V = TileVector<float>::type;

@@ -1,9 +1,10 @@
 // C = op(A) op(B) + bias, or C += op(A) op(B), in float32, blocked as in Goto & van de Geijn 2008. A thread copies a
-// block of op(B), up to 512 KiB for the second-level cache, into panels two vectors wide. Strips of op(A), block_rows
-// rows high, come from the first-level cache, and a block of C stays in registers. Rows of A are read where they lie,
-// and the next strip's are asked for early; of A^T, strips are copied unless few columns of B would read them.
+// block of op(B), of up to 512 KiB for the second-level cache, into panels two vectors wide. Strips of op(A),
+// block_rows rows high, come from the first-level cache, and a block of C stays in registers. Rows of A are read in
+// place, and those of the next strip are prefetched. Strips of A^T are copied, unless only a few columns of B use them.
 //
-// GFLOP/s of two cores, peak 570, neither operand in the caches, both measured in one run; k, C:
+// GFLOP/s of two cores with a peak of 570, operands not in the caches, both programs measured in one run. Columns: k,
+// size of C:
 //     rows            128, [4096 x 512]   512, [4096 x 128]   512, [2048 x 2048]   2048, [2048 x 512]
 //     oneDNN 2.6             488                 462                 501                  490
 //     here                   505                 488                 504                  498
@@ -17,19 +18,20 @@
 
 namespace llmc {
 
-// Whether gemm_packed makes this product; none is gemm_few_rows' too. A small C is not worth the copies. oneDNN was up
-// to 9 % faster where rows are few for their length, and with the 16 registers of AVX2 at most sizes.
+// Whether gemm_packed computes this product. It never does for one that gemm_few_rows computes. For a small C the
+// copies cost too much. oneDNN was up to 9 % faster where there are few rows for their length, and at most sizes with
+// AVX2's 16 registers.
 inline bool is_packed(const GemmProblem& p) {
     return register_bytes == 64 && p.in == DType::f32 && p.out == DType::f32 && p.k > 0 && p.m * p.n >= 4096 &&
            (p.transpose_a || p.k <= 4 * p.m);
 }
 
-// What one thread does: some rows of some columns of C.
+// The part of one thread: some rows of some columns of C.
 struct PackedProduct {
-    static constexpr int64_t group_rows = 64, depth_of_rows = 512, depth_of_columns = 256;  // most that is copied of A
+    static constexpr int64_t group_rows = 64, depth_of_rows = 512, depth_of_columns = 256;  // copied of A at most
     static constexpr int64_t panel = block_vectors * tile_lanes<float>, panel_floats = 128 * 1024;
-    static constexpr int64_t few_columns = 128;  // that read a strip of A^T: to copy it takes longer than it saves
-    static constexpr int64_t page = 4096 / sizeof(float);  // rows whole pages apart share few lines of a cache
+    static constexpr int64_t few_columns = 128;  // with so few, copying a strip of A^T does not pay
+    static constexpr int64_t page = 4096 / sizeof(float);  // rows whole pages apart share few cache lines
     static constexpr int64_t line = 64 / sizeof(float);
     struct Scratch { alignas(64) float strips[group_rows * depth_of_columns], panels[panel_floats]; };
 
@@ -40,7 +42,7 @@ struct PackedProduct {
     const GemmProblem& p;
     Scratch& scratch;
 
-    // c [m, n] = (accumulate ? c : bias) + op(a) op(b); finish(begin, count) for every run of elements that is done.
+    // c [m, n] = (accumulate ? c : bias) + op(a) op(b); finish(begin, count) for every range of finished elements.
     template <class Finish>
     void multiply(float* c, const float* a, const float* b, const float* bias, int64_t m, int64_t n,
                   Finish finish) const {
@@ -64,7 +66,7 @@ struct PackedProduct {
         return round_up((n + parts - 1) / parts, unit);
     }
 
-    // c [m, n] += a b; a [m, count] as it lies, but for rows that do not fill a strip
+    // c [m, n] += a b; a [m, count] is read in place, except rows that do not fill a strip
     template <class Finish>
     void add_rows(float* c, const float* a, int64_t m, int64_t n, Step step, Finish finish) const {
         const int64_t whole = m / block_rows * block_rows;

@@ -135,7 +135,7 @@ void multiply_through_f32(const Pieces& pieces, const Tensor& out, const Tensor&
 
 int64_t workspace_bytes(const RaggedProblem& p) { return (p.experts + 1) * int64_t(sizeof(int64_t)); }
 
-// float32: pieces by the kernel that is faster, and whoever has made the rows of one activates them.
+// float32: pieces by the faster kernel; the thread that computes a piece's rows also applies the activation.
 void ragged_f32(const RaggedProblem& p, Tensor out, Tensor product, Tensor a, Tensor b, Tensor offsets,
                 const MatmulOptions& options, Context& ctx) {
     Op op(ctx, "matmul_ragged", p.flops + epilogue_flops("matmul_ragged", options) * p.pairs * p.of_expert.n,

@@ -47,7 +47,7 @@ __device__ inline void online_softmax(MmaC (&s)[attention_tile / 8], MmaC (&out)
     }
 }
 
-// One tile of keys. In the diagonal one a warp meets only the keys up to its own last query, 16 at a time.
+// One tile of keys. In the diagonal one a warp uses only the keys up to its last query, 16 at a time.
 template <int D, bool diagonal>
 __device__ inline void attend_tile(MmaC (&out)[D / 8], OnlineSoftmax& soft, const MmaA (&q)[D / 16], const nv_bf16* k,
                                    const nv_bf16* v, float scale) {
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(mma_threads, D <= 64 ? 3 : 2) attend_mma(Atten
     OnlineSoftmax soft;
     for (int64_t tile = 0; tile <= last; tile++) {
         cp_async_wait<0>();
-        __syncthreads();  // this tile has come, and nobody reads the other half any more
+        __syncthreads();  // this tile is loaded, and no thread reads the other half any more
         if (tile < last) load_keys(tile + 1);
         const nv_bf16* here = shared + tile % 2 * 2 * tile_elements;
         if (tile < last)

@@ -71,7 +71,7 @@ __device__ inline Sides<T> sides_of(const Backward<T>& a, const BlockTile& block
     if (keys) return {of(a.k), of(a.v), of(a.q), of(a.dout), a.lse + at, a.delta + at};
     return {of(a.q), of(a.dout), of(a.k), of(a.v), a.lse + at, a.delta + at};
 }
-// First row of the block's tile: early keys meet most queries, late queries most keys.
+// First row of the block's tile, longest work first: early keys have the most queries, late queries the most keys.
 template <bool keys>
 __device__ inline int64_t first_row(const BlockTile& block, int64_t tiles) {
     return (keys ? block.tile : tiles - 1 - block.tile) * attention_tile;
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(mma_threads, D <= 64 ? 3 : 2) backward_mma(Bac
     int half = 0;
     for (int64_t from = begin; from < end; from += passing, half ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();  // these rows have come, and nobody reads the other half any more
+        __syncthreads();  // these rows are loaded, and no thread reads the other half any more
         const int64_t next = from + passing;
         QueryStatistics ahead = {};
         if (next < end) {

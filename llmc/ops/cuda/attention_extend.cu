@@ -1,4 +1,4 @@
-// Attention while generating: new positions meet the cached keys and values of all earlier ones.
+// Attention while generating: new positions attend to the cached keys and values of all earlier ones.
 //
 // Floor: the cache up to the last position is read once, 4 C bytes a position in bf16, and 4 D FLOPs a pair: far from
 // enough arithmetic to matter while few positions are new. A prompt of many goes the way of attention_forward.
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(256)
 }
 
 constexpr int decode_threads = 256, decode_warps = decode_threads / warp_size;
-constexpr int keys_at_once = 4;  // of a group of lanes: so many loads are under way together
+constexpr int keys_at_once = 4;  // of a group of lanes: number of loads at the same time
 
 // `Pack<T>::size` elements of a row as floats: columns d .. of a head; zeros past its size.
 template <class T>
@@ -84,7 +84,7 @@ struct Partial {
     }
 };
 
-// The partial results of all groups of `lanes` lanes in a warp become one: lanes of equal columns meet.
+// Combines the partial results of all groups of `lanes` lanes in a warp: lanes with the same columns are added.
 template <class T>
 __device__ inline void merge_groups(Partial<T>& mine, int lanes) {
     for (int offset = lanes; offset < warp_size; offset *= 2) {

@@ -1,4 +1,4 @@
-// What the files of the CUDA backend share: launching, dispatch over element types, reductions inside warps and blocks.
+// Helpers of all CUDA files: launching, dispatch over element types, reductions inside warps and blocks.
 #pragma once
 #include "llmc/ops/cuda/backend.h"
 #include "llmc/ops/cuda/gpu.cuh"
@@ -7,6 +7,7 @@ namespace llmc {
 
 constexpr int warp_size = 32;
 
+// n / by, rounded up.
 __host__ __device__ inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // Enqueues kernel(args...) on the Context's stream. RunError if the launch is refused.
@@ -24,13 +25,13 @@ inline dim3 grid_of(int64_t blocks) {
     return dim3(unsigned(blocks));
 }
 
-// True if all of them (those that were given) begin where 128-bit accesses may.
+// True if 128-bit accesses may begin at the start of all these tensors (of those that are given).
 template <class... Tensors>
 bool aligned(const Tensors&... tensors) {
     return ((reinterpret_cast<uintptr_t>(tensors.data) % 16 == 0) && ...);
 }
 
-// Calls f(T{}) with T = float or nv_bf16, as the activation type says. There are no f64 kernels.
+// Calls f(T{}) with T = float or nv_bf16, according to the activation type. There are no f64 kernels.
 template <class F>
 void dispatch(DType act, F&& f) {
     switch (act) {
@@ -41,7 +42,7 @@ void dispatch(DType act, F&& f) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- reductions
-// Always in the same order, so the same result every time. All 32 lanes call these and all get the result.
+// The order is fixed, so every run gives the same result. All 32 lanes must call these, and all get the result.
 template <class A>
 __device__ inline A warp_sum(A x) {
     for (int offset = warp_size / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(full_mask, x, offset);
@@ -52,7 +53,8 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-// All threads of a block whose size is a multiple of 32 call this and get the sum. Holds two block barriers.
+// All threads of a block must call this, and all get the sum. The size of the block must be a multiple of 32. Contains two
+// block barriers.
 template <class A>
 __device__ inline A block_sum(A x) {
     SHARED(A, partial, [warp_size]);

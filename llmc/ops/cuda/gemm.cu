@@ -63,7 +63,7 @@ std::optional<cublasLtEpilogue_t> find_epilogue(const GemmProblem& p, const Gemm
     if (e.bias && (p.in != p.out || reinterpret_cast<uintptr_t>(e.bias) % 16 != 0)) return {};
     // The second matrix: leading dimension and batch stride are multiples of 8.
     if (e.pre && (p.n % 8 != 0 || reinterpret_cast<uintptr_t>(e.pre) % 16 != 0)) return {};
-    // The library's GELU is the tanh form, like ours; how exact it is in f32 nobody says.
+    // The library's GELU is the tanh form, like ours; its accuracy in f32 is not documented.
     if ((gelu || dgelu) && !(fuse_gelu && p.out == DType::bf16)) return {};
     if (dgelu) return CUBLASLT_EPILOGUE_DGELU;
     if (gelu && e.pre) return e.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
@@ -149,7 +149,8 @@ void choose_algorithm(Plan& plan, const Key& key, cublasLtHandle_t cublas) {
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(cublas, plan.operation.get(), plan.a.get(), plan.b.get(), plan.out.get(),
                                        plan.out.get(), preference.get(), 1, &result, &count);
-    // Asked for an epilogue it lacks, it may also call the question invalid. Other errors meet the plain product again.
+    // For an epilogue that it does not have, it may also report an invalid value. Other errors occur again in the plain
+    // product.
     if (status != CUBLAS_STATUS_NOT_SUPPORTED && key.epilogue == CUBLASLT_EPILOGUE_DEFAULT) check_cublas(status, p);
     plan.found = status == CUBLAS_STATUS_SUCCESS && count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
     plan.algorithm = result.algo;

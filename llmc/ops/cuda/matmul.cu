@@ -74,7 +74,7 @@ void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Contex
         if (options.value) activation_forward(options.value, options.pre, options.backward, ctx);
         return;
     }
-    // Also while counting, when nobody knows yet: the FLOPs are those of separate passes.
+    // Also while counting, when it is not known yet: the FLOPs are those of separate passes.
     if (forward) activation_forward(out, product, options.activation, ctx);
     if (backward) activation_backward(out, options.value, out, options.pre, options.backward, ctx);
 }
@@ -82,9 +82,9 @@ void matmul(Tensor out, Tensor a, Tensor b, const MatmulOptions& options, Contex
 // ------------------------------------------------------------------------------------------------------- bias_backward
 namespace {
 
-// partial[chunk, j] = sum over the rows of the chunk of dout[row, j].     dout [rows, n], partial [chunks, n]
-// One block = one chunk and 32 * width columns: each lane owns `width` neighbouring columns, each warp every eighth
-// row; the sums of the warps meet in shared memory. n is a multiple of width: a lane's columns exist all or not at all.
+// partial[chunk, j] = sum over the rows of the chunk of dout[row, j].     dout [rows, n], partial [chunks, n] One block
+// = one chunk and 32 * width columns: each lane owns `width` neighbouring columns, each warp every eighth row; the sums
+// of the warps are added in shared memory. n is a multiple of width: a lane's columns exist all or not at all.
 template <class T, int width>
 __global__ void __launch_bounds__(block_size)
     column_sums_kernel(float* partial, const T* dout, int64_t rows, int64_t n, int64_t tiles, int64_t chunks) {

@@ -1,12 +1,14 @@
-// Products of ragged rows with one matrix per expert. Which rows an expert owns stands in device memory and is new with
-// every step, so the grid is that of the most tiles there can be: a block looks up whose its tile is, and leaves if it
-// is nobody's. Offsets are multiples of the tile, so no tile holds rows of two experts, and none is owned in part.
+// Matrix products of ragged rows with one matrix per expert. Which rows an expert owns is in device memory and changes
+// with every step, so the grid has the largest possible number of tiles. A block finds the expert that owns its tile,
+// and returns if no expert does. Offsets are multiples of the tile, so every tile belongs to one expert as a whole, or
+// to none.
 //
-// Floor: 2 K N FLOPs a row; in memory, the rows and results once, every expert's matrix once as long as the tiles of an
-// expert, which follow each other, find it in the L2 cache. With r rows an expert and bf16, that is some r FLOPs a byte
-// where r is small against K and N: below some 300 rows on an H100 (150 on an A100) it is the matrices' bytes that
-// count. Above, it is the tensor cores, which mma.sync keeps to some 60 % of a Hopper's peak: a prediction, as all
-// speeds here. A tile that is not full costs a full one, on average half a tile per expert.
+// Floor: 2 K N FLOPs per row. Memory traffic: rows and results once, and every expert's matrix once, if consecutive
+// tiles of an expert find it in the L2 cache. With r rows per expert, r small against K and N, and bf16, this is about
+// r FLOPs per byte: below about 300 rows on an H100 (150 on an A100) reading the matrices is the limit. Above, it is
+// the tensor cores; mma.sync reaches about 60 % of a Hopper's peak (a prediction, like all speeds here). A partly
+// filled tile costs as much as a full one: on average half a tile per expert is lost.
+
 #include "llmc/ops/checks/activation.h"
 #include "llmc/ops/checks/matmul.h"
 #include "llmc/ops/cuda/activation.cuh"
@@ -19,7 +21,7 @@ int64_t ragged_tile() { return ragged_rows_per_tile; }
 
 namespace {
 
-constexpr int stages = 4;  // tiles of the sum under way at a time
+constexpr int stages = 4;  // tiles that are loaded at the same time
 template <class T>
 constexpr int stage_elements = 2 * operand_elements<T>;
 template <class T>
@@ -29,7 +31,7 @@ constexpr int ragged_blocks = sizeof(T) == 2 ? 2 : 1;  // on an SM: f32 sums nee
 static_assert(ragged_smem<float> >= ragged_side * result_pitch * int64_t(sizeof(float)));
 static_assert(ragged_smem<nv_bf16> == ragged_smem<float>);
 
-// What is done with a result before it is stored; see MatmulOptions.
+// What is applied to a result before it is stored; see MatmulOptions.
 template <class Out>
 struct RaggedEpilogue {
     Out* out;
@@ -50,7 +52,7 @@ struct RaggedArgs {
     bool a_packed, b_packed;
 };
 
-// The expert that owns a row, -1 for rows of nobody.
+// The expert that owns a row; -1 for an unused row.
 __device__ inline int64_t owner_of(int64_t row, const int32_t* offsets, int64_t experts) {
     if (row >= offsets[experts]) return -1;
     int64_t low = 0, high = experts;  // offsets[low] <= row < offsets[high]
@@ -64,8 +66,8 @@ __device__ inline int64_t owner_of(int64_t row, const int32_t* offsets, int64_t 
     return low;
 }
 
-// sums = the 128 x 128 results of two operands over elements 0 .. k_end - 1. While one tile of them is multiplied, the
-// next three are under way. In the end shared memory is free.
+// sums = 128 x 128 results, summed over elements 0 .. k_end - 1 of k. While one tile is multiplied, the next three are
+// being loaded. After it, shared memory is free.
 template <bool a_along_k, bool b_along_k, class T>
 __device__ inline void multiply_ragged(RaggedSums<T>& sums, T* shared, const RaggedOperand<T>& a,
                                        const RaggedOperand<T>& b, int64_t k_end) {
@@ -76,12 +78,12 @@ __device__ inline void multiply_ragged(RaggedSums<T>& sums, T* shared, const Rag
             load_operand<a_along_k>(to, a, int64_t(step) * k_step<T>, k_end);
             load_operand<b_along_k>(to + operand_elements<T>, b, int64_t(step) * k_step<T>, k_end);
         }
-        cp_async_commit();  // an empty group at the end: the count stays right
+        cp_async_commit();  // at the end an empty group, so that the number of groups stays the same
     };
     for (int step = 0; step < stages - 1; step++) load(step);
     for (int step = 0; step < steps; step++) {
         cp_async_wait<stages - 2>();
-        __syncthreads();  // this tile has come, and nobody reads the one that is replaced now
+        __syncthreads();  // this tile is loaded, and no thread reads the one that is replaced now
         load(step + stages - 1);
         const T* here = shared + step % stages * stage_elements<T>;
         sums.template add_product<a_along_k, b_along_k>(here, here + operand_elements<T>);
@@ -184,7 +186,7 @@ void multiply(const RaggedProblem& p, const Tensor& out, const Tensor& a, const 
                                   g.ldb,
                                   aligned(a) && g.lda % Pack<T>::size == 0,
                                   aligned(b) && g.ldb % Pack<T>::size == 0};
-    // Rows beyond the last full tile belong to nobody: offsets are multiples of a tile.
+    // Rows after the last full tile are unused, because offsets are multiples of a tile.
     const int64_t row_tiles = p.sums ? p.experts * ceil_div(g.m, ragged_side) : p.rows / ragged_side;
     if (p.sums)
         launch_ragged<T, Out, true, false>(args, row_tiles, ctx);

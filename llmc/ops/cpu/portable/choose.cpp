@@ -15,7 +15,7 @@ void* const* chosen_kernels = kernels_of_x86_64;
 
 namespace {
 
-// Before main there is nobody to catch an exception.
+// Before main nothing can catch an exception.
 [[noreturn]] void refuse(const char* wish, const char* why) {
     std::fprintf(stderr, "MOT_KERNELS=%s %s: choose x86-64, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512)\n", wish, why);
     std::_Exit(2);
