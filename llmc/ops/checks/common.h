@@ -1,6 +1,6 @@
-// Checks that the ops of all backends share: shapes, dtypes, and messages that name the wrong tensor. The checks of each
-// family of ops are in the other headers of this directory, so that every backend reports the same errors in the same
-// words.
+// Checks that the ops of all backends share: shapes, dtypes, and messages that name the wrong tensor. The checks of
+// each family of ops are in the other headers of this directory, so that every backend reports the same errors in the
+// same words.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -25,7 +25,8 @@ inline int64_t total_bytes(std::initializer_list<Tensor> tensors) {
     return bytes;
 }
 
-// RunError naming the tensor unless it has this shape; this dtype; both, and is contiguous. `what` says the tensor's role.
+// RunError naming the tensor unless it has this shape; this dtype; both, and is contiguous. `what` says the tensor's
+// role.
 inline void check_shape(const Tensor& t, const Shape& want, const char* what) {
     if (!(t.shape == want)) run_error(what, " ", t.name, " has shape ", t.shape.text(), ", expected ", want.text());
 }
@@ -38,8 +39,8 @@ inline void check(const Tensor& t, DType dtype, const Shape& shape, const char* 
     if (!t.contiguous()) run_error(what, " ", t.name, " must be contiguous");
 }
 
-// Range [begin, end) of part number `part` if [0, n) is divided into `parts` nearly equal parts: for threads, and for the
-// fixed chunks of reductions.
+// Range [begin, end) of part number `part` if [0, n) is divided into `parts` nearly equal parts: for threads, and for
+// the fixed chunks of reductions.
 inline std::pair<int64_t, int64_t> part_of(int64_t n, int64_t part, int64_t parts) {
     return {n * part / parts, n * (part + 1) / parts};
 }

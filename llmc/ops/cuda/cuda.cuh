@@ -53,8 +53,8 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-// All threads of a block must call this, and all get the sum. The size of the block must be a multiple of 32. Contains two
-// block barriers.
+// All threads of a block must call this, and all get the sum. The size of the block must be a multiple of 32. Contains
+// two block barriers.
 template <class A>
 __device__ inline A block_sum(A x) {
     SHARED(A, partial, [warp_size]);
