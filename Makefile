@@ -78,7 +78,7 @@ override ARCH := x86-64
 endif
 B := build/$(BACKEND)$(SUFFIX)
 COMMON := build/common$(SUFFIX)
-SCRIPT_GOALS := help clean deps demo test test-emu-full gpu-check list-kernel-tests
+SCRIPT_GOALS := help clean deps demo lint test test-emu-full gpu-check list-kernel-tests
 ifneq ($(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all)),)
 BUILDING := yes
 ifneq ($(filter reconfigure,$(MAKECMDGOALS)),)
@@ -291,8 +291,8 @@ $(BENCH_FILES): $(B)/bench/%: $(COMMON)/obj/dev/bench/%.o $(B)/libllmc.a | $(VER
     $(VERSION_OBJECT) $(call object,$(addsuffix .cu,$(PROGRAMS)) $(TOOLS:%=data/%.cpp) $(wildcard dev/test/test_*.cpp dev/bench/*.cpp)))
 
 # --- goals
-.PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo test test-emu-full bench \
-    bench-compare bench-scaling clean gpu-report gpu-check list-kernel-tests help
+.PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo lint tidy test test-emu-full \
+    bench bench-compare bench-scaling clean gpu-report gpu-check list-kernel-tests help
 
 # The programs in the root (and data/prepare) are links to the default backend's; nothing else ever moves them.
 root_link = $(if $(filter prepare,$1),../$(B)/$1 data/$1,$(B)/$1 $1)
@@ -309,6 +309,15 @@ demo: ## a MoT model and its dense twin learn English side by side (LONG=1: for 
 	@scripts/deps.sh demo
 	+@$(MAKE) BACKEND=cpu all
 	+@LONG='$(LONG)' scripts/demo.sh
+
+lint: ## shell scripts, links and flags in the docs, sizes of files and functions: what needs no compiler
+	@scripts/lint.sh
+
+TIDY := $(wildcard *.cu data/*.cpp) $(COMMON_SOURCES) $(filter %.cpp,$(BACKEND_SOURCES))
+tidy: ## clang-tidy over the host code, a few seconds a file (FILES="llmc/model/model.cpp ...": only these)
+	@command -v clang-tidy > /dev/null || { echo 'tidy needs clang-tidy: apt-get install clang-tidy'; exit 2; }
+	@printf '%s\n' $(or $(FILES),$(TIDY)) | xargs -P $$(nproc) -I{} \
+	    clang-tidy --quiet {} -- -x c++ $(subst $(CXX) ,,$(BASIC)) $(OPTIMISE) $(GEMM_FLAGS) $(MPI_FLAGS)
 
 test: ## all tests, also under sanitizers and on the emulated GPU (FILTER=word: only these; ASAN=no, GPU=no: less)
 	+@FILTER='$(FILTER)' ASAN='$(ASAN)' GPU='$(GPU)' scripts/test.sh

@@ -4,8 +4,9 @@
 #   scripts/deps.sh build|test|demo|all     what to make possible
 #
 # DEPS=no: installs nothing, says what is missing and exits with 2. gnuplot (for the demo's plots), Open MPI (for more
-# than one process), iproute2 (for the test with two hosts) and qemu-user (for the test on older processors) are never
-# required.
+# than one process), iproute2 (for the test with two hosts), qemu-user (for the test on older processors)
+# and shellcheck (for `make lint`) are never required.
+# shellcheck disable=SC2086,SC2116  # lists of packages are words, to be split
 set -eu
 cd "$(dirname "$0")/.."
 purpose=${1:-all}
@@ -33,6 +34,7 @@ case $purpose in
     test | all)
         { command -v mpirun && command -v mpicc; } > /dev/null || wanted="$wanted libopenmpi-dev openmpi-bin"
         command -v ip > /dev/null || wanted="$wanted iproute2"
+        command -v shellcheck > /dev/null || wanted="$wanted shellcheck"
         [ "$(uname -m)" != x86_64 ] || command -v qemu-x86_64 > /dev/null || wanted="$wanted qemu-user" ;;
 esac
 if [ -z "$required$wanted" ]; then

@@ -9,6 +9,7 @@
 # Prints `searched` when it searched: the answer is kept while compiler, flags and processor stay the same and nothing
 # was missing. Always exits 0: what is missing stands in MISSING (Debian packages without which nothing builds), in
 # MISSING_TESTS, and in CUDA_PROBLEM (a sentence: why the asked-for backend cannot be built with the CUDA toolkit here).
+# shellcheck disable=SC2086  # flags and libraries are words, to be split
 set -u
 out=$1
 cxx=${CXX:-g++}
@@ -192,12 +193,14 @@ cuda_problem() {
     elif ! at_least "$nvcc_version" 12.4; then
         echo "BACKEND=cuda needs nvcc 12.4 or newer, $cuda_home has $nvcc_version: install a newer CUDA toolkit"
     elif ! links -L"$cuda_home/lib64" -lcublasLt -lcudart; then
-        echo "BACKEND=cuda needs the libraries cublasLt and cudart, not found in $cuda_home/lib64: install the toolkit's cuBLAS"
+        echo "BACKEND=cuda needs the libraries cublasLt and cudart, not found in $cuda_home/lib64:" \
+            "install the toolkit's cuBLAS"
     else
         known=$("$cuda_home/bin/nvcc" --list-gpu-arch | sed 's/compute_//' | sort -n | awk '$1 >= 80' | xargs)
         for arch in $gpu_arch; do
             [[ " $known " == *" $arch "* ]] || {
-                echo "GPU_ARCH=$gpu_arch: $arch is not one of $known, of which nvcc $nvcc_version can compile for any, with blanks between"
+                echo "GPU_ARCH=$gpu_arch: $arch is not one of $known," \
+                    "of which nvcc $nvcc_version can compile for any, with blanks between"
                 return
             }
         done
@@ -218,7 +221,7 @@ case $backend in
        at_least "${nvcc_version:-0}" 12.8 || gpu_note+="; 100 (Blackwell) needs nvcc 12.8" ;;
 esac
 
-join() { local IFS=,; echo "$*" | sed 's/,/, /g'; }
+join() { local IFS=,; local all="$*"; echo "${all//,/, }"; }
 row() { printf '  %-11s %-44s %s\n' "$1" "$2" "$3"; }
 # choose VALUE ROW...: one row if VALUE is not empty, else another: part, found, meaning, not found, meaning
 choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi; }
@@ -244,7 +247,7 @@ choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi;
 
 complete=yes
 [ "${#missing[@]}${#missing_tests[@]}" = 00 ] && [ -z "$cuda_says" ] &&
-    { [ -n "$gemm_wish" ] || [ "$gemm" = onednn ]; } && { [ -n "$comm_wish" ] || [ $comm != none ]; } || complete=no
+    { [ -n "$gemm_wish" ] || [ "$gemm" = onednn ]; } && { [ -n "$comm_wish" ] || [ "$comm" != none ]; } || complete=no
 cat > "$out/config.mk" <<EOF
 # $key
 COMPLETE := $complete

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # `make gpu-check`: everything that only a GPU can tell, in one report to attach to an issue.
 #
-# Builds for the GPU; runs the tests of all kernels at all sizes, the golden files, and short trainings that are compared
-# with the CPU backend; runs compute-sanitizer if there is one; times every op of the bench models against its floor, and
-# prints tokens/s and MFU. Under Nsight Systems (nsys profile) every op and block shows as an NVTX range.
+# Builds for the GPU; runs the tests of all kernels at all sizes, the golden files, and short trainings that are
+# compared with the CPU backend; runs compute-sanitizer if there is one; times every op of the bench models against its
+# floor, and prints tokens/s and MFU. Under Nsight Systems (nsys profile) every op and block shows as an NVTX range.
 #
 # Environment: BACKEND=emu  the same on the emulated GPU, with tiny models: how this script itself is tested
 #              REPORT=FILE  where the report goes (gpu_check.json)
 # Exit code 0: all passed; 1: something failed; 2: no usable GPU.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 backend=${BACKEND:-cuda} report=${REPORT:-gpu_check.json}
 build=build/$backend
 kernel_tests=$(make list-kernel-tests)
@@ -17,7 +17,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 results=() failed=0
 
-text() { printf '%s\n' "$1" | tr -d '\r' | tr '\t' ' ' | paste -sd ' ' | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&"/'; }  # a JSON string
+text() {  # a JSON string
+    printf '%s\n' "$1" | tr -d '\r' | tr '\t' ' ' | paste -sd ' ' | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&"/'
+}
 phase() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
 # result NAME CODE DETAIL
 result() {
@@ -41,7 +43,8 @@ make BACKEND="$backend" all kernel-tests "$build/test/test_backends" "$build/ben
 device=$("$build/train_mot" --version | sed -n 's/^backend *//p')
 echo "  $device"
 "$build/test/test_memory" > "$work/log" 2>&1 || { grep -m 1 "needs\|CUDA says" "$work/log"; exit 2; }
-smi=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2> /dev/null)
+smi=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader \
+    2> /dev/null)
 
 phase "kernels"
 for name in $kernel_tests; do check "$name" "$build/test/$name" --gtest_brief=1; done

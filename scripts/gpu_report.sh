@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # What the compiler says about the CUDA kernels, without a GPU.
 #
-#   scripts/gpu_report.sh BUILD_DIR CUDA_HOME     BUILD_DIR/obj/llmc/ops/cuda/*.ptxas were written by `make BACKEND=cuda`
+#   scripts/gpu_report.sh BUILD_DIR CUDA_HOME
+#
+# BUILD_DIR/obj/llmc/ops/cuda/*.ptxas were written by `make BACKEND=cuda`.
 #
 # Per kernel and architecture: registers, static shared memory, local memory (spills and stack), and how many of a
 # multiprocessor's 64 warps the registers leave room for (arithmetic from documented limits: 65,536 registers, dealt to
 # warps in units of 256). From the PTX: 128-bit global loads and stores, tensor core and asynchronous copy instructions.
 #
 # The table is compared with docs/gpu_kernels.txt (UPDATE=yes writes it). Local memory in a kernel that the lines
-# "allowed KERNEL BYTES REASON" of that file do not cover fails, whatever the compiler; the rest of the table is compared
-# if nvcc has the version that made it.
+# "allowed KERNEL BYTES REASON" of that file do not cover fails, whatever the compiler; the rest of the table is
+# compared if nvcc has the version that made it.
 set -eu
 cd "$(dirname "$0")/.."
 build=$1 cuda=$2 committed=docs/gpu_kernels.txt
@@ -63,7 +65,8 @@ plain_table "$work/mangled" | sort > "$work/counts"
 # --- one line a kernel
 archs=$(awk '{print $2}' "$work/ptxas" | sort -nu | xargs)
 {
-    echo "# kernels of llmc/ops/cuda as nvcc $version compiles them; registers / shared bytes / local bytes / warps of 64"
+    echo "# kernels of llmc/ops/cuda as nvcc $version compiles them;" \
+        "registers / shared bytes / local bytes / warps of 64"
     printf '%-56s' kernel
     for arch in $archs; do printf ' %16s' "sm_$arch"; done
     printf ' %5s %5s %5s %5s %6s\n' ld128 st128 mma ldmat cp.asy
@@ -103,7 +106,8 @@ if [ "${UPDATE:-}" = yes ]; then
     cat "$work/table" "$work/allowed" > "$work/new" && mv "$work/new" "$committed"
 elif [ "$(head -n 1 "$committed")" = "$(head -n 1 "$work/table")" ]; then
     diff <(grep -v '^allowed ' "$committed") "$work/table" > "$work/diff" || {
-        echo "error: $committed is not what nvcc $version says now; \`make BACKEND=cuda gpu-report UPDATE=yes\` rewrites it"
+        echo "error: $committed is not what nvcc $version says now;" \
+            "\`make BACKEND=cuda gpu-report UPDATE=yes\` rewrites it"
         cat "$work/diff"
         bad=1
     }

@@ -38,7 +38,8 @@ fi
 for kind in png svg; do
     terminal="pngcairo size 1200,480 font 'sans,11'"
     [ $kind = svg ] && terminal="svg size 1200,480 font 'sans,12' background 'white'"
-    gnuplot -e "set terminal $terminal; set output '$out.$kind'; set grid; set multiplot layout 1,2; set ylabel 'validation loss (nats per token)';
-                set xlabel 'step'; plot $by_step; set xlabel 'minutes of training'; plot $by_time; unset multiplot"
+    gnuplot -e "set terminal $terminal; set output '$out.$kind'; set grid; set multiplot layout 1,2;
+                set ylabel 'validation loss (nats per token)'; set xlabel 'step'; plot $by_step;
+                set xlabel 'minutes of training'; plot $by_time; unset multiplot"
 done
 echo "wrote $out.png and $out.svg"

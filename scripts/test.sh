@@ -13,7 +13,7 @@
 # Time budget, on two cores from a fresh clone (measured, minutes): CPU and the portable program 9, CPU with ASan 8,
 # emulated GPU 7, with ASan and TSan 5, nvcc 2: about 30 in all. `make test-emu-full` is for the nights.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 FILTER=${FILTER:-} ASAN=${ASAN:-} GPU=${GPU:-} EMU=${EMU:-}
 limit=${TEST_TIMEOUT:-600}  # seconds one test program may take
 
@@ -144,8 +144,8 @@ run_planted_bugs() {
     done < <(dev/test/emu_bugs.sh "$@" 2>&1)
 }
 # TSan needs its shadow memory where address randomisation might put something else.
-without_randomisation="setarch -R"
-setarch -R true 2> /dev/null || without_randomisation=
+without_randomisation=()
+setarch -R true 2> /dev/null && without_randomisation=(setarch -R)
 
 # check NAME COMMAND...: one test of the build itself.
 check() {
@@ -167,11 +167,19 @@ gpu_check_works() {  # `make gpu-check` needs a GPU; on the emulated one it must
 }
 why_no_cuda() { sed -n 's/^CUDA_PROBLEM := //p' "build/$1/config.mk" 2> /dev/null; }
 
+test_lint() {
+    local part
+    phase "lint"
+    git rev-parse HEAD > /dev/null || { skip "lint: this is no git checkout"; return; }
+    command -v shellcheck > /dev/null || skip "lint: shell scripts: shellcheck is not installed"
+    for part in shell links flags sizes; do check "lint: $part, see above" scripts/lint.sh $part; done
+}
+
 test_cpu() {
     if wanted includes; then check "includes: not all point down, see above" scripts/check_includes.sh; fi
     phase "build"
     make -k BACKEND=cpu all tests || fail "build: a program or test does not build, see above"
-    if wanted test_portable && [ "$(uname -m)" = x86_64 ]; then
+    if wanted test_portable && [ "$(uname -m)" = x86_64 ] && [[ ${CXX:-g++} != *clang* ]]; then  # it is for g++
         make -k BACKEND=cpu ARCH=portable train_mot || fail "build: ARCH=portable does not build, see above"
     fi
 
@@ -210,7 +218,7 @@ test_emu() {
     for seed in "$@"; do run_kernels "emu:" build/emu "$seed"; done
     run_emulator_tests "emu:" build/emu
     for name in test_{backends,train_mot,train_gpt,comm,comm_failure,rendezvous,sharding,launch_gpu}; do
-        if wanted $name; then run_gtest "emu:$name" build/emu/test/$name; fi
+        if wanted "$name"; then run_gtest "emu:$name" "build/emu/test/$name"; fi
     done
     if wanted golden; then run_golden "emu:golden" build/emu/test_mot; fi
     if wanted gpu_check; then check "gpu_check on the emulated GPU, see build/gpu_check.log" gpu_check_works; fi
@@ -226,8 +234,8 @@ test_emu() {
     TEST_SIZES=small run_kernels "emu-asan:" build/emu-asan 5
     run_emulator_tests "emu-asan:" build/emu-asan
     phase "kernels with TSan"
-    TEST_SIZES=small run_kernels "emu-tsan:" build/emu-tsan 5 $without_randomisation
-    run_emulator_tests "emu-tsan:" build/emu-tsan $without_randomisation
+    TEST_SIZES=small run_kernels "emu-tsan:" build/emu-tsan 5 "${without_randomisation[@]}"
+    run_emulator_tests "emu-tsan:" build/emu-tsan "${without_randomisation[@]}"
     run_planted_bugs build/emu build/emu-asan build/emu-tsan
 }
 
@@ -244,6 +252,7 @@ if [ "$EMU" = full ]; then
     make BACKEND=cpu train_mot || fail "build: see above"  # what the emulated training is compared with
     test_emu 0 1 2 3 4
 else
+    if wanted lint; then test_lint; fi
     test_cpu
     make BACKEND=emu table > /dev/null 2>&1
     if [ "$GPU" = no ]; then

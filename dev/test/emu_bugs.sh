@@ -6,8 +6,8 @@
 set -u
 plain=$1/test/test_emu_bugs asan=$2/test/test_emu_bugs tsan=$3/test/test_emu_bugs
 seeds="0 1 2 3 4 5 6 7"
-setarch=""
-setarch -R true 2> /dev/null && setarch="setarch -R"  # TSan's shadow memory wants fixed addresses
+setarch=()
+setarch -R true 2> /dev/null && setarch=(setarch -R)  # TSan's shadow memory wants fixed addresses
 export TSAN_OPTIONS="${TSAN_OPTIONS:-}:atexit_sleep_ms=0"  # not a second of sleep per program
 log=$(mktemp) code=0
 trap 'rm -f "$log"' EXIT
@@ -33,7 +33,7 @@ expect() {
     done
     EMU_GUARD=1 twin_passes "$plain" || wrong+=" twin:guard"
     twin_passes "$asan" || wrong+=" twin:asan"
-    twin_passes $setarch "$tsan" || wrong+=" twin:tsan"
+    twin_passes "${setarch[@]}" "$tsan" || wrong+=" twin:tsan"
     for who in "$@"; do
         n=0
         for seed in $seeds; do
@@ -43,7 +43,7 @@ expect() {
                 lazy) EMU_LAZY=1 bug_caught "$plain" ;;
                 guard) EMU_GUARD=1 bug_caught "$plain" ;;
                 asan) bug_caught "$asan" ;;
-                tsan) bug_caught $setarch "$tsan" ;;
+                tsan) bug_caught "${setarch[@]}" "$tsan" ;;
             esac && n=$((n + 1))
             case $who in asan | tsan) [ "$seed" = 2 ] && break ;; esac
         done

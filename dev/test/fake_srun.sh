@@ -11,7 +11,7 @@ while :; do
     shift
 done
 [ -z "$mpi" ] || exec mpirun --allow-run-as-root --oversubscribe --bind-to none --timeout 120 -np "$FAKE_TASKS" "$@"
-export SLURM_STEP_NUM_TASKS=$FAKE_TASKS SLURM_STEP_ID=0 SLURM_STEP_NODELIST=localhost
+export SLURM_STEP_NUM_TASKS="$FAKE_TASKS" SLURM_STEP_ID=0 SLURM_STEP_NODELIST=localhost
 ids= code=0 rank=0
 while [ $rank -lt "$FAKE_TASKS" ]; do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" &
