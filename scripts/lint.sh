@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What can be said about the repository without compiling it, in seconds: `make lint`, part of `make test`.
 #
-#   scripts/lint.sh [shell|links|flags|sizes]...     all of them if none is named
+#   scripts/lint.sh [shell|links|flags|sizes|version]...     all of them if none is named
 #
 # Prints a line for each finding, and exits with 1 if there is any. Where a program is missing it says so and passes.
 set -u
@@ -94,14 +94,26 @@ lint_sizes() {
         xargs grep -HnE '^.{121}' | cut -d : -f 1,2)
 }
 
+# --- one version number: llmc/base/version.h has it, CITATION.cff and the newest heading of CHANGELOG.md say the same
+lint_version() {
+    local number cited changes
+    number=$(sed -n 's/.*project_version = "\(.*\)";/\1/p' llmc/base/version.h)
+    cited=$(sed -n 's/^version: *//p' CITATION.cff)
+    changes=$(sed -n 's/^## *\([0-9.]*\).*/\1/p' CHANGELOG.md | head -n 1)
+    [ -n "$number" ] || finding "llmc/base/version.h has no project_version"
+    [ "$cited" = "$number" ] || finding "CITATION.cff has version $cited, llmc/base/version.h $number"
+    [ "$changes" = "$number" ] || finding "CHANGELOG.md begins with version $changes, llmc/base/version.h has $number"
+}
+
 for check in "${@:-all}"; do
     case $check in
         shell) lint_shell ;;
         links) lint_links ;;
         flags) lint_flags ;;
         sizes) lint_sizes ;;
-        all) lint_shell; lint_links; lint_flags; lint_sizes ;;
-        *) echo "lint: $check is no check: choose shell, links, flags or sizes" >&2; exit 2 ;;
+        version) lint_version ;;
+        all) lint_shell; lint_links; lint_flags; lint_sizes; lint_version ;;
+        *) echo "lint: $check is no check: choose shell, links, flags, sizes or version" >&2; exit 2 ;;
     esac
 done
 exit $found

@@ -172,7 +172,7 @@ test_lint() {
     phase "lint"
     git rev-parse HEAD > /dev/null || { skip "lint: this is no git checkout"; return; }
     command -v shellcheck > /dev/null || skip "lint: shell scripts: shellcheck is not installed"
-    for part in shell links flags sizes; do check "lint: $part, see above" scripts/lint.sh $part; done
+    for part in shell links flags sizes version; do check "lint: $part, see above" scripts/lint.sh $part; done
 }
 
 test_cpu() {
