@@ -1,5 +1,6 @@
 // A piece of a test in a process of its own: for signals, limits and kills.
 #pragma once
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,8 +9,15 @@
 
 namespace llmc::test {
 
+// How a process ended: its exit code, or killed_by(signal). A program that saves and then exits with 128 + the signal
+// is thus not mistaken for one that the signal killed, as it would be in a shell.
+constexpr int killed_by(int signal) { return 1000 + signal; }
+inline int ending_of(int wait_status) {
+    return WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : killed_by(WTERMSIG(wait_status));
+}
+
 // Runs `body` in a forked child and waits: 0 if it returned, 99 if it threw, the code it ended itself with (_exit), or
-// 1000 + the signal that ended it. Only for children that start no threads.
+// killed_by(signal). Only for children that start no threads.
 template <class Body>
 int in_child(Body&& body) {
     std::fflush(nullptr);
@@ -25,7 +33,16 @@ int in_child(Body&& body) {
     }
     int status = 0;
     waitpid(pid, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+    return ending_of(status);
 }
 
 }  // namespace llmc::test
+
+// Death test: the statement ends with an access to memory that is not there, and with nothing else that is deadly.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define EXPECT_BAD_ACCESS(statement)                                                                              \
+    EXPECT_EXIT(statement, [](int status) { return WIFEXITED(status) && WEXITSTATUS(status) != 0; }, \
+                "Sanitizer: (SEGV|stack-overflow)")
+#else
+#define EXPECT_BAD_ACCESS(statement) EXPECT_EXIT(statement, testing::KilledBySignal(SIGSEGV), "")
+#endif

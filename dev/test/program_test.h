@@ -13,6 +13,7 @@
 #include <sstream>
 #include <thread>
 
+#include "dev/test/child.h"
 #include "dev/test/temp_dir.h"
 #include "llmc/base/errors.h"
 #include "llmc/base/files.h"
@@ -55,10 +56,10 @@ struct Process {
         ::execv(arguments[0], arguments.data());
         ::_exit(127);
     }
-    int wait() const {  // the exit code
+    int wait() const {  // the exit code, or killed_by(signal)
         int status = 0;
         ::waitpid(id, &status, 0);
-        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        return ending_of(status);
     }
 };
 

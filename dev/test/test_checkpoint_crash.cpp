@@ -115,7 +115,7 @@ TEST_F(CheckpointTest, AKillAtEveryMomentLeavesALoadableCheckpoint) {
                 run.save(step, 1);
             });
             finished = code == 0;
-            EXPECT_EQ(code, finished ? 0 : 1000 + SIGKILL);
+            EXPECT_EQ(code, finished ? 0 : killed_by(SIGKILL));
             int64_t loaded = run.load(directory);
             EXPECT_TRUE(loaded == step || (loaded == 1 && !finished)) << "killed at moment " << killed;
         }

@@ -220,7 +220,7 @@ TEST_F(Failure, TheLauncherIsKilled) {
     RankedRun run(3, "DISABLED_Scene.Trains");
     for (int i = 0; i < 300 && processes().size() < 3; i++) std::this_thread::sleep_for(100ms);
     ::kill(run.process.id, SIGKILL);
-    run.wait();
+    EXPECT_EQ(run.wait(), killed_by(SIGKILL)) << run.said();
     expect_nobody_left();
 }
 

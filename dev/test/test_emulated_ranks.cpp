@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "dev/test/child.h"
 #include "dev/test/temp_dir.h"
 
 namespace llmc::test {
@@ -256,14 +257,14 @@ protected:
     void expect_says(size_t i, const std::string& part) const {
         EXPECT_NE(said(i).find(part), std::string::npos) << part << " is not in: " << said(i);
     }
-    // The exit code of a process that ends by itself: within half a minute, or it is ended.
+    // The exit code, or killed_by(signal), of a process that ends by itself: within half a minute, or it is ended.
     int wait(size_t i) const {
         int status = 0;
         for (int tries = 0; waitpid(processes[i], &status, WNOHANG) == 0; tries++) {
             if (tries == 3000) ADD_FAILURE() << "does not end: " << said(i), kill(processes[i], SIGKILL);
             std::this_thread::sleep_for(10ms);
         }
-        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        return ending_of(status);
     }
     void expect_all_pass(const std::string& scene, int ranks) {
         start_all(scene, ranks);
@@ -294,7 +295,7 @@ TEST_F(EmulatedRanks, WhoDisagreesIsFoundOut) {
 
 TEST_F(EmulatedRanks, ADeadRankIsAnErrorOfTheOthers) {
     start_all("Scene.OneDies", 3);
-    EXPECT_EQ(wait(1), 128 + SIGKILL) << said(1);
+    EXPECT_EQ(wait(1), killed_by(SIGKILL)) << said(1);
     for (size_t i : {0, 2}) {
         EXPECT_EQ(wait(i), 0) << said(i);
         expect_says(i, " of 3 is gone: ");  // rank 1, or who gave up because of it

@@ -138,5 +138,5 @@ TEST(Signals, FirstIsNotedSecondInterruptEnds) {
         raise(SIGINT);
         _exit(3);        // not reached
     }), 130);
-    EXPECT_EQ(in_child([] { raise(SIGTERM); }), 1000 + SIGTERM);  // not caught unless asked for
+    EXPECT_EQ(in_child([] { raise(SIGTERM); }), killed_by(SIGTERM));  // not caught unless asked for
 }
