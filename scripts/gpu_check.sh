@@ -27,12 +27,14 @@ result() {
     [ "$2" = 0 ] || failed=$((failed + 1))
     printf '  %-28s %-6s %s\n' "$1" "$([ "$2" = 0 ] && echo ok || echo FAILED)" "$3"
 }
-# check NAME COMMAND...: the last line of what it says is the detail; all of it is shown if it fails.
+# check NAME COMMAND...: the last line of what it says is the detail; all of it is shown if it fails. A program of which
+# no test ran fails too: "[  PASSED  ] 0 tests.", "0 passed, 0 failed, 9 skipped".
 check() {
     local name=$1 code
     shift
     "$@" > "$work/log" 2>&1 < /dev/null
     code=$?
+    grep -q '^\[  PASSED  \] [1-9]\|^[1-9][0-9]* passed, ' "$work/log" || code=1
     result "$name" $code "$(grep 'PASSED\|FAILED\|SKIPPED\|skipped$' "$work/log" | tail -n 3)"
     [ $code = 0 ] || tail -n 40 "$work/log" | sed 's/^/    | /'
 }

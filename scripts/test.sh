@@ -49,7 +49,12 @@ excerpt() {
 # report NAME PASSED FAILED SKIPPED SECONDS
 report() { printf '  %-34s %4d passed, %d failed, %d skipped  (%d s)\n' "$@"; }
 
-# run_gtest NAME PROGRAM [PREFIX...]: one GoogleTest program; the whole output goes to PROGRAM.log.
+# Programs of which every test may be skipped, for lack of a tool or of another build; of all others some must run.
+may_all_be_skipped=" test_backends test_comm_failure test_cpu_resident test_launch test_launch_gpu test_portable \
+test_sharding test_train_ranks "
+
+# run_gtest NAME PROGRAM [PREFIX...]: one GoogleTest program; the whole output goes to PROGRAM.log. That no test failed
+# is not enough: GoogleTest says "[  PASSED  ] 0 tests." of a program that ran none.
 run_gtest() {
     local name=$1 program=$2 log=$2.log code ok bad none start=$SECONDS line reason=
     shift 2
@@ -75,6 +80,12 @@ run_gtest() {
         bad=$((bad + 1))
         line=$(sed -n 's/^\[ RUN      \] //p' "$log" | tail -n 1)
         fail "$name: $(ending $code)${line:+, last in $line}"
+    elif [ $((ok + bad + none)) = 0 ]; then
+        bad=1
+        fail "$name: no test ran"
+    elif [ $((ok + bad)) = 0 ] && [[ $may_all_be_skipped != *" ${name##*:} "* ]]; then
+        bad=1
+        fail "$name: every test was skipped"
     fi
     report "$name" "$ok" "$bad" "$none" $((SECONDS - start))
     [ "$bad" = 0 ] || excerpt "$log"
@@ -95,6 +106,9 @@ run_golden() {
     if [ -z "$counts" ] || { [ $code != 0 ] && [ "$bad" = 0 ]; }; then
         bad=$((bad + 1))
         fail "$name: $(ending $code), without a verdict"
+    elif [ $((ok + bad)) = 0 ]; then
+        bad=1
+        fail "$name: nothing was compared"
     fi
     report "$name" "$ok" "$bad" "$none" $((SECONDS - start))
     [ "$bad" = 0 ] || excerpt "$log"
@@ -133,15 +147,21 @@ run_emulator_tests() {  # NAME_PREFIX DIRECTORY [PREFIX...]
 }
 # Bugs planted on purpose, each of which must be caught: lines "ok NAME ..." and "FAILED NAME ...".
 run_planted_bugs() {
-    local line
+    local line caught=0 missed=0 log=build/planted_bugs.log code
     wanted planted_bugs || return
+    dev/test/emu_bugs.sh "$@" > "$log" 2>&1
+    code=$?
     while IFS= read -r line; do
         case $line in
-            ok\ *) passed=$((passed + 1)) ;;
-            FAILED\ *) fail "planted bug: ${line#FAILED }" ;;
+            ok\ *) caught=$((caught + 1)) ;;
+            FAILED\ *) missed=$((missed + 1)); fail "planted bug: ${line#FAILED }" ;;
         esac
         echo "  $line"
-    done < <(dev/test/emu_bugs.sh "$@" 2>&1)
+    done < "$log"
+    passed=$((passed + caught))
+    if [ $missed = 0 ] && { [ $code != 0 ] || [ $caught = 0 ]; }; then
+        fail "planted bugs: $(ending $code), $caught caught, without a verdict"
+    fi
 }
 # TSan needs its shadow memory where address randomisation might put something else.
 without_randomisation=()
@@ -160,6 +180,15 @@ refuses() {  # WORD MAKE_ARGUMENT...: exit code 2 and one line that holds the wo
     said=$(make "$@" test_mot 2>&1)
     [ $? = 2 ] && [ "$(wc -l <<< "$said")" = 1 ] && [[ $said == *"$word"* ]]
 }
+
+# A program passes only if a test ran. counts_as FILTER SENTENCE: with this filter test_embedding fails with it.
+counts_as() (
+    passed=0 failed=0 skipped=0 failures=() skips=()
+    cp build/cpu/test/test_embedding build/cpu/test/test_some  # of its own, for its log
+    GTEST_FILTER=$1 run_gtest some build/cpu/test/test_some > /dev/null
+    rm -f build/cpu/test/test_some*
+    [ "$passed $failed ${failures[*]}" = "0 1 some: $2" ]
+)
 
 gpu_check_works() {  # `make gpu-check` needs a GPU; on the emulated one it must find all in order and write its report
     BACKEND=emu TEST_SIZES=small REPORT=build/gpu_check.json scripts/gpu_check.sh > build/gpu_check.log 2>&1 &&
@@ -190,7 +219,9 @@ test_cpu() {
         check "build: an unknown backend" refuses gpu BACKEND=gpu
         check "build: an unknown GPU" refuses GPU_ARCH BACKEND=cuda GPU_ARCH=75
         check "build: TSan without the emulator" refuses emu BACKEND=cpu SANITIZE=thread
-        report build 4 "$failed" 0 0
+        check "tests: a program that runs none passes" counts_as NoSuchTest "no test ran"
+        check "tests: a program that skips all passes" counts_as '*WhereTheyCannotBeRefused' "every test was skipped"
+        report build 6 "$failed" 0 0
     fi
     run_variant "" build/cpu
     if wanted test_matmul; then  # where oneDNN has no bf16
