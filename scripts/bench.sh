@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Runs every benchmark that `make bench` has built: dev/bench/run.sh where there is one, else each program in turn.
+# Runs every benchmark that `make bench` has built, each program in turn.
 set -eu
 cd "$(dirname "$0")/.."
-if [ -x dev/bench/run.sh ]; then exec dev/bench/run.sh; fi
 for source in dev/bench/*.cpp; do
     [ -e "$source" ] || { echo "there are no benchmarks in dev/bench"; exit 0; }
     case $source in

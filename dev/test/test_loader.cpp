@@ -170,9 +170,6 @@ TEST(Loader, StateIsEpochAndSample) {
     LoaderState state = loader.state_at(250);
     EXPECT_EQ(state.epoch, 2);
     EXPECT_EQ(state.sample, 28);
-    EXPECT_EQ(loader.sample_at(state), 250);
-    EXPECT_THROW(loader.sample_at({0, 111}), InputError);
-    EXPECT_THROW(loader.sample_at({-1, 0}), InputError);
 }
 
 TEST(Loader, BadDataIsNamed) {

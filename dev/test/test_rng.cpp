@@ -73,7 +73,6 @@ TEST(RandomStream, SameIndexSameNumberAnyOrder) {
         stream.truncated_normal_fill(some.data(), first, int64_t(some.size()), 0.5, 1.0);
         EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin() + first)) << first;
     }
-    for (uint64_t i = 0; i < all.size(); i += 37) EXPECT_EQ(stream.truncated_normal(i, 0.5, 1.0), all[i]);
 
     std::vector<double> uniform(2001);
     stream.uniform_fill(uniform.data(), 99, int64_t(uniform.size()), 0, 1);
@@ -86,12 +85,18 @@ TEST(RandomStream, SeedsAndPurposesAreUnrelated) {
     std::set<uint64_t> seen;
     for (uint64_t i = 0; i < 1000; i++) seen.insert({a.bits(i), b.bits(i), c.bits(i)});
     EXPECT_EQ(seen.size(), 3000u);
-    double ab = 0, ac = 0, lag = 0;
     const int n = 100000;
-    for (uint64_t i = 0; i < n; i++) {
-        ab += a.normal(i) * b.normal(i) / n;
-        ac += a.normal(i) * c.normal(i) / n;
-        lag += a.normal(i) * a.normal(i + 1) / n;
+    auto normal = [](const RandomStream& stream) {
+        std::vector<double> x(n + 1);
+        stream.truncated_normal_fill(x.data(), 0, n + 1, 1, 100);  // a limit that cuts nothing
+        return x;
+    };
+    const std::vector<double> of_a = normal(a), of_b = normal(b), of_c = normal(c);
+    double ab = 0, ac = 0, lag = 0;
+    for (size_t i = 0; i < n; i++) {
+        ab += of_a[i] * of_b[i] / n;
+        ac += of_a[i] * of_c[i] / n;
+        lag += of_a[i] * of_a[i + 1] / n;
     }
     for (double correlation : {ab, ac, lag}) EXPECT_LT(std::fabs(correlation), 4.5 / std::sqrt(double(n)));
 }
@@ -123,7 +128,8 @@ TEST(RandomStream, NormalMoments) {
     EXPECT_NEAR(m.mean, 0, 4.5 / std::sqrt(double(n)));
     EXPECT_NEAR(m.variance, 1, 4.5 * std::sqrt(2.0 / n));
     EXPECT_NEAR(m.fourth, 3, 4.5 * std::sqrt(96.0 / n));
-    for (uint64_t i = 0; i < 1000; i++) EXPECT_EQ(x[i], stream.normal(i));
+    for (uint64_t i = 0; i < 1000; i++)  // the top 52 bits, in the middle of their interval
+        EXPECT_EQ(x[i], normal_quantile((double(stream.bits(i) >> 12) + 0.5) * 0x1p-52 - 0.5));
 }
 
 // Truncation to +-limit: variance = std^2 (1 - 2 a phi(a) / (2 Phi(a) - 1)), a = limit / std.

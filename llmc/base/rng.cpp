@@ -132,14 +132,6 @@ uint64_t RandomStream::bits(uint64_t i) const {
 
 double RandomStream::uniform(uint64_t i) const { return unit(bits(i)); }
 
-double RandomStream::normal(uint64_t i) const { return normal_quantile(centred(bits(i))); }
-
-double RandomStream::truncated_normal(uint64_t i, double std, double limit) const {
-    double x;
-    truncated_normal_fill(&x, int64_t(i), 1, std, limit);
-    return x;
-}
-
 template <class T>
 void RandomStream::truncated_normal_fill(T* out, int64_t first, int64_t n, double std, double limit) const {
     // P(|z| <= a) = erf(a / sqrt(2)): scaling the distance from the median by it cuts both tails off.

@@ -24,14 +24,13 @@ double normal_quantile(double q);
 struct RandomStream {
     RandomStream(uint64_t seed, std::string_view purpose);
 
-    uint64_t bits(uint64_t i) const;     // 64 random bits
-    double uniform(uint64_t i) const;    // in [0, 1), 53 bits
-    double normal(uint64_t i) const;     // mean 0, standard deviation 1, by inverse CDF
-    // Normal of standard deviation std, conditioned on |x| <= limit (absolute, in the units of x), by inverse CDF.
-    double truncated_normal(uint64_t i, double std, double limit) const;
+    uint64_t bits(uint64_t i) const;   // 64 random bits
+    double uniform(uint64_t i) const;  // in [0, 1), 53 bits
 
-    // out[j] = number first + j of the functions above (uniform: scaled to [low, high)), computed in double and then
-    // rounded to T = float, double or bf16. Uses all OpenMP threads; the result does not depend on how many.
+    // out[j] = a number made from the bits of index first + j, computed in double and then rounded to T = float, double
+    // or bf16. Uses all OpenMP threads; the result does not depend on how many.
+    // Normal of mean 0 and standard deviation std, conditioned on |x| <= limit (absolute, in the units of x), by inverse
+    // CDF; or uniform in [low, high).
     template <class T> void truncated_normal_fill(T* out, int64_t first, int64_t n, double std, double limit) const;
     template <class T> void uniform_fill(T* out, int64_t first, int64_t n, double low, double high) const;
 

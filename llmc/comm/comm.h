@@ -53,7 +53,6 @@ public:
     void barrier();
     void broadcast(void* bytes, int64_t count, int root = 0);
     std::vector<std::string> all_gather(const std::string& mine);  // the strings of all ranks [size], of any lengths
-    bool all_equal(const std::string& mine);  // whether all ranks gave the same string; equal on all ranks
 
     // Prints "rank 3 (host): reason" and ends all ranks with the launcher's help. If all ranks fail for the same reason
     // (bad flags), only one of them prints it.

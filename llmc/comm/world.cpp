@@ -2,7 +2,6 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -92,11 +91,6 @@ std::vector<std::string> World::all_gather(const std::string& mine) {
     if (!started) return std::vector<std::string>(size_t(size), mine);
     const Waiting waiting(watchdog(), "all_gather of text");
     return started->all_gather(mine);
-}
-
-bool World::all_equal(const std::string& mine) {
-    const std::vector<std::string> all = all_gather(mine);
-    return std::all_of(all.begin(), all.end(), [&](const std::string& s) { return s == all[0]; });
 }
 
 void World::abort(const std::string& reason, int exit_code) {

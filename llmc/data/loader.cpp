@@ -85,11 +85,4 @@ void Loader::fill(int32_t* tokens, int32_t* targets, int64_t rows, int64_t first
     }
 }
 
-int64_t Loader::sample_at(LoaderState state) const {
-    if (state.epoch < 0 || state.sample < 0 || state.sample >= windows())
-        input_error("a position of epoch ", state.epoch, ", sample ", state.sample, " is not in this data of ",
-                    windows(), " samples an epoch: have the dataset or the sequence length changed?");
-    return state.epoch * windows() + state.sample;
-}
-
 }  // namespace llmc

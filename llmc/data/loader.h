@@ -48,9 +48,8 @@ public:
     // in the vocabulary (a damaged shard).
     void fill(int32_t* tokens, int32_t* targets, int64_t rows, int64_t first_sample) const;
 
-    // Convert between the number of samples since the start of the run and the state.
+    // The state after so many samples since the start of the run.
     LoaderState state_at(int64_t first_sample) const { return {first_sample / windows(), first_sample % windows()}; }
-    int64_t sample_at(LoaderState state) const;  // InputError if the state does not fit this data
 
 private:
     const Split& split;

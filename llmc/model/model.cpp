@@ -57,7 +57,7 @@ Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everyt
         table.units.push_back(dense);
         if (!experts.params.empty()) table.units.push_back(experts);
         for (const std::string& metric : blocks[i]->declare_metrics())
-            metrics.push_back({name + "." + metric, first_metric++, 1, aux_loss_weight(config, metric)});
+            metrics.push_back({name + "." + metric, first_metric++, aux_loss_weight(config, metric)});
     }
     if (config.final_norm) declare_norm(table.units[add_unit("final_norm", "final_norm")], "");
     if (!config.tied_head) table.units[add_unit("head", "head")].weight("weight", {V, C}, C);
@@ -179,7 +179,7 @@ Pass Model::pass_for(size_t i, const Run& run) const {
         int64_t first = -1, count = 0;
         for (const MetricSlot& slot : metrics)
             if (slot.name.compare(0, name.size() + 1, name + ".") == 0)
-                first = first < 0 ? slot.first : first, count += slot.count;
+                first = first < 0 ? slot.first : first, count++;
         if (count) pass.metrics = run.metrics.slice(first, first + count);
     }
     return pass;

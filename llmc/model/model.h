@@ -34,10 +34,10 @@ struct EvalOptions {
     int64_t live_rows = 0;   // rows from here on are zero vectors in MoT groups; 0: all rows are real
 };
 
-// A metric of a block: elements [first, first + count) of the metrics buffer.
+// A metric of a block: one element of the metrics buffer.
 struct MetricSlot {
     std::string name;
-    int64_t first, count;
+    int64_t first;       // its element of the buffer
     double loss_weight;  // its weight in the total loss; 0: it is not a loss
 };
 
@@ -104,7 +104,7 @@ public:
     std::vector<NamedTensor> optimizer_parts(bool owned) const;
     const std::vector<MetricSlot>& metric_slots() const { return metrics; }
     // Number of elements of the metrics buffer.
-    int64_t metric_count() const { return metrics.empty() ? 0 : metrics.back().first + metrics.back().count; }
+    int64_t metric_count() const { return int64_t(metrics.size()); }
     // Type of losses, logits and statistics.
     DType stat() const { return precision.act == DType::f64 ? DType::f64 : DType::f32; }
 

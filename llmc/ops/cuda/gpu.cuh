@@ -67,15 +67,6 @@ template <class T>
 __device__ inline void store_pack(T* p, const Pack<T>& v) {
     *reinterpret_cast<int4*>(p) = bits_of(v);
 }
-// Streaming: for data that is read or written once and should not push other data out of the L2 cache.
-template <class T>
-__device__ inline Pack<T> load_pack_once(const T* p) {
-    return pack_of<T>(__ldcs(reinterpret_cast<const int4*>(p)));
-}
-template <class T>
-__device__ inline void store_pack_once(T* p, const Pack<T>& v) {
-    __stcs(reinterpret_cast<int4*>(p), bits_of(v));
-}
 
 // ------------------------------------------------------------------------------------------ tensor cores, async copies
 // One warp's fragments of D[16,8] += A[16,16] B[16,8], bf16 with float accumulators. Lane l holds, with row = l / 4 and
