@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "llmc/ops/ops.h"
+#include "dev/test/reference.h"
 
 namespace llmc::test {
 
@@ -29,6 +29,36 @@ inline double slope_of(Activation kind, double x) {
         case Activation::none: break;
     }
     return 1;
+}
+
+// f of the first `count` sums, or of all; the others stay. An element is as exact as its sum, times the largest slope,
+// 1.13: for far negative values f is small because terms of their size cancel. The sum may be stored in between.
+inline testing::AssertionResult close_activated(const Vector& got, const Sums& before, Activation kind, DType dtype,
+                                                double tol, int64_t count = -1) {
+    Vector want = before.value, bounds = sum_bounds(dtype, before);
+    const size_t n = count < 0 ? want.size() : size_t(count);
+    for (size_t i = 0; i < n; i++) {
+        want[i] = value_of(kind, want[i]);
+        bounds[i] = 1.13 * bounds[i] + 2 * roundoff(dtype) * std::abs(want[i]);
+    }
+    if (auto ok = close(got, want, tol); !ok) return ok;
+    return within(got, want, bounds);
+}
+// f of the first `count` of x, or of all; the others stay. An element is as exact as its x.
+inline Sums activated(const Vector& x, Activation kind, int64_t count = -1) {
+    Sums sums{x, magnitudes(x)};
+    const size_t n = count < 0 ? x.size() : size_t(count);
+    for (size_t i = 0; i < n; i++) sums.value[i] = value_of(kind, x[i]);
+    return sums;
+}
+// The first `count` sums, or all, times the slope of f at x, whose error is that of a value near 1.
+inline Sums through_slope(Sums sums, Activation kind, const Vector& x, int64_t count = -1) {
+    const size_t n = count < 0 ? sums.value.size() : size_t(count);
+    for (size_t i = 0; i < n; i++) {
+        sums.value[i] *= slope_of(kind, x[i]);
+        sums.terms[i] *= 1.13;
+    }
+    return sums;
 }
 
 }  // namespace llmc::test

@@ -145,20 +145,31 @@ std::vector<Case> few_or_all(std::vector<Case> few, const std::vector<Case>& mor
 inline DType statistics_dtype(DType act) { return act == DType::f64 ? DType::f64 : DType::f32; }
 
 // -------------------------------------------------------------------------------------------------- errors, tolerances
-// max |got - want| / max |want| (the denominator is 1 if want is all zero). Infinite if sizes differ or
-// exactly one of a pair is NaN; equal infinities and two NaNs agree.
-inline double relative_error(const Vector& got, const Vector& want) {
+// The largest magnitude, 0 of nothing; NaN if one of them is, which std::max would pass over.
+inline double largest(const Vector& v) {
+    double most = 0;
+    for (const double x : v)
+        if (!(std::abs(x) <= most)) {
+            most = std::abs(x);
+            if (std::isnan(most)) break;
+        }
+    return most;
+}
+
+// Whether a NaN is what a test expects, at the same places in both; otherwise a NaN agrees with nothing.
+enum class Nans { wrong, expected };
+
+// max |got - want| / max |want| (the denominator is 1 if want is all zero). Infinite if sizes differ or there is a NaN
+// that is not expected; equal infinities agree.
+inline double relative_error(const Vector& got, const Vector& want, Nans nans = Nans::wrong) {
     if (got.size() != want.size()) return std::numeric_limits<double>::infinity();
     double error = 0, size = 0;
     for (size_t i = 0; i < want.size(); i++) {
-        if (std::isnan(got[i]) && std::isnan(want[i])) continue;
-        if (got[i] == want[i]) {
-            if (std::isfinite(want[i])) size = std::max(size, std::abs(want[i]));
-            continue;
-        }
-        double e = std::abs(got[i] - want[i]);
-        error = std::isfinite(e) ? std::max(error, e) : std::numeric_limits<double>::infinity();
+        if (nans == Nans::expected && std::isnan(got[i]) && std::isnan(want[i])) continue;
         if (std::isfinite(want[i])) size = std::max(size, std::abs(want[i]));
+        if (got[i] == want[i]) continue;
+        const double e = std::abs(got[i] - want[i]);
+        error = std::isfinite(e) ? std::max(error, e) : std::numeric_limits<double>::infinity();
     }
     return error / (size > 0 ? size : 1.0);
 }
@@ -177,22 +188,93 @@ inline double tolerance(DType dtype, int64_t reduction_length = 1) {
     return 8 * arithmetic * (1 + std::sqrt(double(std::max<int64_t>(reduction_length, 1)))) + 2 * roundoff(dtype);
 }
 
-// EXPECT_TRUE(close(got, want, tolerance(dtype, k))): says the error and the worst element if not.
-inline testing::AssertionResult close(const Vector& got, const Vector& want, double tol) {
-    double error = relative_error(got, want);
+// EXPECT_TRUE(close(got, want, tolerance(dtype, k))): says the error and the worst element if not. With Nans::expected
+// there must be a NaN.
+inline testing::AssertionResult close(const Vector& got, const Vector& want, double tol, Nans nans = Nans::wrong) {
+    const double error = relative_error(got, want, nans);
+    const bool none = std::none_of(want.begin(), want.end(), [](double x) { return std::isnan(x); });
+    if (nans == Nans::expected && none) return testing::AssertionFailure() << "no NaN, which was expected";
     if (error <= tol) return testing::AssertionSuccess();
     if (got.size() != want.size())
         return testing::AssertionFailure() << got.size() << " elements, expected " << want.size();
     size_t worst = 0;
     double most = -1;
     for (size_t i = 0; i < want.size(); i++) {
-        bool agree = got[i] == want[i] || (std::isnan(got[i]) && std::isnan(want[i]));
-        double e = agree ? 0 : std::abs(got[i] - want[i]);
+        const bool both_nan = std::isnan(got[i]) && std::isnan(want[i]);
+        double e = got[i] == want[i] || (both_nan && nans == Nans::expected) ? 0 : std::abs(got[i] - want[i]);
         if (!std::isfinite(e)) e = std::numeric_limits<double>::infinity();
         if (e > most) most = e, worst = i;
     }
     return testing::AssertionFailure() << "relative error " << error << " > " << tol << ", worst at element " << worst
                                        << ": got " << got[worst] << ", expected " << want[worst];
+}
+
+// |got - want| <= bound, element by element; a NaN is in no bound. Says the element that is furthest outside.
+inline testing::AssertionResult within(const Vector& got, const Vector& want, const Vector& bound) {
+    if (got.size() != want.size() || bound.size() != want.size())
+        return testing::AssertionFailure() << got.size() << " elements and " << bound.size() << " bounds, expected "
+                                           << want.size();
+    size_t worst = want.size(), outside = 0;
+    double most = 0;
+    for (size_t i = 0; i < want.size(); i++) {
+        const double error = std::abs(got[i] - want[i]);
+        if (error <= bound[i]) continue;
+        const double times = error / bound[i];
+        if (outside++ == 0 || times > most || std::isnan(times)) most = times, worst = i;
+    }
+    if (outside == 0) return testing::AssertionSuccess();
+    return testing::AssertionFailure() << outside << " of " << want.size() << " elements are out of bounds, worst "
+                                       << worst << ": got " << got[worst] << ", expected " << want[worst] << " within "
+                                       << bound[worst];
+}
+
+// Results that are sums, by an oracle, and the sums of their terms' magnitudes, which rounding errors are measured by.
+struct Sums {
+    Vector value, terms;
+    Sums& operator+=(const Vector& more) {
+        for (size_t i = 0; i < value.size(); i++) value[i] += more.at(i), terms[i] += std::abs(more[i]);
+        return *this;
+    }
+    void append(const Sums& more) {
+        value.insert(value.end(), more.value.begin(), more.value.end());
+        terms.insert(terms.end(), more.terms.begin(), more.terms.end());
+    }
+};
+// What an oracle of sums of products makes of these is the sums of the terms' magnitudes.
+inline Vector magnitudes(Vector v) {
+    for (double& x : v) x = std::abs(x);
+    return v;
+}
+
+// Bounds for within() of sums stored as `dtype`: 8 roundoffs of the arithmetic relative to an element's terms, plus
+// storing it (twice the roundoff). Partial sums of k terms of random sign are about sqrt(k) terms large, and their
+// rounding errors add up to about one roundoff of all k; the 8 is for the maximum over many elements.
+inline Vector sum_bounds(DType dtype, const Sums& want) {
+    const double arithmetic = dtype == DType::f64 ? 0x1p-53 : 0x1p-24;
+    Vector bounds(want.value.size());
+    for (size_t i = 0; i < bounds.size(); i++)
+        bounds[i] = 8 * arithmetic * want.terms.at(i) + 2 * roundoff(dtype) * std::abs(want.value[i]);
+    return bounds;
+}
+
+// close() as a whole, and each element, however small, as exact as its own terms allow. `stored`: what an element may
+// be off besides, relative to itself.
+inline testing::AssertionResult close_sums(const Vector& got, const Sums& want, DType dtype, double tol,
+                                           double stored = 0) {
+    if (auto ok = close(got, want.value, tol); !ok) return ok;
+    Vector bounds = sum_bounds(dtype, want);
+    for (size_t i = 0; i < bounds.size(); i++) bounds[i] += stored * std::abs(want.value[i]);
+    return within(got, want.value, bounds);
+}
+
+// Whether two results differ by more than `by` of the largest element. A NaN, an infinity or another number of elements
+// is no such difference.
+inline testing::AssertionResult different(const Vector& a, const Vector& b, double by) {
+    const double error = relative_error(a, b);
+    if (!std::isfinite(error) || !std::isfinite(largest(a)) || !std::isfinite(largest(b)))
+        return testing::AssertionFailure() << "not two results of finite numbers and one size";
+    if (error > by) return testing::AssertionSuccess();
+    return testing::AssertionFailure() << "they differ by only " << error;
 }
 
 // True if f() throws a RunError (or another Error) whose message contains `part`, the name of what is wrong.
@@ -232,15 +314,18 @@ inline double dot(const Vector& a, const Vector& b) {
 }
 
 // op(a) op(b), row-major, [m,k] x [k,n]; a transposed operand is stored the other way round.
-inline Vector matmul_oracle(const Vector& a, const Vector& b, int64_t m, int64_t n, int64_t k, bool transpose_a,
-                            bool transpose_b) {
-    Vector c(static_cast<size_t>(m * n));
+inline Sums matmul_sums(const Vector& a, const Vector& b, int64_t m, int64_t n, int64_t k, bool transpose_a,
+                        bool transpose_b) {
+    Sums c{Vector(static_cast<size_t>(m * n)), Vector(static_cast<size_t>(m * n))};
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
-            double sum = 0;
-            for (int64_t p = 0; p < k; p++)
-                sum += a[size_t(transpose_a ? p * m + i : i * k + p)] * b[size_t(transpose_b ? j * k + p : p * n + j)];
-            c[size_t(i * n + j)] = sum;
+            double sum = 0, terms = 0;
+            for (int64_t p = 0; p < k; p++) {
+                const double product =
+                    a[size_t(transpose_a ? p * m + i : i * k + p)] * b[size_t(transpose_b ? j * k + p : p * n + j)];
+                sum += product, terms += std::abs(product);
+            }
+            c.value[size_t(i * n + j)] = sum, c.terms[size_t(i * n + j)] = terms;
         }
     return c;
 }

@@ -73,11 +73,12 @@ TEST(Attention, ForwardIsTheDefinition) {
     for (DType act : all_act)
         for (const Size& s : sizes()) {
             const Vector qkv = rounded(act, random_vector(s.B * s.T * s.wide(), 1, 2));
-            Vector lse;
-            const Vector out = forward_oracle(qkv, s, &lse);
+            Sums out, lse;
+            out.value = forward_oracle(qkv, s, &lse.value), out.terms = forward_terms(qkv, s, act, &lse.terms);
             const Forward got = run_forward(act, qkv, s);
-            EXPECT_TRUE(close(got.out, out, limit(act, s))) << name_of(act) << " " << text(s);
-            EXPECT_TRUE(close(got.lse, lse, limit(statistics_dtype(act), s))) << name_of(act) << " " << text(s);
+            const DType f = statistics_dtype(act);
+            EXPECT_TRUE(close_sums(got.out, out, act, limit(act, s))) << name_of(act) << " " << text(s);
+            EXPECT_TRUE(close_sums(got.lse, lse, f, limit(f, s))) << name_of(act) << " " << text(s);
         }
 }
 
@@ -88,8 +89,8 @@ TEST(Attention, BackwardIsTheChainRule) {
             const Vector dout = rounded(act, random_vector(s.B * s.T * s.C(), 3));
             // delta = <dout, out> sees the stored out: its rounding, sqrt(D) times, comes on top for bf16.
             const double tol = 4 * limit(act, s) + (act == DType::bf16 ? std::sqrt(double(s.D)) * roundoff(act) : 0);
-            EXPECT_TRUE(close(run_backward(act, dout, qkv, s), backward_oracle(dout, qkv, s), tol))
-                << name_of(act) << " " << text(s);
+            const Sums want{backward_oracle(dout, qkv, s), backward_terms(dout, qkv, s, act)};
+            EXPECT_TRUE(close_sums(run_backward(act, dout, qkv, s), want, act, tol)) << name_of(act) << " " << text(s);
         }
 }
 
@@ -173,12 +174,13 @@ TEST(Attention, ExtendEqualsForward) {
     for (DType act : all_act)
         for (const Size& s : all) {
             const Vector qkv = rounded(act, random_vector(s.B * s.T * s.wide(), 13, 2)),
-                         want = forward_oracle(qkv, s), full = run_forward(act, qkv, s).out;
+                         full = run_forward(act, qkv, s).out;
+            const Sums want{forward_oracle(qkv, s), forward_terms(qkv, s, act)};
             std::vector<int64_t> steps(size_t(s.T), 1);  // one by one, or a long piece and then one by one
             if (small_sizes() && s.T > 70) steps = {s.T - 3, 1, 1, 1};
-            EXPECT_TRUE(close(run_extend(act, qkv, s, steps, s.T), want, limit(act, s)))
+            EXPECT_TRUE(close_sums(run_extend(act, qkv, s, steps, s.T), want, act, limit(act, s)))
                 << name_of(act) << " " << text(s);
-            EXPECT_TRUE(close(run_extend(act, qkv, s, {3, 1, s.T - 4}, s.T + 5), want, limit(act, s)))
+            EXPECT_TRUE(close_sums(run_extend(act, qkv, s, {3, 1, s.T - 4}, s.T + 5), want, act, limit(act, s)))
                 << name_of(act) << text(s);
             EXPECT_EQ(run_extend(act, qkv, s, {s.T}, s.T), full) << "one prompt takes the same path: bit-equal";
             if (s.T < 75) continue;

@@ -39,7 +39,7 @@ TEST(CpuGemm, NoReferenceImplementation) {
         }
 }
 
-// What p asks for in float64. Unlike matmul_oracle's, its matrices have padding and batches.
+// What p asks for in float64. Unlike matmul_sums's, its matrices have padding and batches.
 Vector strided_product(const GemmProblem& p, const Vector& a, const Vector& b, const Vector& bias, Vector c) {
     for (int64_t matrix = 0; matrix < p.batch; matrix++)
         for (int64_t i = 0; i < p.m; i++)
@@ -77,7 +77,8 @@ TEST(CpuGemm, PackedProducts) {
             const Vector b = rounded(DType::f32, random_vector(s.batch * p.stride_b, 2));
             const Vector c = rounded(DType::f32, random_vector(s.batch * p.stride_c, 3));
             const Vector shift = rounded(DType::f32, random_vector(s.n, 4));
-            const Vector want = strided_product(p, a, b, shift, c);
+            const Sums want{strided_product(p, a, b, shift, c),
+                            strided_product(p, magnitudes(a), magnitudes(b), magnitudes(shift), magnitudes(c))};
             const std::vector<float> fa(a.begin(), a.end()), fb(b.begin(), b.end()), fc(c.begin(), c.end());
             const std::vector<float> fshift(shift.begin(), shift.end());
             std::vector<float> by_one;
@@ -92,7 +93,8 @@ TEST(CpuGemm, PackedProducts) {
                             });
                 if (threads == 1) by_one = got;
                 const std::string what = str(p.text(), " kind ", kind, " threads ", threads);
-                EXPECT_TRUE(close(Vector(got.begin(), got.end()), want, tolerance(DType::f32, s.k))) << what;
+                EXPECT_TRUE(close_sums(Vector(got.begin(), got.end()), want, DType::f32, tolerance(DType::f32, s.k)))
+                    << what;
                 EXPECT_EQ(got, by_one) << what;
                 EXPECT_EQ(finished, got) << what;
                 for (size_t i = 0; i < times.size(); i++)

@@ -8,23 +8,35 @@ const double nan_value = std::numeric_limits<double>::quiet_NaN();
 
 struct Sizes { int64_t rows, model, vocabulary; };
 
-struct HeadResult { Vector losses, dx, dweight; };
+struct HeadResult { Sums losses, dx, dweight; };
 
-// Losses and gradients in double, straight from the definition.
-HeadResult oracle(const Vector& x, const Vector& weight, const Vector& targets, Sizes s, double dloss) {
-    Vector logits = matmul_oracle(x, weight, s.rows, s.vocabulary, s.model, false, true);
-    HeadResult r{Vector(size_t(s.rows)), {}, {}};
+// Losses and gradients in double, straight from the definition. A logit is as exact as its terms, an exponential as its
+// argument, and gradients see dlogits rounded to `type`.
+HeadResult oracle(const Vector& x, const Vector& weight, const Vector& targets, Sizes s, double dloss, DType type) {
+    const Sums logits = matmul_sums(x, weight, s.rows, s.vocabulary, s.model, false, true);
+    const double stored = 2 * roundoff(type) / (8 * roundoff(statistics_dtype(type)));
+    Vector dlogits(logits.value.size()), sizes(dlogits.size());
+    HeadResult r{{Vector(size_t(s.rows)), Vector(size_t(s.rows))}, {}, {}};
     for (int64_t i = 0; i < s.rows; i++) {
-        double* row = logits.data() + i * s.vocabulary;
-        int64_t target = int64_t(targets[size_t(i)]);
-        double most = *std::max_element(row, row + s.vocabulary), sum = 0;
+        const int64_t target = int64_t(targets[size_t(i)]), first = i * s.vocabulary;
+        const double *row = &logits.value[size_t(first)], *terms = &logits.terms[size_t(first)];
+        const double most = *std::max_element(row, row + s.vocabulary),
+                     most_terms = *std::max_element(terms, terms + s.vocabulary);
+        double sum = 0;
         for (int64_t j = 0; j < s.vocabulary; j++) sum += std::exp(row[j] - most);
-        if (target >= 0) r.losses[size_t(i)] = most + std::log(sum) - row[target];
-        for (int64_t j = 0; j < s.vocabulary; j++)
-            row[j] = target < 0 ? 0 : dloss * (std::exp(row[j] - most) / sum - (j == target ? 1 : 0));
+        if (target < 0) continue;
+        r.losses.value[size_t(i)] = most + std::log(sum) - row[target];
+        r.losses.terms[size_t(i)] = 2 * most_terms + std::log(sum) + 1;
+        for (int64_t j = 0; j < s.vocabulary; j++) {
+            const double p = std::exp(row[j] - most) / sum, hit = j == target;
+            dlogits[size_t(first + j)] = dloss * (p - hit);
+            sizes[size_t(first + j)] = dloss * (p * (1 + 2 * most_terms) + hit + stored * std::abs(p - hit));
+        }
     }
-    r.dx = matmul_oracle(logits, weight, s.rows, s.model, s.vocabulary, false, false);
-    r.dweight = matmul_oracle(logits, x, s.vocabulary, s.model, s.rows, true, false);
+    r.dx = {matmul_sums(dlogits, weight, s.rows, s.model, s.vocabulary, false, false).value,
+            matmul_sums(sizes, weight, s.rows, s.model, s.vocabulary, false, false).terms};
+    r.dweight = {matmul_sums(dlogits, x, s.vocabulary, s.model, s.rows, true, false).value,
+                 matmul_sums(sizes, x, s.vocabulary, s.model, s.rows, true, false).terms};
     return r;
 }
 
@@ -63,16 +75,15 @@ TEST(Head, LossesAndGradients) {
                 }
                 head.run(0.25, accumulate);
                 HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight),
-                                         head.device.read(head.targets), s, 0.25);
-                for (size_t i = 0; i < start.size(); i++) want.dweight[i] += start[i];
+                                         head.device.read(head.targets), s, 0.25, type);
+                want.dweight += start;
                 // Gradients see dlogits rounded to the activation type.
-                double stored = 4 * roundoff(type);
-                EXPECT_TRUE(
-                    close(head.device.read(head.losses), want.losses, tolerance(statistics_dtype(type), s.vocabulary)));
-                EXPECT_TRUE(close(head.device.read(head.dx), want.dx, tolerance(type, s.vocabulary) + stored))
-                    << name_of(type);
-                EXPECT_TRUE(close(head.device.read(head.dweight), want.dweight,
-                                  tolerance(statistics_dtype(type), s.rows) + stored))
+                const double stored = 4 * roundoff(type);
+                const DType f = statistics_dtype(type);
+                EXPECT_TRUE(close_sums(head.device.read(head.losses), want.losses, f, tolerance(f, s.vocabulary)));
+                const double tol = tolerance(type, s.vocabulary) + stored;
+                EXPECT_TRUE(close_sums(head.device.read(head.dx), want.dx, type, tol)) << name_of(type);
+                EXPECT_TRUE(close_sums(head.device.read(head.dweight), want.dweight, f, tolerance(f, s.rows) + stored))
                     << name_of(type) << " rows " << s.rows;
             }
 }
@@ -84,12 +95,13 @@ TEST(Head, SeveralChunks) {
         const Sizes s = small_sizes() ? Sizes{8200, 1, 3} : Sizes{8200, 7, 33};
         Head head(type, s);
         head.run(0.001, false);
-        HeadResult want =
-            oracle(head.device.read(head.x), head.device.read(head.weight), head.device.read(head.targets), s, 0.001);
-        EXPECT_TRUE(close(head.device.read(head.losses), want.losses, tolerance(DType::f32, s.vocabulary)));
-        EXPECT_TRUE(close(head.device.read(head.dx), want.dx, tolerance(type, s.vocabulary) + 4 * roundoff(type)));
-        EXPECT_TRUE(
-            close(head.device.read(head.dweight), want.dweight, tolerance(DType::f32, s.rows) + 4 * roundoff(type)));
+        const HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight),
+                                       head.device.read(head.targets), s, 0.001, type);
+        const DType f32 = DType::f32;
+        const double stored = 4 * roundoff(type);
+        EXPECT_TRUE(close_sums(head.device.read(head.losses), want.losses, f32, tolerance(f32, s.vocabulary)));
+        EXPECT_TRUE(close_sums(head.device.read(head.dx), want.dx, type, tolerance(type, s.vocabulary) + stored));
+        EXPECT_TRUE(close_sums(head.device.read(head.dweight), want.dweight, f32, tolerance(f32, s.rows) + stored));
     }
 }
 
@@ -155,8 +167,9 @@ TEST(Head, LargeLogitsAndNotANumber) {
         head.device.write(head.targets, {1, 5, 32});
         head.run(1.0, false);
         HeadResult want = oracle(head.device.read(head.x), head.device.read(head.weight),
-                                 head.device.read(head.targets), head.s, 1.0);
-        EXPECT_TRUE(close(head.device.read(head.losses), want.losses, tolerance(statistics_dtype(type), 33)));
+                                 head.device.read(head.targets), head.s, 1.0, type);
+        const DType f = statistics_dtype(type);
+        EXPECT_TRUE(close_sums(head.device.read(head.losses), want.losses, f, tolerance(f, 33)));
         Vector x = head.device.read(head.x);
         x[7] = nan_value;
         head.device.write(head.x, x);

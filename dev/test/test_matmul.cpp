@@ -21,10 +21,9 @@ void check_product(Device& device, DType in, DType out_type, int64_t m, int64_t 
     Vector start = rounded(out_type, random_vector(m * n, 3));
     Tensor out = accumulate ? device.tensor(out_type, {m, n}, start, "out") : device.tensor(out_type, {m, n}, "out");
     matmul(out, a, b, {.transpose_a = ta, .transpose_b = tb, .accumulate = accumulate}, device.ctx);
-    Vector want = matmul_oracle(device.read(a), device.read(b), m, n, k, ta, tb);
-    if (accumulate)
-        for (size_t i = 0; i < want.size(); i++) want[i] += start[i];
-    EXPECT_TRUE(close(device.read(out), want, tolerance(out_type, k)))
+    Sums want = matmul_sums(device.read(a), device.read(b), m, n, k, ta, tb);
+    if (accumulate) want += start;
+    EXPECT_TRUE(close_sums(device.read(out), want, out_type, tolerance(out_type, k)))
         << name_of(in) << " to " << name_of(out_type) << " " << m << "x" << n << "x" << k << " transposes " << ta << tb
         << " accumulate " << accumulate;
 }
@@ -80,10 +79,11 @@ TEST(Matmul, LeadingAxesAreRows) {
     matmul(dx, dout, weight, {}, device.ctx);
     matmul(dweight, dout, x, {.transpose_a = true}, device.ctx);
     Vector vx = device.read(x), vw = device.read(weight), vd = device.read(dout);
-    EXPECT_TRUE(close(device.read(out), matmul_oracle(vx, vw, B * T, O, C, false, true), tolerance(DType::f32, C)));
-    EXPECT_TRUE(close(device.read(dx), matmul_oracle(vd, vw, B * T, C, O, false, false), tolerance(DType::f32, O)));
-    EXPECT_TRUE(
-        close(device.read(dweight), matmul_oracle(vd, vx, O, C, B * T, true, false), tolerance(DType::f32, B * T)));
+    const DType f32 = DType::f32;
+    EXPECT_TRUE(close_sums(device.read(out), matmul_sums(vx, vw, B * T, O, C, false, true), f32, tolerance(f32, C)));
+    EXPECT_TRUE(close_sums(device.read(dx), matmul_sums(vd, vw, B * T, C, O, false, false), f32, tolerance(f32, O)));
+    EXPECT_TRUE(close_sums(device.read(dweight), matmul_sums(vd, vx, O, C, B * T, true, false), f32,
+                           tolerance(f32, B * T)));
 }
 
 void check_batched(int64_t E, int64_t m, int64_t n, int64_t k) {
@@ -100,8 +100,9 @@ void check_batched(int64_t E, int64_t m, int64_t n, int64_t k) {
                 auto part = [e](const Vector& v, int64_t size) {
                     return Vector(v.begin() + e * size, v.begin() + (e + 1) * size);
                 };
-                Vector want = matmul_oracle(part(va, m * k), part(vb, k * n), m, n, k, ta, tb);
-                EXPECT_TRUE(close(part(got, m * n), want, tolerance(type, k))) << name_of(type) << " expert " << e;
+                const Sums want = matmul_sums(part(va, m * k), part(vb, k * n), m, n, k, ta, tb);
+                EXPECT_TRUE(close_sums(part(got, m * n), want, type, tolerance(type, k)))
+                    << name_of(type) << " expert " << e;
             }
         }
 }
@@ -173,15 +174,13 @@ const std::vector<Layer> layers = {{{3, 11, 24}, {3, 11, 7}, {24, 7}, 33, 24, 7}
                                    {{2, 40, 72}, {2, 40, 33}, {72, 33}, 80, 72, 33}};
 
 // a b^T in float64, b one matrix or one for each in a.
-Vector layer_oracle(const Layer& l, const Vector& a, const Vector& b) {
+Sums layer_oracle(const Layer& l, const Vector& a, const Vector& b) {
     const int64_t batch = l.b.rank == 3 ? l.b[0] : 1, rows = l.m / batch;
-    Vector want;
-    for (int64_t i = 0; i < batch; i++) {
-        Vector part = matmul_oracle(Vector(a.begin() + i * rows * l.k, a.begin() + (i + 1) * rows * l.k),
-                                    Vector(b.begin() + i * l.n * l.k, b.begin() + (i + 1) * l.n * l.k), rows, l.n, l.k,
-                                    false, true);
-        want.insert(want.end(), part.begin(), part.end());
-    }
+    Sums want;
+    for (int64_t i = 0; i < batch; i++)
+        want.append(matmul_sums(Vector(a.begin() + i * rows * l.k, a.begin() + (i + 1) * rows * l.k),
+                                Vector(b.begin() + i * l.n * l.k, b.begin() + (i + 1) * l.n * l.k), rows, l.n, l.k,
+                                false, true));
     return want;
 }
 
@@ -194,20 +193,19 @@ void check_layer(Device& device, DType in, DType out_type, const Layer& l, Activ
     if (with_pre) pre = device.tensor(out_type, l.out, "pre");
     matmul(out, a, b, {.transpose_b = true, .bias = bias, .activation = kind, .pre = pre}, device.ctx);
 
-    Vector before = layer_oracle(l, device.read(a), device.read(b));
+    Sums before = layer_oracle(l, device.read(a), device.read(b));
     if (with_bias) {
-        Vector added = device.read(bias);
-        for (size_t i = 0; i < before.size(); i++) before[i] += added[i % size_t(l.n)];
+        Vector added, once = device.read(bias);
+        while (added.size() < before.value.size()) added.insert(added.end(), once.begin(), once.end());
+        before += added;
     }
-    Vector want = before;
-    for (double& x : want) x = value_of(kind, x);
     // One rounding for `out`, and another where it is made from a rounded `pre`; no slope is above 1.13.
     const double tol = tolerance(out_type, l.k) + (kind == Activation::none ? 0 : 2.3 * roundoff(out_type));
-    EXPECT_TRUE(close(device.read(out), want, tol))
+    EXPECT_TRUE(close_activated(device.read(out), before, kind, out_type, tol))
         << name_of(in) << " to " << name_of(out_type) << " activation " << int(kind) << " bias " << with_bias << " pre "
         << with_pre << " columns " << l.n;
     if (with_pre) {
-        EXPECT_TRUE(close(device.read(pre), before, tolerance(out_type, l.k))) << name_of(in);
+        EXPECT_TRUE(close_sums(device.read(pre), before, out_type, tolerance(out_type, l.k))) << name_of(in);
     }
 }
 
@@ -241,12 +239,12 @@ TEST(Matmul, BackThroughActivations) {
                     Tensor pre = device.tensor(type, l.out, random_vector(l.m * l.n, 3, 4.0), "pre");
                     Tensor out = device.tensor(type, l.out, "out"), value = device.tensor(type, l.out, "value");
                     matmul(out, a, b, {.transpose_b = true, .backward = kind, .pre = pre, .value = value}, device.ctx);
-                    Vector want = layer_oracle(l, device.read(a), device.read(b)), x = device.read(pre);
-                    for (size_t i = 0; i < want.size(); i++) want[i] *= slope_of(kind, x[i]);
-                    EXPECT_TRUE(close(device.read(out), want, tolerance(type, l.k) + 2.3 * roundoff(type)))
+                    const Vector x = device.read(pre);
+                    const Sums want = through_slope(layer_oracle(l, device.read(a), device.read(b)), kind, x);
+                    const double stored = 2.3 * roundoff(type);
+                    EXPECT_TRUE(close_sums(device.read(out), want, type, tolerance(type, l.k) + stored, stored))
                         << name_of(type) << " activation " << int(kind) << " columns " << l.n;
-                    for (double& v : x) v = value_of(kind, v);
-                    EXPECT_TRUE(close(device.read(value), x, tolerance(type)))
+                    EXPECT_TRUE(close_sums(device.read(value), activated(x, kind), type, tolerance(type)))
                         << name_of(type) << " activation " << int(kind) << " columns " << l.n;
                 }
     }
@@ -311,12 +309,15 @@ TEST(Matmul, InAGraph) {
             }
             bias_backward(dbias, out.slice(1, 2).view({8, 8}), false, device.ctx);
         });
-        Vector product = matmul_oracle(device.read(x), device.read(weight), 8, 8, 7, false, true), want, sums(8);
-        Vector added = device.read(biases);
-        for (size_t i = 0; i < 128; i++) want.push_back(product[i % 64] + added[i / 64 * 64 + i % 8]);
-        for (size_t i = 64; i < 128; i++) sums[i % 8] += want[i];
-        EXPECT_TRUE(close(device.read(out), want, tolerance(DType::f32, 8))) << "run " << run;
-        EXPECT_TRUE(close(device.read(dbias), sums, tolerance(DType::f32, 40))) << "run " << run;
+        const Sums product = matmul_sums(device.read(x), device.read(weight), 8, 8, 7, false, true);
+        Sums want, sums{Vector(8), Vector(8)};
+        want.append(product), want.append(product);
+        Vector added(128), from = device.read(biases);
+        for (size_t i = 0; i < 128; i++) added[i] = from[i / 64 * 64 + i % 8];
+        want += added;
+        for (size_t i = 64; i < 128; i++) sums.value[i % 8] += want.value[i], sums.terms[i % 8] += want.terms[i];
+        EXPECT_TRUE(close_sums(device.read(out), want, DType::f32, tolerance(DType::f32, 8))) << "run " << run;
+        EXPECT_TRUE(close_sums(device.read(dbias), sums, DType::f32, tolerance(DType::f32, 40))) << "run " << run;
     }
 }
 
@@ -398,13 +399,17 @@ TEST(BiasBackward, ColumnSums) {
                 const int64_t n = c.columns;
                 DType sum_type = statistics_dtype(type);
                 Tensor dout = device.tensor(type, {c.rows, n}, random_vector(c.rows * n, 1), "dout");
-                Vector want = accumulate ? rounded(sum_type, random_vector(n, 2)) : Vector(size_t(n), 0.0);
+                Vector start = accumulate ? rounded(sum_type, random_vector(n, 2)) : Vector(size_t(n), 0.0);
                 Tensor dbias =
-                    accumulate ? device.tensor(sum_type, {n}, want, "dbias") : device.tensor(sum_type, {n}, "dbias");
+                    accumulate ? device.tensor(sum_type, {n}, start, "dbias") : device.tensor(sum_type, {n}, "dbias");
                 bias_backward(dbias, dout, accumulate, device.ctx);
                 Vector v = device.read(dout);
-                for (size_t i = 0; i < v.size(); i++) want[i % size_t(n)] += v[i];
-                EXPECT_TRUE(close(device.read(dbias), want, tolerance(sum_type, c.rows)))
+                Sums want{start, magnitudes(start)};
+                for (size_t i = 0; i < v.size(); i++) {
+                    want.value[i % size_t(n)] += v[i];
+                    want.terms[i % size_t(n)] += std::abs(v[i]);
+                }
+                EXPECT_TRUE(close_sums(device.read(dbias), want, sum_type, tolerance(sum_type, c.rows)))
                     << name_of(type) << " rows " << c.rows << " columns " << n;
             }
 }

@@ -50,23 +50,20 @@ Vector matrix_of(const Vector& v, int64_t e, int64_t size) {
 }
 
 // a_e b_e in the rows of each expert; `rest` in the rows of nobody.
-Vector rows_oracle(const Routing& r, const Vector& a, const Vector& b, int64_t n, int64_t k, bool tb, double rest) {
-    Vector out;
-    for (int64_t e = 0; e < r.experts; e++) {
-        const Vector part = matmul_oracle(rows_of(a, r, e, k), matrix_of(b, e, k * n), r.offsets[e + 1] - r.offsets[e],
-                                          n, k, false, tb);
-        out.insert(out.end(), part.begin(), part.end());
-    }
-    out.resize(size_t(r.rows * n), rest);
+Sums rows_oracle(const Routing& r, const Vector& a, const Vector& b, int64_t n, int64_t k, bool tb, double rest) {
+    Sums out;
+    for (int64_t e = 0; e < r.experts; e++)
+        out.append(matmul_sums(rows_of(a, r, e, k), matrix_of(b, e, k * n), r.offsets[e + 1] - r.offsets[e], n, k,
+                               false, tb));
+    out.value.resize(size_t(r.rows * n), rest);
+    out.terms.resize(size_t(r.rows * n), 0.0);
     return out;
 }
-Vector sums_oracle(const Routing& r, const Vector& a, const Vector& b, int64_t m, int64_t n) {
-    Vector out;
-    for (int64_t e = 0; e < r.experts; e++) {
-        const Vector part =
-            matmul_oracle(rows_of(a, r, e, m), rows_of(b, r, e, n), m, n, r.offsets[e + 1] - r.offsets[e], true, false);
-        out.insert(out.end(), part.begin(), part.end());
-    }
+Sums sums_oracle(const Routing& r, const Vector& a, const Vector& b, int64_t m, int64_t n) {
+    Sums out;
+    for (int64_t e = 0; e < r.experts; e++)
+        out.append(matmul_sums(rows_of(a, r, e, m), rows_of(b, r, e, n), m, n, r.offsets[e + 1] - r.offsets[e], true,
+                               false));
     return out;
 }
 
@@ -113,11 +110,11 @@ TEST(MatmulRagged, EveryRowMeetsTheMatrixOfItsExpert) {
                     Tensor out = r.untouched(device, type.out, c.n, "out");
                     matmul_ragged(out, a, b, r.tensor(device), {.transpose_b = tb, .accumulate = accumulate},
                                   device.ctx);
-                    Vector want = rows_oracle(r, device.read(a), device.read(b), c.n, c.k, tb, 7.0);
-                    if (accumulate)
-                        for (int64_t i = 0; i < r.owned() * c.n; i++) want[size_t(i)] += 7.0;
-                    Vector got = device.read(out);
-                    EXPECT_TRUE(close(got, want, tolerance(type.out, c.k)))
+                    Sums want = rows_oracle(r, device.read(a), device.read(b), c.n, c.k, tb, 7.0);
+                    Vector start(size_t(r.owned() * c.n), 7.0), got = device.read(out);
+                    start.resize(want.value.size(), 0.0);
+                    if (accumulate) want += start;
+                    EXPECT_TRUE(close_sums(got, want, type.out, tolerance(type.out, c.k)))
                         << name_of(type.in) << " to " << name_of(type.out) << " transpose " << tb << " accumulate "
                         << accumulate << ", " << c.text();
                     for (size_t i = size_t(r.owned() * c.n); i < got.size(); i++) ASSERT_EQ(got[i], 7.0);
@@ -138,17 +135,16 @@ TEST(MatmulRagged, SumsOverTheRowsOfAnExpert) {
                 Tensor out = accumulate ? device.tensor(type.out, {r.experts, c.n, c.k}, start, "out")
                                         : device.tensor(type.out, {r.experts, c.n, c.k}, "out");
                 matmul_ragged(out, a, b, r.tensor(device), {.transpose_a = true, .accumulate = accumulate}, device.ctx);
-                Vector want = sums_oracle(r, device.read(a), device.read(b), c.n, c.k);
-                if (accumulate)
-                    for (size_t i = 0; i < want.size(); i++) want[i] += start[i];
+                Sums want = sums_oracle(r, device.read(a), device.read(b), c.n, c.k);
+                if (accumulate) want += start;
                 const int64_t longest = *std::max_element(c.pairs.begin(), c.pairs.end());
                 const Vector got = device.read(out);
-                EXPECT_TRUE(close(got, want, tolerance(type.out, longest)))
+                EXPECT_TRUE(close_sums(got, want, type.out, tolerance(type.out, longest)))
                     << name_of(type.in) << " to " << name_of(type.out) << " accumulate " << accumulate << ", "
                     << c.text();
                 for (int64_t e = 0; e < r.experts; e++)
                     if (c.pairs[size_t(e)] == 0) {
-                        EXPECT_EQ(matrix_of(got, e, c.n * c.k), matrix_of(want, e, c.n * c.k)) << "expert " << e;
+                        EXPECT_EQ(matrix_of(got, e, c.n * c.k), matrix_of(want.value, e, c.n * c.k)) << "expert " << e;
                     }
             }
 }
@@ -171,14 +167,14 @@ TEST(MatmulRagged, ActivationsOfOwnedRowsAlone) {
                     if (with_pre) pre = r.untouched(device, type.out, c.n, "pre");
                     matmul_ragged(out, a, b, r.tensor(device), {.transpose_b = true, .activation = kind, .pre = pre},
                                   device.ctx);
-                    const Vector before = rows_oracle(r, device.read(a), device.read(b), c.n, c.k, true, 7.0);
-                    Vector want = before;
-                    for (int64_t i = 0; i < r.owned() * c.n; i++) want[size_t(i)] = value_of(kind, before[size_t(i)]);
+                    const Sums before = rows_oracle(r, device.read(a), device.read(b), c.n, c.k, true, 7.0);
                     // One rounding for `out`, another where it is made from a rounded `pre`; no slope is above 1.13.
-                    EXPECT_TRUE(close(device.read(out), want, tolerance(type.out, c.k) + 2.3 * roundoff(type.out)))
+                    const double tol = tolerance(type.out, c.k) + 2.3 * roundoff(type.out);
+                    EXPECT_TRUE(close_activated(device.read(out), before, kind, type.out, tol, r.owned() * c.n))
                         << name_of(type.in) << " activation " << int(kind) << " pre " << with_pre << ", " << c.text();
                     if (with_pre) {
-                        EXPECT_TRUE(close(device.read(pre), before, tolerance(type.out, c.k))) << name_of(type.in);
+                        EXPECT_TRUE(close_sums(device.read(pre), before, type.out, tolerance(type.out, c.k)))
+                            << name_of(type.in);
                     }
                 }
 }
@@ -195,16 +191,15 @@ TEST(MatmulRagged, BackThroughActivationsOfOwnedRowsAlone) {
                 Tensor pre = device.tensor(type, {r.rows, c.n}, r.values(c.n, 3, 4.0), "pre");
                 Tensor out = r.untouched(device, type, c.n, "out"), value = r.untouched(device, type, c.n, "value");
                 matmul_ragged(out, a, b, r.tensor(device), {.backward = kind, .pre = pre, .value = value}, device.ctx);
-                Vector want = rows_oracle(r, device.read(a), device.read(b), c.n, c.k, false, 7.0);
-                const Vector x = device.read(pre);
-                Vector want_value(x.size(), 7.0);
-                for (int64_t i = 0; i < r.owned() * c.n; i++) {  // at relu's kink the row is one that fills up: 0 0
-                    want[size_t(i)] *= slope_of(kind, x[size_t(i)]);
-                    want_value[size_t(i)] = value_of(kind, x[size_t(i)]);
-                }
-                EXPECT_TRUE(close(device.read(out), want, tolerance(type, c.k) + 2.3 * roundoff(type)))
+                Vector x = device.read(pre);  // at relu's kink the row is one that fills up: 0 0
+                const int64_t owned = r.owned() * c.n;
+                const Sums want = through_slope(rows_oracle(r, device.read(a), device.read(b), c.n, c.k, false, 7.0),
+                                                kind, x, owned);
+                const double stored = 2.3 * roundoff(type);
+                EXPECT_TRUE(close_sums(device.read(out), want, type, tolerance(type, c.k) + stored, stored))
                     << name_of(type) << " activation " << int(kind) << ", " << c.text();
-                EXPECT_TRUE(close(device.read(value), want_value, tolerance(type)))
+                std::fill(x.begin() + owned, x.end(), 7.0);
+                EXPECT_TRUE(close_sums(device.read(value), activated(x, kind, owned), type, tolerance(type)))
                     << name_of(type) << " activation " << int(kind) << ", " << c.text();
             }
 }
@@ -254,9 +249,10 @@ TEST(MatmulRagged, OffsetsChangeInsideAGraph) {
             matmul_ragged(sums, a, out, offsets, {.transpose_a = true}, device.ctx);
         });
         const Vector got = device.read(out);
-        EXPECT_TRUE(
-            close(got, rows_oracle(r, device.read(a), device.read(b), n, k, false, 7.0), tolerance(DType::f32, k)));
-        EXPECT_TRUE(close(device.read(sums), sums_oracle(r, device.read(a), got, k, n), tolerance(DType::f32, 23)));
+        EXPECT_TRUE(close_sums(got, rows_oracle(r, device.read(a), device.read(b), n, k, false, 7.0), DType::f32,
+                               tolerance(DType::f32, k)));
+        EXPECT_TRUE(close_sums(device.read(sums), sums_oracle(r, device.read(a), got, k, n), DType::f32,
+                               tolerance(DType::f32, 23)));
     }
 }
 
@@ -269,9 +265,8 @@ TEST(MatmulRagged, UnderTheGuard) {
            out = r.untouched(device, DType::f32, n, "out");
     Tensor b = device.tensor(DType::f32, {3, k, n}, random_vector(3 * k * n, 2), "b");
     matmul_ragged(out, a, b, r.tensor(device), {.activation = Activation::relu}, device.ctx);
-    Vector want = rows_oracle(r, device.read(a), device.read(b), n, k, false, 7.0);
-    for (double& x : want) x = std::max(x, 0.0);
-    EXPECT_TRUE(close(device.read(out), want, tolerance(DType::f32, k)));
+    const Sums before = rows_oracle(r, device.read(a), device.read(b), n, k, false, 7.0);
+    EXPECT_TRUE(close_activated(device.read(out), before, Activation::relu, DType::f32, tolerance(DType::f32, k)));
 }
 
 TEST(MatmulRagged, SumsOverNothingAreZero) {

@@ -48,8 +48,7 @@ void check_gradients(const std::string& what, const ModelConfig& config, const s
     for (const auto& [name, gradient] : lab.gradients()) {
         Tensor parameter = lab.parameter(name);
         const Vector values = read_tensor(parameter, ctx);
-        double scale = 0;
-        for (double g : gradient) scale = std::max(scale, std::abs(g));
+        const double scale = largest(gradient);
         EXPECT_EQ(scale <= 1e-9, name == zero) << what << ": the gradient of " << name << " is " << scale;
         Vector probes = random_integers(4, 0, parameter.numel(), Lab::hash_of_name(what + name));
         if (name == "embedding.token.weight") probes[0] = double(tokens[0]) * 16 + 3;  // a row that is used for sure

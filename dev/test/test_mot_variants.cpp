@@ -61,7 +61,7 @@ void expect_temperatures(const Logits& s, DType act) {
     Tensor scaled = d.tensor(stat, s.shape(), "scaled");
     temperature_forward(scaled, x, tau, s.exponential, d.ctx);
     const Vector want = scaled_oracle(s, logits, p);
-    EXPECT_TRUE(close(d.read(scaled), want, tolerance(stat)));
+    EXPECT_TRUE(close_sums(d.read(scaled), {want, magnitudes(want)}, stat, tolerance(stat)));
 
     // the oracle's own gradients, by differences of <dscaled, logits / tau>
     const Vector dp = numeric_gradient([&](const Vector& v) { return dot(dscaled, scaled_oracle(s, logits, v)); }, p);
@@ -75,7 +75,7 @@ void expect_temperatures(const Logits& s, DType act) {
         Vector want_dp = dp;
         for (size_t i = 0; accumulate && i < dp.size(); i++) want_dp[i] += before[i];
         temperature_backward(out, gradient, dy, scaled, tau, s.exponential, accumulate, d.ctx);
-        EXPECT_TRUE(close(d.read(out), dlogits, tolerance(stat)));
+        EXPECT_TRUE(close_sums(d.read(out), {dlogits, magnitudes(dlogits)}, stat, tolerance(stat)));
         const double cancelled = 1e-8;  // what the differences are worth
         EXPECT_TRUE(close(d.read(gradient), want_dp, cancelled + tolerance(stat, s.values() + 1)));
         temperature_backward(dy, gradient, dy, scaled, tau, s.exponential, false, d.ctx);  // in place
@@ -132,6 +132,9 @@ Vector interpolated(const Vector& a, const Vector& b, double w) {
     for (size_t i = 0; i < a.size(); i++) out[i] = w * a[i] + (1 - w) * b[i];
     return out;
 }
+Sums interpolated_sums(const Vector& a, const Vector& b, double w) {
+    return {interpolated(a, b, w), interpolated(magnitudes(a), magnitudes(b), w)};
+}
 
 void expect_interpolation(int64_t n, DType act, InterpolateAccumulate accumulate) {
     SCOPED_TRACE(str(n, " ", name_of(act), accumulate.a, accumulate.b, accumulate.w));
@@ -143,7 +146,7 @@ void expect_interpolation(int64_t n, DType act, InterpolateAccumulate accumulate
     Tensor ta = d.tensor(act, {n}, a, "a"), tb = d.tensor(act, {n}, b, "b"), tw = d.tensor(act, {1}, {w}, "w");
     Tensor out = d.tensor(act, {n}, "out");
     interpolate(out, ta, tb, tw, d.ctx);
-    EXPECT_TRUE(close(d.read(out), interpolated(a, b, w), tolerance(act, 2)));
+    EXPECT_TRUE(close_sums(d.read(out), interpolated_sums(a, b, w), act, tolerance(act, 2)));
 
     auto start = [&](bool given, int64_t size, const char* name) {
         Tensor t = d.tensor(stat, {size}, name);
@@ -153,15 +156,16 @@ void expect_interpolation(int64_t n, DType act, InterpolateAccumulate accumulate
     if (n == 0) accumulate.w = false;
     Tensor da = start(accumulate.a, n, "da"), db = start(accumulate.b, n, "db"), dw = start(accumulate.w, 1, "dw");
     interpolate_backward(da, db, dw, d.tensor(stat, {n}, dout, "dout"), ta, tb, tw, accumulate, d.ctx);
-    Vector want_a(a.size()), want_b(a.size());
+    Sums want_a{Vector(a.size()), Vector(a.size())}, want_b = want_a;
     double want_w = accumulate.w ? before[0] : 0;
     for (size_t i = 0; i < a.size(); i++) {
-        want_a[i] = w * dout[i] + (accumulate.a ? before[i] : 0);
-        want_b[i] = (1 - w) * dout[i] + (accumulate.b ? before[i] : 0);
+        want_a.value[i] = w * dout[i] + (accumulate.a ? before[i] : 0);
+        want_b.value[i] = (1 - w) * dout[i] + (accumulate.b ? before[i] : 0);
+        want_a.terms[i] = want_b.terms[i] = std::abs(dout[i]) + std::abs(before[i]);
         want_w += dout[i] * (a[i] - b[i]);
     }
-    EXPECT_TRUE(close(d.read(da), want_a, tolerance(stat, 2)));
-    EXPECT_TRUE(close(d.read(db), want_b, tolerance(stat, 2)));
+    EXPECT_TRUE(close_sums(d.read(da), want_a, stat, tolerance(stat, 2)));
+    EXPECT_TRUE(close_sums(d.read(db), want_b, stat, tolerance(stat, 2)));
     double size = 0;  // of a sum of n terms of mixed sign
     for (size_t i = 0; i < a.size(); i++) size += std::pow(dout[i] * (a[i] - b[i]), 2);
     EXPECT_NEAR(d.read(dw)[0], want_w, tolerance(stat, n) * std::max(1.0, std::sqrt(size)));
@@ -187,7 +191,8 @@ TEST(Interpolate, OddAddressesGiveTheSame) {
     Tensor w = d.tensor(DType::bf16, {1}, {0.25}, "w");
     interpolate(out, all.slice(1, n + 1), all.slice(0, n), w, d.ctx);
     const Vector shifted(a.begin() + 1, a.end()), first(a.begin(), a.end() - 1);
-    EXPECT_TRUE(close(d.read(out), interpolated(shifted, first, 0.25), tolerance(DType::bf16, 2)));
+    EXPECT_TRUE(close_sums(d.read(out), interpolated_sums(shifted, first, 0.25), DType::bf16,
+                           tolerance(DType::bf16, 2)));
 }
 
 // ------------------------------------------------------------------------------------------------------- random order

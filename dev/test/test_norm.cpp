@@ -17,15 +17,34 @@ struct NormOracle {
         mean.assign(size_t(rows), 0), rstd.assign(size_t(rows), 0);
         for (int64_t n = 0; n < rows; n++) {
             auto at = [&](int64_t c) { return size_t(n * columns + c); };
-            double m = 0, var = 0;
+            // The mean of numbers that are not around zero: in more than double, which an op may sum in better order.
+            long double sum = 0;
             if (kind == Norm::layernorm)
-                for (int64_t c = 0; c < columns; c++) m += x[at(c)] / double(columns);
+                for (int64_t c = 0; c < columns; c++) sum += x[at(c)];
+            const double m = double(sum / static_cast<long double>(columns));
+            double var = 0;
             for (int64_t c = 0; c < columns; c++) var += (x[at(c)] - m) * (x[at(c)] - m) / double(columns);
             mean[size_t(n)] = m, rstd[size_t(n)] = 1 / std::sqrt(var + eps);
             for (int64_t c = 0; c < columns; c++)
                 out[at(c)] =
                     (x[at(c)] - m) / std::sqrt(var + eps) * weight[size_t(c)] + (bias.empty() ? 0 : bias[size_t(c)]);
         }
+        return out;
+    }
+    // x - mean, in roundoffs: of x, and of the terms of the mean; times rstd.
+    double terms(const Vector& x, int64_t n, int64_t c) const {
+        double of_mean = 0;
+        if (kind == Norm::layernorm)
+            for (int64_t i = 0; i < columns; i++) of_mean += std::abs(x[size_t(n * columns + i)]) / double(columns);
+        return (std::abs(x[size_t(n * columns + c)]) + of_mean) * rstd[size_t(n)];
+    }
+    // As operator(), with the sums of the terms' magnitudes.
+    Sums sums(const Vector& x, const Vector& weight, const Vector& bias) {
+        Sums out{(*this)(x, weight, bias), Vector(x.size())};
+        for (int64_t n = 0; n < rows; n++)
+            for (int64_t c = 0; c < columns; c++)
+                out.terms[size_t(n * columns + c)] = terms(x, n, c) * std::abs(weight[size_t(c)]) +
+                                                     (bias.empty() ? 0 : std::abs(bias[size_t(c)]));
         return out;
     }
 };
@@ -65,7 +84,7 @@ TEST(Norm, ForwardMatchesPlainLoops) {
                     Vector w = rounded(act, random_vector(k.C, 2)),
                            b = rounded(act, random_vector(with_bias ? k.C : 0, 3));
                     NormOracle oracle{k.B * k.T, k.C, kind, eps, {}, {}};
-                    Vector want = oracle(x, w, b);
+                    const Sums want = oracle.sums(x, w, b);
 
                     Device d;
                     DType f = statistics_dtype(act);
@@ -76,10 +95,13 @@ TEST(Norm, ForwardMatchesPlainLoops) {
                     norm_forward(out, mean, rstd, tx, weight, bias, kind, eps, d.ctx);
                     // At C = 1 layernorm divides rounding by sqrt(eps).
                     double tol = tolerance(act, k.C) + 4 * roundoff(f) / std::sqrt(eps) * (k.C == 1 ? 1 : 0);
-                    EXPECT_TRUE(close(d.read(out), want, tol));
-                    EXPECT_TRUE(close(d.read(rstd), oracle.rstd, tolerance(f, k.C)));
+                    EXPECT_TRUE(close_sums(d.read(out), want, act, tol));
+                    EXPECT_TRUE(close_sums(d.read(rstd), {oracle.rstd, oracle.rstd}, f, tolerance(f, k.C)));
                     if (mean) {
-                        EXPECT_TRUE(close(d.read(mean), oracle.mean, tolerance(f, k.C)));
+                        Sums means{oracle.mean, Vector(oracle.mean.size())};
+                        for (size_t i = 0; i < x.size(); i++)
+                            means.terms[i / size_t(k.C)] += std::abs(x[i]) / double(k.C);
+                        EXPECT_TRUE(close_sums(d.read(mean), means, f, tolerance(f, k.C)));
                     }
                 }
 }
@@ -108,7 +130,7 @@ TEST(Norm, ResidualAddsThenNormalizesTheStoredSum) {
                 Vector w = rounded(act, random_vector(k.C, 7)), b = rounded(act, random_vector(k.C, 8));
                 Vector stored = rounded(act, sum_of(x, branch));
                 NormOracle oracle{k.B * k.T, k.C, Norm::layernorm, eps, {}, {}};
-                Vector want = oracle(stored, w, b);
+                const Sums want = oracle.sums(stored, w, b);
 
                 Device d;
                 DType f = statistics_dtype(act);
@@ -120,7 +142,7 @@ TEST(Norm, ResidualAddsThenNormalizesTheStoredSum) {
                                       Norm::layernorm, eps, d.ctx);
                 EXPECT_EQ(d.read(sum), stored);
                 double tol = tolerance(act, k.C) + 4 * roundoff(f) / std::sqrt(eps) * (k.C == 1 ? 1 : 0);
-                EXPECT_TRUE(close(d.read(out), want, tol));
+                EXPECT_TRUE(close_sums(d.read(out), want, act, tol));
                 if (!in_place) {
                     EXPECT_EQ(d.read(tx), x);
                 }
@@ -182,6 +204,28 @@ Backward backward_oracle(NormOracle& o, const Vector& x, const Vector& w, const 
     return g;
 }
 
+// The sums of the magnitudes of the terms of all three, after backward_oracle() with the same arguments.
+Backward backward_terms(const NormOracle& o, const Vector& x, const Vector& w, const Vector& b, const Vector& dout) {
+    Backward g{Vector(x.size()), Vector(w.size()), Vector(b.size())};
+    for (int64_t row = 0; row < o.rows; row++) {
+        auto d = [&](int64_t c) { return std::abs(dout[size_t(row * o.columns + c)]); };
+        Vector n(size_t(o.columns));
+        double mean_d = 0, mean_dn = 0;
+        for (int64_t c = 0; c < o.columns; c++) {
+            n[size_t(c)] = o.terms(x, row, c);
+            const double dw = d(c) * std::abs(w[size_t(c)]);
+            mean_d += o.kind == Norm::layernorm ? dw / double(o.columns) : 0;
+            mean_dn += dw * n[size_t(c)] / double(o.columns);
+            g.dweight[size_t(c)] += d(c) * n[size_t(c)];
+            if (!b.empty()) g.dbias[size_t(c)] += d(c);
+        }
+        for (int64_t c = 0; c < o.columns; c++)
+            g.dx[size_t(row * o.columns + c)] =
+                o.rstd[size_t(row)] * (d(c) * std::abs(w[size_t(c)]) + mean_d + n[size_t(c)] * mean_dn);
+    }
+    return g;
+}
+
 TEST(Norm, BackwardFormulaMatchesFiniteDifferences) {
     for (const Case& k : {Case{2, 3, 1}, Case{3, 1, 17}, Case{2, 2, 40}, Case{10, 7, 3}})
         for (Norm kind : {Norm::layernorm, Norm::rmsnorm}) {
@@ -214,14 +258,17 @@ TEST(Norm, BackwardMatchesTheFormula) {
                                b = rounded(act, random_vector(with_bias ? k.C : 0, 16));
                         NormOracle oracle{k.B * k.T, k.C, kind, eps, {}, {}};
                         Backward want = backward_oracle(oracle, x, w, b, dout);
-                        if (accumulate) want = {sum_of(want.dx, dout), sum_of(want.dweight, w), sum_of(want.dbias, b)};
+                        Backward terms = backward_terms(oracle, x, w, b, dout);
+                        Sums dx{want.dx, terms.dx}, dweight{want.dweight, terms.dweight},
+                            dbias{want.dbias, terms.dbias};
+                        if (accumulate) dx += dout, dweight += w, dbias += b;
                         Device d;
                         Backward got = run_backward(d, act, {k.B, k.T, k.C}, kind, x, w, b, dout, accumulate);
                         DType f = statistics_dtype(act);
-                        EXPECT_TRUE(close(got.dx, want.dx, 4 * tolerance(act, k.C)));
+                        EXPECT_TRUE(close_sums(got.dx, dx, act, 4 * tolerance(act, k.C)));
                         // dweight sums dout (x - mean) rstd, and rstd is itself from a sum over the row.
-                        EXPECT_TRUE(close(got.dweight, want.dweight, tolerance(f, k.B * k.T + k.C)));
-                        EXPECT_TRUE(close(got.dbias, want.dbias, tolerance(f, k.B * k.T)));
+                        EXPECT_TRUE(close_sums(got.dweight, dweight, f, tolerance(f, k.B * k.T + k.C)));
+                        EXPECT_TRUE(close_sums(got.dbias, dbias, f, tolerance(f, k.B * k.T)));
                     }
         }
 }
@@ -267,11 +314,13 @@ TEST(Norm, BackwardOfManyRows) {
         Vector w = rounded(act, random_vector(C, 24)), b = w;
         NormOracle oracle{rows, C, Norm::layernorm, eps, {}, {}};
         Backward want = backward_oracle(oracle, x, w, b, dout);
+        const Backward terms = backward_terms(oracle, x, w, b, dout);
+        const DType f = statistics_dtype(act);
         Device d;
         Backward got = run_backward(d, act, {1, rows, C}, Norm::layernorm, x, w, b, dout, false);
-        EXPECT_TRUE(close(got.dx, want.dx, 4 * tolerance(act, C)));
-        EXPECT_TRUE(close(got.dweight, want.dweight, tolerance(statistics_dtype(act), rows)));
-        EXPECT_TRUE(close(got.dbias, want.dbias, tolerance(statistics_dtype(act), rows)));
+        EXPECT_TRUE(close_sums(got.dx, {want.dx, terms.dx}, act, 4 * tolerance(act, C)));
+        EXPECT_TRUE(close_sums(got.dweight, {want.dweight, terms.dweight}, f, tolerance(f, rows)));
+        EXPECT_TRUE(close_sums(got.dbias, {want.dbias, terms.dbias}, f, tolerance(f, rows)));
     }
 }
 

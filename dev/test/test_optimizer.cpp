@@ -192,17 +192,17 @@ TEST(Optimizer, StochasticRoundingFollowsItsFormula) {
     }
     EXPECT_TRUE(std::isnan(want[5]));
     Vector whole = decayed_bf16(start, 0, n, options, lr, t);
-    EXPECT_TRUE(close(whole, want, 0));
+    EXPECT_TRUE(close(whole, want, 0, Nans::expected));
     // Slices of the unit are rounded like the whole, wherever they begin.
     for (int64_t cut : {400, 403}) {
         Vector parts = decayed_bf16(start, 0, cut, options, lr, t);
         const Vector rest = decayed_bf16(start, cut, n - cut, options, lr, t);
         parts.insert(parts.end(), rest.begin(), rest.end());
-        EXPECT_TRUE(close(parts, want, 0));
+        EXPECT_TRUE(close(parts, want, 0, Nans::expected));
     }
-    EXPECT_FALSE(close(decayed_bf16(start, 0, n, options, lr, t + 1), want, 0));
+    EXPECT_FALSE(close(decayed_bf16(start, 0, n, options, lr, t + 1), want, 0, Nans::expected));
     options.seed++;
-    EXPECT_FALSE(close(decayed_bf16(start, 0, n, options, lr, t), want, 0));
+    EXPECT_FALSE(close(decayed_bf16(start, 0, n, options, lr, t), want, 0, Nans::expected));
 }
 
 // Adding to the bits of a NaN could carry it into a number.

@@ -145,10 +145,10 @@ struct Moments {
     double mean, std, most;
 };
 Moments moments(const Vector& values) {
-    double sum = 0, squares = 0, most = 0;
-    for (double v : values) sum += v, squares += v * v, most = std::max(most, std::abs(v));
+    double sum = 0, squares = 0;
+    for (double v : values) sum += v, squares += v * v;
     const double n = double(values.size()), mean = sum / n;
-    return {mean, std::sqrt(squares / n - mean * mean), most};
+    return {mean, std::sqrt(squares / n - mean * mean), largest(values)};
 }
 
 // Standard deviation of a normal of standard deviation `std`, conditioned on |x| <= cut.

@@ -196,7 +196,7 @@ void mean_and_deviation(double* result, int64_t n, int threads, F&& f) {
     for (int64_t chunk = 0; chunk < statistics_chunks; chunk++) sum += sums[chunk], square += squares[chunk];
     double mean = n > 0 ? sum / double(n) : 0;
     result[0] = mean;
-    result[1] = n > 1 ? std::sqrt(std::max(0.0, square - sum * mean) / double(n - 1)) : 0;
+    result[1] = n > 1 ? std::sqrt(std::max(square - sum * mean, 0.0) / double(n - 1)) : 0;  // in this order NaN stays
 }
 
 }  // namespace

@@ -240,7 +240,7 @@ __global__ void finish_statistics_kernel(double* stats, const double* partial, i
         const double mean = n > 0 ? sum / double(n) : 0, squares = square - sum * mean;
         if (threadIdx.x != 0) continue;
         stats[2 * which] = mean;
-        stats[2 * which + 1] = n > 1 && squares > 0 ? sqrt(squares / double(n - 1)) : 0;
+        stats[2 * which + 1] = n > 1 && !(squares <= 0) ? sqrt(squares / double(n - 1)) : 0;  // NaN stays
     }
 }
 
