@@ -51,7 +51,9 @@ protected:
         for (size_t i = 0; i < left.size(); i++)
             for (const auto& [key, value] : left[i].items()) {
                 const bool speed = key == "seconds" || key == "tokens_per_second" || key.find("gflops") != key.npos;
-                if (speed || !value.is_number_float()) continue;
+                if (speed) continue;
+                EXPECT_FALSE(value.is_null()) << key << " was not finite";
+                if (!value.is_number_float()) continue;
                 ASSERT_TRUE(right[i].contains(key)) << key;
                 const double want = value, got = right[i].at(key);
                 EXPECT_LE(std::abs(got - want), tolerance * std::max(1.0, std::abs(want)))
