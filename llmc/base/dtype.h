@@ -1,6 +1,7 @@
 // Element types of tensors, and bf16 on the host.
 #pragma once
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -8,35 +9,34 @@ namespace llmc {
 
 enum class DType : uint8_t { f32, bf16, f64, i32 };
 
-// Bytes of one element.
-constexpr int64_t size_of(DType t) {
-    switch (t) {
-        case DType::f32:
-            return 4;
-        case DType::bf16:
-            return 2;
-        case DType::f64:
-            return 8;
-        case DType::i32:
-            return 4;
-    }
-    return 0;
+// A new type is a row here and a C++ type below (dtype_of). Code that does something for each type has a switch without
+// default: the compiler then lists the places where the new type is missing.
+struct DTypeTraits {
+    DType type;
+    const char* name;  // as safetensors spells it
+    int64_t size;      // bytes
+    DType arithmetic;  // what sums, statistics and gradients of parameters are in, beside activations of this type
+};
+inline constexpr DTypeTraits dtype_table[] = {
+    {DType::f32, "F32", 4, DType::f32},
+    {DType::bf16, "BF16", 2, DType::f32},
+    {DType::f64, "F64", 8, DType::f64},
+    {DType::i32, "I32", 4, DType::i32},
+};
+constexpr bool in_order_of_dtype() {
+    uint8_t number = 0;
+    for (const DTypeTraits& row : dtype_table)
+        if (row.type != DType(number++)) return false;
+    return true;
 }
+static_assert(in_order_of_dtype(), "the row of a type is found by its number");
 
+// Bytes of one element.
+constexpr int64_t size_of(DType t) { return dtype_table[size_t(t)].size; }
 // The name of a type as in safetensors.
-constexpr const char* name_of(DType t) {
-    switch (t) {
-        case DType::f32:
-            return "F32";
-        case DType::bf16:
-            return "BF16";
-        case DType::f64:
-            return "F64";
-        case DType::i32:
-            return "I32";
-    }
-    return "?";
-}
+constexpr const char* name_of(DType t) { return dtype_table[size_t(t)].name; }
+// The type of statistics, gradients of parameters and softmax weights beside activations of type t.
+constexpr DType arithmetic_dtype(DType t) { return dtype_table[size_t(t)].arithmetic; }
 
 // bfloat16: the upper half of a float32. Storage only: arithmetic happens in float.
 struct bf16 {

@@ -39,9 +39,12 @@ json parse_header(const std::string& path, const char* text, size_t size) {
 }
 
 DType parse_dtype(const std::string& where, const json& value) {
-    for (DType t : {DType::f32, DType::bf16, DType::f64, DType::i32})
-        if (value == name_of(t)) return t;
-    input_error(where, " has dtype ", value.dump(), "; F32, BF16, F64 and I32 can be read");
+    std::string names;
+    for (const DTypeTraits& row : dtype_table) {
+        if (value == row.name) return row.type;
+        names += str(names.empty() ? "" : &row == std::end(dtype_table) - 1 ? " and " : ", ", row.name);
+    }
+    input_error(where, " has dtype ", value.dump(), "; ", names, " can be read");
 }
 
 int64_t parse_size(const std::string& where, const json& value) {

@@ -163,12 +163,12 @@ void scale(const Tensor& tensor, double factor, Context& ctx) {
 void scale_routers(const std::vector<NamedTensor>& tensors, double factor, Context& ctx) {
     for (const NamedTensor& t : tensors) {
         if (factor == 1 || (!t.name.ends_with(controller) && !t.name.ends_with(router))) continue;
-        if (t.tensor.dtype == DType::f64)
-            scale<double>(t.tensor, factor, ctx);
-        else if (t.tensor.dtype == DType::f32)
-            scale<float>(t.tensor, factor, ctx);
-        else
-            scale<bf16>(t.tensor, factor, ctx);
+        switch (t.tensor.dtype) {
+            case DType::f32: scale<float>(t.tensor, factor, ctx); break;
+            case DType::bf16: scale<bf16>(t.tensor, factor, ctx); break;
+            case DType::f64: scale<double>(t.tensor, factor, ctx); break;
+            case DType::i32: run_error("router ", t.name, " cannot be ", name_of(t.tensor.dtype));
+        }
     }
 }
 

@@ -20,7 +20,7 @@ MPI_Datatype mpi_type(DType dtype) {
         case DType::bf16: return MPI_UINT16_T;
         case DType::i32: return MPI_INT32_T;
     }
-    return MPI_BYTE;
+    run_error("there is no dtype number ", int(dtype));
 }
 
 // What comes from others to be added is held in pieces of about this size: it should still be in the cache then.
@@ -154,8 +154,12 @@ private:
             exchange_once(in.dtype, name, [&](int r) { return cut(part(in, r), done, piece, element); },
                           [&](int r) { return Elements{slot(r), to.count}; });
             auto from = [&](int r) { return r == me ? mine.data + done * element : slot(r); };
-            if (in.dtype == DType::f32) add<float>(to, from);
-            else add<double>(to, from);
+            switch (in.dtype) {
+                case DType::f32: add<float>(to, from); break;
+                case DType::f64: add<double>(to, from); break;
+                case DType::bf16:
+                case DType::i32: run_error(name, ": ", name_of(in.dtype), " is not summed");
+            }
         }
     }
 

@@ -43,12 +43,12 @@ void initialize_parameters(const ParamTable& table, Tensor params, const ModelCo
         for (int64_t done = 0; done < part.data.numel() && !ctx.counting; done += chunk) {
             const int64_t n = std::min(chunk, part.data.numel() - done), first = part.first + done;
             void* out = host.data();
-            if (params.dtype == DType::f64)
-                draw(static_cast<double*>(out), first, n, spec, config, seed);
-            else if (params.dtype == DType::f32)
-                draw(static_cast<float*>(out), first, n, spec, config, seed);
-            else
-                draw(static_cast<bf16*>(out), first, n, spec, config, seed);
+            switch (params.dtype) {
+                case DType::f32: draw(static_cast<float*>(out), first, n, spec, config, seed); break;
+                case DType::bf16: draw(static_cast<bf16*>(out), first, n, spec, config, seed); break;
+                case DType::f64: draw(static_cast<double*>(out), first, n, spec, config, seed); break;
+                case DType::i32: run_error("parameters cannot be ", name_of(params.dtype));
+            }
             upload(part.data.slice(done, done + n), out, ctx);
         }
     }

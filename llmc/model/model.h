@@ -106,7 +106,7 @@ public:
     // Number of elements of the metrics buffer.
     int64_t metric_count() const { return int64_t(metrics.size()); }
     // Type of losses, logits and statistics.
-    DType stat() const { return precision.act == DType::f64 ? DType::f64 : DType::f32; }
+    DType stat() const { return arithmetic_dtype(precision.act); }
 
     const ModelConfig config;
     const Precision precision;

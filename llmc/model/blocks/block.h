@@ -65,7 +65,7 @@ struct Pass {
     Tensor temp(const char* name, Shape shape) const { return arena.tensor(name, act, shape); }
     Tensor temp(const char* name, DType dtype, Shape shape) const { return arena.tensor(name, dtype, shape); }
     // Type of statistics and softmax weights.
-    DType stat() const { return act == DType::f64 ? DType::f64 : DType::f32; }
+    DType stat() const { return arithmetic_dtype(act); }
 
 private:
     const UnitView& owner(const char* local_name) const { return experts.has(local_name) ? experts : dense; }

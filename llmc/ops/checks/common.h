@@ -9,9 +9,6 @@
 
 namespace llmc {
 
-// The dtype of statistics, gradients of parameters and softmax weights, given that of the activations.
-inline DType arithmetic_dtype(DType act) { return act == DType::f64 ? DType::f64 : DType::f32; }
-
 // The tensor's elements; nullptr if the tensor is not given.
 template <class T> T* ptr(const Tensor& t) { return static_cast<T*>(t.data); }
 

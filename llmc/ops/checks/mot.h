@@ -38,8 +38,12 @@ inline MotShape mot_shape(const Tensor& weights, Group group, const char* what) 
 // Softmax weights, their logits and gradients: f32, or f64 beside f64 activations. Calls f(float{}) or f(double{}).
 template <class F>
 void dispatch_arithmetic(const Tensor& t, const char* what, F&& f) {
-    if (t.dtype == DType::f32) return f(float{});
-    if (t.dtype == DType::f64) return f(double{});
+    switch (t.dtype) {
+        case DType::f32: return f(float{});
+        case DType::f64: return f(double{});
+        case DType::bf16:
+        case DType::i32: break;
+    }
     run_error(what, " ", t.name, " has dtype ", name_of(t.dtype), ", expected F32 or F64");
 }
 // The same where there is no f64.

@@ -67,7 +67,15 @@ struct GemmLibrary {
 
 namespace {
 
-memory::data_type data_type(DType t) { return t == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32; }
+memory::data_type data_type(DType t) {
+    switch (t) {
+        case DType::f32: return memory::data_type::f32;
+        case DType::bf16: return memory::data_type::bf16;
+        case DType::f64:
+        case DType::i32: break;
+    }
+    run_error("oneDNN multiplies no matrices of dtype ", name_of(t));
+}
 
 // One matrix of the problem, or a stack of them. What is 0 here is told when the primitive runs.
 memory::desc matrix(const GemmProblem& p, DType dtype, int64_t rows, int64_t columns, bool transposed, int64_t ld,

@@ -37,17 +37,19 @@ void gemm_through_f32(const GemmProblem& p, const bf16* a, const bf16* b, const 
 void gemm_any(const GemmProblem& p, const void* a, const void* b, const void* bias, void* c, Context& ctx) {
     if (p.batch == 0 || p.m == 0 || p.n == 0) return;
     if (ctx.products) (*ctx.products)[p]++;
-    if (p.in == DType::f64)
-        gemm_loops(p, static_cast<const double*>(a), static_cast<const double*>(b), static_cast<const double*>(bias),
-                   static_cast<double*>(c), ctx.threads);
-    else if (p.in == DType::f32)
-        gemm_f32(p, static_cast<const float*>(a), static_cast<const float*>(b), static_cast<const float*>(bias),
-                 static_cast<float*>(c), ctx);
-    else if (p.k > 0 && gemm_has_bf16(ctx.backend->gemm))
-        gemm(ctx.backend->gemm, p, a, b, bias, c);
-    else
-        gemm_through_f32(p, static_cast<const bf16*>(a), static_cast<const bf16*>(b), static_cast<const bf16*>(bias), c,
-                         ctx);
+    switch (p.in) {
+        case DType::f64:
+            return gemm_loops(p, static_cast<const double*>(a), static_cast<const double*>(b),
+                              static_cast<const double*>(bias), static_cast<double*>(c), ctx.threads);
+        case DType::f32:
+            return gemm_f32(p, static_cast<const float*>(a), static_cast<const float*>(b),
+                            static_cast<const float*>(bias), static_cast<float*>(c), ctx);
+        case DType::bf16:
+            if (p.k > 0 && gemm_has_bf16(ctx.backend->gemm)) return gemm(ctx.backend->gemm, p, a, b, bias, c);
+            return gemm_through_f32(p, static_cast<const bf16*>(a), static_cast<const bf16*>(b),
+                                    static_cast<const bf16*>(bias), c, ctx);
+        case DType::i32: run_error("matrix products of dtype ", name_of(p.in), " do not exist");
+    }
 }
 
 namespace {

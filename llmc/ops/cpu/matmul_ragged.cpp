@@ -170,12 +170,15 @@ void matmul_ragged(Tensor out, Tensor a, Tensor b, Tensor offsets, const MatmulO
         if (op.run) {
             const Pieces pieces(p, offsets, op.workspace);
             owned = pieces.offsets[p.experts];
-            if (p.of_expert.in == DType::f64)
-                multiply_f64(pieces, product, a, b, ctx);
-            else if (p.of_expert.in == DType::bf16 && !gemm_has_bf16(ctx.backend->gemm))
-                multiply_through_f32(pieces, product, a, b, ctx);
-            else
-                multiply_by_library(pieces, product, a, b, ctx);
+            switch (p.of_expert.in) {
+                case DType::f64: multiply_f64(pieces, product, a, b, ctx); break;
+                case DType::bf16:
+                    if (gemm_has_bf16(ctx.backend->gemm)) multiply_by_library(pieces, product, a, b, ctx);
+                    else multiply_through_f32(pieces, product, a, b, ctx);
+                    break;
+                case DType::f32:  // ragged_f32
+                case DType::i32: run_error("matmul_ragged has no kernel here for ", name_of(p.of_expert.in));
+            }
         }
     }
     auto rows = [owned](const Tensor& t) { return t ? t.slice(0, owned) : t; };

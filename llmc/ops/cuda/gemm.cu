@@ -55,7 +55,15 @@ uint32_t alignment_of(const void* data, int64_t batch, int64_t stride, DType dty
     return uint32_t(bits & -bits);
 }
 
-cudaDataType_t cuda_type(DType dtype) { return dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+cudaDataType_t cuda_type(DType dtype) {
+    switch (dtype) {
+        case DType::f32: return CUDA_R_32F;
+        case DType::bf16: return CUDA_R_16BF;
+        case DType::f64:
+        case DType::i32: break;
+    }
+    run_error("matrix products of dtype ", name_of(dtype), " are not for GPUs: f32 and bf16 are");
+}
 
 // The name of our epilogue in cuBLASLt, if it has one and the documented conditions for it hold.
 std::optional<cublasLtEpilogue_t> find_epilogue(const GemmProblem& p, const GemmEpilogue& e, bool fuse_gelu) {
