@@ -1,22 +1,22 @@
 #include "llmc/planner/cluster.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "llmc/base/files.h"
+#include "llmc/ops/datasheets.h"
 
 namespace llmc {
 
 Gpu gpu_by_name(const std::string& name) {
-    const Gpu known[] = {
-        {"a100", 312e12, 19.5e12, 2.039e12, 80e9, 300e9, 8},
-        {"h100", 989e12, 67e12, 3.35e12, 80e9, 450e9, 8},
-        {"h200", 989e12, 67e12, 4.8e12, 141e9, 450e9, 8},
-        {"b200", 2250e12, 75e12, 8e12, 180e9, 900e9, 8},
-    };
-    for (const Gpu& gpu : known)
-        if (gpu.name == name) return gpu;
+    auto is_lower_case_of = [](char lower, char c) { return lower == std::tolower(static_cast<unsigned char>(c)); };
+    for (const Datasheet& sheet : datasheets) {
+        const std::string known = sheet.name;
+        if (sheet.link > 0 && std::equal(name.begin(), name.end(), known.begin(), known.end(), is_lower_case_of))
+            return {name, sheet.bf16, sheet.fp32, sheet.bandwidth, sheet.memory, sheet.link, sheet.per_node};
+    }
     return {.name = name};
 }
 

@@ -8,6 +8,7 @@
 
 #include "llmc/comm/comm.h"
 #include "llmc/ops/context.h"
+#include "llmc/ops/datasheets.h"
 
 namespace llmc {
 
@@ -20,7 +21,7 @@ struct Gpu {
     double link = 0;            // rate to the other GPUs of its node (NVLink), bytes/s in one direction
     int per_node = 1;           // GPUs per node
 
-    double peak(DType act) const { return act == DType::bf16 ? bf16 : fp32; }  // of matrix products, FLOP/s
+    double peak(DType act) const { return product_rate(act, bf16, fp32); }  // of matrix products, FLOP/s
 };
 // a100, h100, h200, b200 from NVIDIA's datasheets of SXM modules and HGX boards; for any other name all numbers are 0.
 Gpu gpu_by_name(const std::string& name);

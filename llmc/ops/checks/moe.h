@@ -20,10 +20,12 @@ struct MoeShape {
 struct CandidateSets {
     int64_t positions, sets, size;
 
-    int64_t count() const { return positions * sets; }
+    LLMC_HOST_DEVICE int64_t count() const { return positions * sets; }
     // Of set number t * sets + j.
-    int64_t first_token(int64_t set) const { return set % sets * positions + set / sets; }
-    int64_t step() const { return sets * positions; }
+    LLMC_HOST_DEVICE int64_t first_token(int64_t set) const { return set % sets * positions + set / sets; }
+    LLMC_HOST_DEVICE int64_t step() const { return sets * positions; }
+    // Its i-th token.
+    LLMC_HOST_DEVICE int64_t token(int64_t set, int64_t i) const { return first_token(set) + i * step(); }
 };
 
 inline CandidateSets candidate_sets(const MoeShape& s, int64_t group) {

@@ -2,8 +2,14 @@
 // where the values of one softmax.
 #pragma once
 #include "llmc/ops/checks/common.h"
+#include "llmc/ops/host_device.h"
 
 namespace llmc {
+
+// The first of the tokens of a group, as a row of [B*T, ...]; the others follow `step` rows apart, `size` in all.
+LLMC_HOST_DEVICE inline int64_t first_token_of_group(int64_t group, int64_t step, int64_t size) {
+    return group / step * step * size + group % step;
+}
 
 struct MotShape {
     int64_t sequences, positions, experts;  // B, T, E
@@ -15,10 +21,7 @@ struct MotShape {
     // Tokens of one group are `step` rows apart in [B*T, ...] ...
     int64_t step() const { return within_sequence ? 1 : positions; }
     // ... and begin at this row.
-    int64_t first_token(int64_t group) const {
-        if (within_sequence) return group * size;
-        return group / positions * size * positions + group % positions;
-    }
+    int64_t first_token(int64_t group) const { return first_token_of_group(group, step(), size); }
 };
 
 // Sizes from a weights or logits tensor [B,T,E]. RunError if the batch (or the sequence) cannot be cut into groups.

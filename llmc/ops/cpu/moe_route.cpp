@@ -182,10 +182,10 @@ void moe_choose_tokens(Tensor slots, Tensor where, Tensor probs, int64_t k, int6
             // The experts of a set follow each other: they read the same cache lines.
 #pragma omp parallel for schedule(static) num_threads(ctx.threads)
         for (int64_t item = 0; item < sets.count() * s.experts; item++) {
-            const int64_t set = item / s.experts, e = item % s.experts, first = sets.first_token(set);
+            const int64_t set = item / s.experts, e = item % s.experts;
             auto* candidates = static_cast<Candidate<A>*>(op.workspace) + omp_get_thread_num() * sets.size;
             for (int64_t i = 0; i < sets.size; i++) {
-                const int64_t pair = (first + i * sets.step()) * s.experts + e;
+                const int64_t pair = sets.token(set, i) * s.experts + e;
                 candidates[i] = {p[pair], int32_t(pair)};
             }
             select_best(candidates, sets.size, k);

@@ -1,5 +1,6 @@
 // The optimizer on the CPU: the sums of a step, the decision about its update, AdamW (Loshchilov & Hutter 2019).
 #include "llmc/base/rng.h"
+#include "llmc/ops/checks/decide_step.h"
 #include "llmc/ops/checks/optimizer.h"
 #include "llmc/ops/cpu/cpu.h"
 
@@ -85,21 +86,7 @@ void step_decide(Tensor step, double clip, double beta1, double beta2, Context& 
     check_step(step);
     Op op(ctx, "step_decide");
     if (!op.run) return;
-    StepState& s = *step_state(step);
-    s.ok = std::isfinite(s.loss_sum) && std::isfinite(s.grad_square_sum);
-    s.grad_norm = std::sqrt(s.grad_square_sum);
-    s.grad_scale = s.ok && clip > 0 ? std::min(1.0, clip / (s.grad_norm + 1e-6)) : 1.0;
-    if (!s.ok) {
-        s.skipped++;
-        s.skipped_in_a_row++;
-        return;
-    }
-    s.skipped_in_a_row = 0;
-    s.total_loss_sum += s.loss_sum;
-    s.total_loss_count += int64_t(s.loss_count);
-    s.t++;
-    s.bias_correction1 = 1 - std::pow(beta1, double(s.t));
-    s.bias_correction2 = 1 - std::pow(beta2, double(s.t));
+    decide_step(*step_state(step), clip, beta1, beta2);
 }
 
 namespace {

@@ -6,6 +6,7 @@
 
 #include "llmc/ops/backend.h"
 #include "llmc/ops/cuda/cuda.cuh"
+#include "llmc/ops/datasheets.h"
 
 namespace llmc {
 
@@ -79,18 +80,6 @@ bool backend_supports(DType act) { return act == DType::f32 || act == DType::bf1
 
 namespace {
 
-// NVIDIA's datasheets: dense TFLOP/s, bf16 on tensor cores and fp32 without. First match wins.
-struct Datasheet {
-    const char* name;
-    double bf16, fp32;
-};
-constexpr Datasheet datasheets[] = {  // a name is made of whole words of the device's
-    {"GB200", 2500, 80}, {"B200", 2250, 75},     {"B100", 1750, 60},      {"GH200", 989, 67}, {"H200", 989, 67},
-    {"H100 PCIe", 756, 51}, {"H100 NVL", 835, 60}, {"H100", 989, 67},     {"A100", 312, 19.5}, {"A800", 312, 19.5},
-    {"H800", 989, 67},   {"A40", 150, 37.4},     {"A10", 125, 31.2},      {"L40S", 362, 91.6}, {"L40", 181, 90.5},
-    {"L4", 121, 30.3},   {"RTX 5090", 210, 105}, {"RTX 4090", 165, 82.6}, {"RTX 3090", 71, 35.6},
-};
-
 std::string device_name() {
     int device = 0;
     cudaDeviceProp properties;
@@ -118,7 +107,7 @@ Peak peak_flops(DType act, Context&) {
     std::replace(name.begin(), name.end(), '-', ' ');  // NVIDIA A100-SXM4-80GB
     for (const Datasheet& sheet : datasheets)
         if ((" " + name + " ").find(str(" ", sheet.name, " ")) != std::string::npos)
-            return {(act == DType::bf16 ? sheet.bf16 : sheet.fp32) * 1e12, str("datasheet of the ", sheet.name)};
+            return {product_rate(act, sheet.bf16, sheet.fp32), str("datasheet of the ", sheet.name)};
     return {0, str("unknown for ", name)};
 }
 

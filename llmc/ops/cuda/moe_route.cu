@@ -18,10 +18,6 @@ constexpr int keys_per_thread = Pack<uint32_t>::size;
 constexpr int most_list_threads = 1024;
 constexpr int64_t small_group = 256;  // up to this, keys are counted against each other in shared memory
 
-__device__ inline int64_t token_of(const CandidateSets& sets, int64_t set, int64_t i) {
-    return (set % sets.sets + i * sets.sets) * sets.positions + set / sets.sets;
-}
-
 // The larger the prob, the larger its key. NaN: 1, below all others; -0 like 0. Never 0.
 __device__ inline uint32_t key_of(float prob) {
     if (isnan(prob)) return 1;
@@ -57,7 +53,7 @@ struct Lists {
     CandidateSets sets;
     int64_t experts, ld;
     __host__ __device__ int64_t tiles() const { return ceil_div(sets.size, tile); }
-    __host__ __device__ int64_t set_count() const { return sets.positions * sets.sets; }
+    __host__ __device__ int64_t set_count() const { return sets.count(); }
     __device__ int64_t at(int64_t expert, int64_t set) const { return (expert * set_count() + set) * ld; }
 };
 
@@ -90,7 +86,7 @@ __global__ void __launch_bounds__(tile_block)
     for (int i = warp; i < tile; i += tile_warps) {
         uint64_t rank = 0;
         if (!how.balanced && how.k < l.experts && first + i < l.sets.size)
-            rank = rank_of_kth(probs + token_of(l.sets, set, first + i) * l.experts, l.experts, how.k);
+            rank = rank_of_kth(probs + l.sets.token(set, first + i) * l.experts, l.experts, how.k);
         if (lane == 0) least[i] = rank;
     }
     __syncthreads();
@@ -98,7 +94,7 @@ __global__ void __launch_bounds__(tile_block)
         for (int i = warp; i < tile; i += tile_warps) {
             const int64_t e = e0 + lane;
             transposed[i][lane] = first + i < l.sets.size && e < l.experts
-                                      ? listed_key(probs, token_of(l.sets, set, first + i), e, l.experts, least[i], how)
+                                      ? listed_key(probs, l.sets.token(set, first + i), e, l.experts, least[i], how)
                                       : 0;
         }
         __syncthreads();
@@ -209,7 +205,7 @@ __global__ void __launch_bounds__(most_list_threads) fill_rows_kernel(Rows r, ui
             const bool is_above = keys[j] > bar.key, is_equal = keys[j] == bar.key;
             const int64_t place = begin + a + (q < bar.equals ? q : bar.equals);
             const bool stays = is_above || (is_equal && q < bar.equals);
-            if (stays) r.slots[place] = int32_t(token_of(l.sets, set, i + j) * l.experts + expert);
+            if (stays) r.slots[place] = int32_t(l.sets.token(set, i + j) * l.experts + expert);
             keys[j] = stays ? uint32_t(place) : keys[j] == 0 ? ~0u : uint32_t(r.unplaced);
             a += is_above, q += is_equal;
         }
@@ -234,7 +230,7 @@ __global__ void __launch_bounds__(tile_block) tell_tokens_kernel(int32_t* where,
         __syncthreads();
         for (int i = warp; i < tile; i += tile_warps)
             if (first + i < l.sets.size && e0 + lane < l.experts)
-                where[token_of(l.sets, set, first + i) * l.experts + e0 + lane] = int32_t(transposed[i][lane]);
+                where[l.sets.token(set, first + i) * l.experts + e0 + lane] = int32_t(transposed[i][lane]);
         __syncthreads();
     }
 }
@@ -249,9 +245,9 @@ __global__ void choose_in_sets_kernel(int32_t* slots, int32_t* where, const floa
     const int warps = blockDim.x / warp_size;
     uint8_t* chosen = reinterpret_cast<uint8_t*>(keys + size * warp_size);
     const int64_t parts = ceil_div(experts, warp_size), set = blockIdx.x / parts;
-    const int64_t e = blockIdx.x % parts * warp_size + lane, places = sets.positions * sets.sets * k;
+    const int64_t e = blockIdx.x % parts * warp_size + lane, places = sets.count() * k;
     for (int i = warp; i < size; i += warps)
-        keys[i * warp_size + lane] = e < experts ? key_of(probs[token_of(sets, set, i) * experts + e]) : 0;
+        keys[i * warp_size + lane] = e < experts ? key_of(probs[sets.token(set, i) * experts + e]) : 0;
     __syncthreads();
     for (int i = warp; i < size; i += warps) {
         const uint32_t key = keys[i * warp_size + lane];
@@ -264,7 +260,7 @@ __global__ void choose_in_sets_kernel(int32_t* slots, int32_t* where, const floa
     }
     __syncthreads();
     for (int i = warp; i < size && e < experts; i += warps) {
-        const int64_t n = token_of(sets, set, i);
+        const int64_t n = sets.token(set, i);
         int64_t row = -1;
         if (chosen[i * warp_size + lane]) {
             row = e * places + set * k;

@@ -27,7 +27,7 @@ struct MixSizes {
     int64_t groups, tokens, experts, columns;  // R, g, E, C
     int64_t step;                              // tokens of a group are this many rows of [B*T, ...] apart
 
-    __device__ int64_t first_token(int64_t r) const { return r / step * step * tokens + r % step; }
+    __device__ int64_t first_token(int64_t r) const { return first_token_of_group(r, step, tokens); }
     template <class T>
     __device__ Rows<T> tokens_of(int64_t r, T* all) const {  // all [B*T, C]
         return {all + first_token(r) * columns, step * columns, tokens};

@@ -1,5 +1,6 @@
 // The optimizer on the GPU: the sums of a step, the decision about its update, AdamW (Loshchilov & Hutter 2019). What
 // changes from step to step is read from the StepState on the device, so a captured graph of a step can be replayed.
+#include "llmc/ops/checks/decide_step.h"
 #include "llmc/ops/checks/optimizer.h"
 #include "llmc/ops/cuda/philox.cuh"
 #include "llmc/ops/cuda/vector.cuh"
@@ -74,21 +75,7 @@ __global__ void freeze_kernel(float* grad, const StepState* step, int64_t start,
 __global__ void step_decide_kernel(StepState* step, double clip, double beta1, double beta2) {  // one thread
     if (threadIdx.x > 0) return;
     StepState s = *step;
-    s.ok = isfinite(s.loss_sum) && isfinite(s.grad_square_sum);
-    s.grad_norm = sqrt(s.grad_square_sum);
-    s.grad_scale = 1;
-    if (s.ok) {
-        if (clip > 0) s.grad_scale = min(1.0, clip / (s.grad_norm + 1e-6));
-        s.skipped_in_a_row = 0;
-        s.total_loss_sum += s.loss_sum;
-        s.total_loss_count += int64_t(s.loss_count);
-        s.t++;
-        s.bias_correction1 = 1 - pow(beta1, double(s.t));
-        s.bias_correction2 = 1 - pow(beta2, double(s.t));
-    } else {
-        s.skipped++;
-        s.skipped_in_a_row++;
-    }
+    decide_step(s, clip, beta1, beta2);
     *step = s;
 }
 
