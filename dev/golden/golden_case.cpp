@@ -1,7 +1,7 @@
 #include "dev/golden/golden_case.h"
 
 #include <algorithm>
-#include <set>
+#include <iterator>
 
 #include "llmc/base/fields.h"
 
@@ -9,8 +9,6 @@ namespace llmc {
 namespace {
 
 using Json = nlohmann::json;
-
-const std::set<std::string> later_kinds = {"mamba"};
 
 Json parsed(const SafetensorsFile& file, const char* key) {
     auto text = file.metadata().find(key);
@@ -61,6 +59,10 @@ void read_ffn(GoldenCase& c, const Fields& f) {
     c.model.ffn_activation = f.get<std::string>("activation");
 }
 
+void check_groups(const GoldenCase& c, const char* what, int64_t size) {
+    if (c.B % size) c.bad(str("B ", c.B, " is not divisible by the ", what, " ", size));
+}
+
 void read_mot(GoldenCase& c, const Fields& f) {
     c.model.experts = f.size("n_experts");
     c.model.expert_size = f.size("expert_size");
@@ -73,6 +75,7 @@ void read_mot(GoldenCase& c, const Fields& f) {
     c.model.emit = emit == "shared" ? "shared" : "experts";
     c.discrete = f.get("discrete", false);
     c.forward_only = c.forward_only || c.discrete;
+    if (c.model.group_axis == "batch") check_groups(c, "group size", c.model.group_size);
 }
 
 // Refuses to run a case whose field has another value than this version computes with.
@@ -94,49 +97,64 @@ void check_tokens_per_expert(const GoldenCase& c, const Fields& f, const char* k
     }
 }
 
-void read_moe(GoldenCase& c, const std::string& kind, const Fields& f) {
+void read_experts(GoldenCase& c, const Fields& f) {
     c.model.experts = f.size("n_experts");
     c.model.expert_size = f.size("expert_size");
     c.model.expert_activation = f.get<std::string>("activation");
     only(c, f, "z_loss_weight", 0.0);
-    if (kind == "moe_token_choice") {
-        c.model.top_k = f.size("top_k");
-        c.model.capacity_factor = f.get<double>("capacity_factor");
-        c.model.load_balancing_weight = f.get<double>("load_balancing_weight");
-        only(c, f, "renormalise_top_k", false);
-        check_tokens_per_expert(c, f, "capacity", expert_capacity, c.B * c.T);
-    } else {
-        const int64_t simulated = f.get<int64_t>("simulate_group_size", 1);
-        c.model.expert_choice_fraction = f.get<double>("top_k_fraction");
-        c.model.simulate_group_size = simulated > 1 ? simulated : 0;
-        only<std::string>(c, f, "group_by", "batch");
-        only<std::string>(c, f, "softmax_over", "experts");
-        only(c, f, "softmax_ungrouped", false);
-        only<std::string>(c, f, "gate_value", "softmax_probability");
-        only(c, f, "output_layer_norm", true);
-        check_tokens_per_expert(c, f, "k_per_expert_per_position", expert_choices, simulated > 1 ? simulated : c.B);
-    }
 }
 
-void read_block(GoldenCase& c, const std::string& kind, const Fields& f) {
-    if (kind == "attention")
-        read_attention(c, f);
-    else if (kind == "ffn")
-        read_ffn(c, f);
-    else if (kind == "mot")
-        read_mot(c, f);
-    else
-        read_moe(c, kind, f);
+void read_token_choice(GoldenCase& c, const Fields& f) {
+    read_experts(c, f);
+    c.model.top_k = f.size("top_k");
+    c.model.capacity_factor = f.get<double>("capacity_factor");
+    c.model.load_balancing_weight = f.get<double>("load_balancing_weight");
+    only(c, f, "renormalise_top_k", false);
+    check_tokens_per_expert(c, f, "capacity", expert_capacity, c.B * c.T);
+}
+
+void read_expert_choice(GoldenCase& c, const Fields& f) {
+    read_experts(c, f);
+    const int64_t simulated = f.get<int64_t>("simulate_group_size", 1);
+    c.model.expert_choice_fraction = f.get<double>("top_k_fraction");
+    c.model.simulate_group_size = simulated > 1 ? simulated : 0;
+    only<std::string>(c, f, "group_by", "batch");
+    only<std::string>(c, f, "softmax_over", "experts");
+    only(c, f, "softmax_ungrouped", false);
+    only<std::string>(c, f, "gate_value", "softmax_probability");
+    only(c, f, "output_layer_norm", true);
+    check_tokens_per_expert(c, f, "k_per_expert_per_position", expert_choices, simulated > 1 ? simulated : c.B);
+    if (simulated > 1) check_groups(c, "simulated group size", simulated);
+}
+
+// How the files describe a kind of block. In a whole model's config, its fields lie among those of the model or
+// (`own_object`) in an object of their own.
+struct KindReader {
+    const char* kind;
+    bool own_object;
+    void (*read)(GoldenCase&, const Fields&);  // null: a kind of later versions
+};
+constexpr KindReader kind_readers[] = {{"attention", false, read_attention},
+                                       {"ffn", false, read_ffn},
+                                       {"mot", true, read_mot},
+                                       {"moe_token_choice", true, read_token_choice},
+                                       {"moe_expert_choice", true, read_expert_choice},
+                                       {"mamba", true, nullptr}};
+
+// Null if the files have no such kind.
+const KindReader* find_reader(const std::string& kind) {
+    const auto found = std::find_if(std::begin(kind_readers), std::end(kind_readers),
+                                    [&](const KindReader& reader) { return reader.kind == kind; });
+    return found == std::end(kind_readers) ? nullptr : found;
 }
 
 // The blocks of a model, and in `unsupported` what this version lacks to run it.
 std::vector<std::string> read_blocks(GoldenCase& c, const Fields& f) {
     std::vector<std::string> blocks = f.get<std::vector<std::string>>("blocks");
     for (const std::string& kind : blocks) {
-        if (later_kinds.count(kind))
-            c.unsupported = "this version has no blocks of kind " + kind;
-        else if (!is_block_kind(kind))
-            c.bad("unknown block kind \"" + kind + "\"");
+        const KindReader* reader = find_reader(kind);
+        if (!reader) c.bad("unknown block kind \"" + kind + "\"");
+        if (!reader->read) c.unsupported = "this version has no blocks of kind " + kind;
     }
     if (f.get<std::string>("residual", "pre_norm") != "pre_norm")
         c.unsupported = "this version has only pre-norm residuals";
@@ -156,8 +174,8 @@ void read_model(GoldenCase& c, const Fields& f) {
     c.model.pattern.clear();
     for (const std::string& kind : blocks) {
         c.model.pattern += (c.model.pattern.empty() ? "" : " ") + kind;
-        const bool own_object = kind != "attention" && kind != "ffn";
-        read_block(c, kind, own_object ? f.inside(kind.c_str()) : f);
+        const KindReader& reader = *find_reader(kind);
+        reader.read(c, reader.own_object ? f.inside(reader.kind) : f);
     }
     if (f.get<int64_t>("d_model") != c.C) c.bad("the config's \"d_model\" and the shape's \"C\" differ");
     if (c.T > c.model.context) c.bad(str("T is ", c.T, ", more than the context of ", c.model.context));
@@ -186,7 +204,8 @@ GoldenCase::GoldenCase(const std::string& path) : file(path) {
     auto block = file.metadata().find("block");
     if (block == file.metadata().end()) bad("the metadata has no \"block\": not a golden file");
     kind = block->second;
-    if (later_kinds.count(kind)) {
+    const KindReader* reader = find_reader(kind);
+    if (reader && !reader->read) {
         unsupported = "this version has no blocks of kind " + kind;
         return;
     }
@@ -199,9 +218,9 @@ GoldenCase::GoldenCase(const std::string& path) : file(path) {
     if (kind == "model" || kind == "trajectory") {
         read_model(*this, fields);
         if (kind == "trajectory" && unsupported.empty()) read_optimizer(*this, fields.inside("optimizer"));
-    } else if (is_block_kind(kind)) {
+    } else if (reader) {
         model.pattern = kind;
-        read_block(*this, kind, fields);
+        reader->read(*this, fields);
     } else if (kind != "layernorm") {
         bad("unknown block \"" + kind + "\"");
     }
@@ -209,10 +228,6 @@ GoldenCase::GoldenCase(const std::string& path) : file(path) {
     for_each_model_field(model, [&](const FieldInfo& info, const auto& field) { check_field(info, field, path); });
     try {
         model = resolved(model);
-        if (model.group_axis == "batch" && has_mot(model) && B % model.group_size)
-            input_error("B ", B, " is not divisible by the group size ", model.group_size);
-        if (has_block(model, "moe_expert_choice") && model.simulate_group_size && B % model.simulate_group_size)
-            input_error("B ", B, " is not divisible by the simulated group size ", model.simulate_group_size);
     } catch (const InputError& e) {
         bad(e.what());
     }

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "llmc/base/fields.h"
+#include "llmc/model/blocks/kinds.h"
 
 namespace llmc {
 
@@ -21,16 +22,7 @@ ModelConfig model_config_from_json(const nlohmann::json& json, const std::string
 
 namespace {
 
-const std::vector<std::string> block_kinds = {"attention", "ffn", "mot", "moe_token_choice", "moe_expert_choice"};
 constexpr size_t most_blocks = 10000;
-
-}  // namespace
-
-bool is_block_kind(const std::string& word) {
-    return std::find(block_kinds.begin(), block_kinds.end(), word) != block_kinds.end();
-}
-
-namespace {
 
 // pattern := { [N "x"] ( "(" pattern ")" | kind ) }
 struct PatternParser {
@@ -61,9 +53,9 @@ struct PatternParser {
         size_t begin = at;
         while (at < text.size() && (std::isalpha(static_cast<unsigned char>(text[at])) || text[at] == '_')) at++;
         std::string word = text.substr(begin, at - begin);
-        if (!is_block_kind(word)) {
+        if (!find_block_kind(word)) {
             at = begin;
-            fail("expected attention, ffn, mot, moe_token_choice, moe_expert_choice or ( ... )");
+            fail("expected " + block_kind_names() + " or ( ... )");
         }
         return word;
     }
@@ -97,49 +89,58 @@ std::vector<std::string> parse_pattern(const std::string& pattern) {
     return parser.sequence(false);
 }
 
-bool has_block(const ModelConfig& config, const std::string& kind) {
-    std::vector<std::string> blocks = parse_pattern(config.pattern);
-    return std::find(blocks.begin(), blocks.end(), kind) != blocks.end();
+const char* pattern_help() {
+    static const std::string help = [] {
+        std::string text = "blocks from bottom to top, e.g. \"4x(attention ffn) 4x(attention mot)\"; there are";
+        const char* before = " ";
+        for (const BlockKind& kind : block_kinds()) text += str(before, kind.name, " (", kind.help, ")"), before = ", ";
+        return text;
+    }();
+    return help.c_str();
 }
-bool has_mot(const ModelConfig& config) { return has_block(config, "mot"); }
-bool has_moe(const ModelConfig& config) {
-    return has_block(config, "moe_token_choice") || has_block(config, "moe_expert_choice");
+
+bool has_block(const ModelConfig& config, const std::string& kind) {
+    const std::vector<const BlockKind*> kinds = kinds_in(config);
+    return std::find(kinds.begin(), kinds.end(), &block_kind(kind)) != kinds.end();
+}
+
+bool has_experts(const ModelConfig& config) {
+    const std::vector<const BlockKind*> kinds = kinds_in(config);
+    return std::any_of(kinds.begin(), kinds.end(), [](const BlockKind* kind) { return kind->has_experts(); });
+}
+
+bool mixtures_span_ranks(const ModelConfig& config) {
+    bool some = false, all = true;
+    for (const BlockKind* kind : kinds_in(config))
+        if (kind->has_experts()) some = true, all = all && kind->group_ranks;
+    return some && all;
 }
 
 int64_t rows_together(const ModelConfig& c) {
-    int64_t rows = has_mot(c) ? c.group_size : 1;
-    if (has_block(c, "moe_expert_choice") && c.expert_choice_over == "batch" && c.simulate_group_size)
-        rows = std::lcm(rows, c.simulate_group_size);
+    int64_t rows = 1;
+    for (const BlockKind* kind : kinds_in(c))
+        if (kind->rows_together) rows = std::lcm(rows, kind->rows_together(c));
     return rows;
 }
 
+void check_rows(const ModelConfig& c, int64_t rows, int64_t group_size) {
+    for (const BlockKind* kind : kinds_in(c))
+        if (kind->check_rows) kind->check_rows(c, rows, group_size);
+}
+
 std::string sees_the_future(const ModelConfig& c) {
-    if (has_mot(c) && c.group_axis == "sequence")
-        return "whose MoT groups lie within a sequence (--group-axis sequence)";
-    if (has_block(c, "moe_expert_choice") && c.expert_choice_over == "all")
-        return "whose experts choose among all positions (--expert-choice-over all)";
+    for (const BlockKind* kind : kinds_in(c))
+        if (kind->sees_the_future)
+            if (std::string why = kind->sees_the_future(c); !why.empty()) return why;
     return "";
 }
 
-int64_t competing_sequences(const ModelConfig& c, int64_t rows) {
-    if (c.expert_choice_over == "all") return 0;
-    return c.simulate_group_size ? c.simulate_group_size : rows;
-}
-
-int64_t expert_capacity(const ModelConfig& c, int64_t tokens) {
-    const double slots = c.capacity_factor * double(tokens) * double(c.top_k) / double(c.experts);
-    if (!(slots >= 1))
-        input_error("--capacity-factor ", c.capacity_factor, " gives each of the ", c.experts,
-                    " experts a capacity of 0 for ", tokens, " tokens: make the factor or the micro-batch larger");
-    return slots < double(tokens) ? int64_t(slots) : tokens;
-}
-
-int64_t expert_choices(const ModelConfig& c, int64_t candidates) {
-    const double k = std::nearbyint(c.expert_choice_fraction * double(candidates));  // half to even
-    if (!(k >= 1))
-        input_error("--expert-choice-fraction ", c.expert_choice_fraction, " of ", candidates,
-                    " candidates rounds to 0 tokens per expert: make it or the number of sequences larger");
-    return k < double(candidates) ? int64_t(k) : candidates;
+std::vector<std::string> warnings_of(const ModelConfig& c) {
+    std::vector<std::string> list;
+    for (const BlockKind* kind : kinds_in(c))
+        if (kind->warnings)
+            for (const std::string& warning : kind->warnings(c)) list.push_back(warning);
+    return list;
 }
 
 bool is_gated(const std::string& activation) { return activation == "swiglu" || activation == "geglu"; }
@@ -153,44 +154,34 @@ Activation activation_of(const std::string& word) {
     input_error("unknown activation \"", word, "\"");
 }
 
-double experts_of_a_token(const ModelConfig& c, const std::string& kind) {
-    if (kind == "moe_token_choice") return double(c.top_k + c.shared_experts);
-    if (kind == "moe_expert_choice") return c.expert_choice_fraction * double(c.experts) + double(c.shared_experts);
-    return double(c.experts) / double(c.group_size);
+double experts_of_a_token(const ModelConfig& c, const std::string& name) {
+    const BlockKind& kind = block_kind(name);
+    return kind.experts_of_a_token(c) + (kind.shared_experts ? double(c.shared_experts) : 0);
 }
 
-int64_t outputs_that_add_up(const ModelConfig& c, const std::string& kind) {
-    std::string rule = c.expert_down_init;
-    if (rule == "default") rule = kind == "mot" ? "one" : kind == "moe_token_choice" ? "all" : "chosen";
+int64_t outputs_that_add_up(const ModelConfig& c, const std::string& name) {
+    const BlockKind& kind = block_kind(name);
+    const std::string rule = c.expert_down_init == "default" ? kind.down_init : c.expert_down_init;
     if (rule == "all") return c.experts;
-    const double shared = kind == "mot" ? 0 : double(c.shared_experts);  // a sum of their own
-    return rule == "one" ? 1 : std::max<int64_t>(1, std::llround(experts_of_a_token(c, kind) - shared));
-}
-
-double aux_loss_weight(const ModelConfig& c, const std::string& metric) {
-    if (metric == "z_loss") return c.router_z_loss_weight;
-    if (metric != "balance_loss") return 0;
-    const std::vector<std::string> blocks = parse_pattern(c.pattern);
-    const auto layers = std::count(blocks.begin(), blocks.end(), "moe_token_choice");
-    return c.load_balancing_over == "mean" ? c.load_balancing_weight / double(layers) : c.load_balancing_weight;
+    // Shared experts are a sum of their own.
+    return rule == "one" ? 1 : std::max<int64_t>(1, std::llround(kind.experts_of_a_token(c)));
 }
 
 namespace {
 
 // The hidden size at which an expert layer costs as much as a dense one, or (not flop_matched) has its parameters.
-int64_t default_expert_size(const ModelConfig& c, const std::string& kind) {
-    if (kind == "mot" || !c.flop_matched) {
-        const bool by_group = kind == "mot" && c.flop_matched;
-        const int64_t width = c.d_ff * (by_group ? c.group_size : 1);
+int64_t default_expert_size(const ModelConfig& c, const BlockKind& kind) {
+    if (kind.mixed_tokens || !c.flop_matched) {
+        const int64_t tokens = c.flop_matched ? kind.mixed_tokens(c) : 1, width = c.d_ff * tokens;
         if (width % c.experts)
             input_error("--experts ", c.experts, " does not divide the layer's width of ", width, " (d_ff ", c.d_ff,
-                        by_group ? str(" x group_size ", c.group_size) : "", "): set --expert-size");
+                        c.flop_matched ? str(" x group_size ", tokens) : "", "): set --expert-size");
         return width / c.experts;
     }
-    const double per_token = experts_of_a_token(c, kind);
+    const double per_token = experts_of_a_token(c, kind.name);
     const double size = double(c.d_ff) / per_token, whole = std::round(size);
     if (whole < 1 || std::abs(size - whole) > 1e-9 * size)
-        input_error("d_ff ", c.d_ff, " is not divisible among the ", per_token, " experts that a token of ", kind,
+        input_error("d_ff ", c.d_ff, " is not divisible among the ", per_token, " experts that a token of ", kind.name,
                     " has on average: set --expert-size");
     return int64_t(whole);
 }
@@ -225,44 +216,11 @@ ModelConfig with_granularity(ModelConfig c) {
     return c;
 }
 
-void check_moe(const ModelConfig& c) {
-    if (c.top_k > c.experts)
-        input_error("--top-k ", c.top_k, " is more than there are experts (--experts ", c.experts, ")");
-    if (!(c.capacity_factor > 0)) input_error("--capacity-factor is ", c.capacity_factor, ", it must be positive");
-    if (c.router_z_loss_weight > 0 && has_block(c, "moe_expert_choice") && c.expert_choice_softmax == "tokens")
-        input_error(
-            "--router-z-loss-weight needs a softmax over experts: it cannot be used with --expert-choice-softmax "
-            "tokens");
-    if (c.expert_choice_over == "all" && c.simulate_group_size)
-        input_error("--simulate-group-size ", c.simulate_group_size, " is about choosing among sequences at one "
-                    "position, not among all tokens (--expert-choice-over all)");
-    if (!has_block(c, "moe_token_choice")) {
-        const char* flag = c.dropless            ? "--dropless"
-                           : c.balanced_routing  ? "--balanced-routing"
-                           : c.renormalize_gates ? "--renormalize-gates"
-                                                 : nullptr;
-        if (flag) input_error(flag, " is for token choice, and the pattern has no moe_token_choice");
-        return;
-    }
-    if (c.balanced_routing && c.renormalize_gates)
-        input_error("--renormalize-gates divides by the gates of chosen experts, but with --balanced-routing these "
-                    "are any experts and their gates may all be 0");
-    if (c.renormalize_gates && c.top_k == 1)
-        input_error("--renormalize-gates makes the only gate of --top-k 1 a constant: the router would learn nothing");
-    if (c.dropless && c.drop_order == "gate")
-        input_error("--drop-order gate orders dropped tokens, but with --dropless there are none");
-}
-
-ModelConfig with_experts(ModelConfig c) {
-    c = with_granularity(c);
-    if (has_moe(c)) {
-        check_moe(c);
-        if (c.expert_choice_fraction == 0) c.expert_choice_fraction = double(c.top_k) / double(c.experts);
-    }
+ModelConfig with_expert_size(ModelConfig c) {
     if (c.expert_size) return c;
-    for (const char* kind : {"mot", "moe_token_choice", "moe_expert_choice"}) {
-        if (!has_block(c, kind)) continue;
-        const int64_t size = default_expert_size(c, kind);
+    for (const BlockKind* kind : kinds_in(c)) {
+        if (!kind->has_experts()) continue;
+        const int64_t size = default_expert_size(c, *kind);
         if (c.expert_size && size != c.expert_size)
             input_error("the pattern's kinds of experts would have hidden sizes of ", c.expert_size, " and ", size,
                         ": set --expert-size");
@@ -279,11 +237,10 @@ ModelConfig resolved(ModelConfig c) {
         input_error("--positions rope needs an even head size, but --d-model ", c.d_model, " / --heads ", c.heads,
                     " is ", c.d_model / c.heads);
     if (c.d_ff == 0) c.d_ff = 4 * c.d_model;
-    if (has_mot(c)) check_mot_variants(c);
-    if (has_mot(c) && c.group_axis == "sequence" && c.context % c.group_size)
-        input_error("--group-size ", c.group_size, " does not divide --context ", c.context,
-                    " (--group-axis sequence)");
-    return with_experts(c);
+    c = with_granularity(c);
+    for (const BlockKind* kind : kinds_in(c))
+        if (kind->resolve) kind->resolve(c);
+    return with_expert_size(c);
 }
 
 }  // namespace llmc

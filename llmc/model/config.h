@@ -63,6 +63,8 @@ struct FieldInfo {
     const char* group = "Model";            // heading in the help text
 };
 
+const char* pattern_help();  // of the field "pattern"; lists the kinds of blocks
+
 // Calls f(info, c.field) for every field of a ModelConfig (const or not).
 template <class Config, class F>
 void for_each_model_field(Config& c, F&& f) {
@@ -71,7 +73,7 @@ void for_each_model_field(Config& c, F&& f) {
     gated.insert(gated.end(), {"swiglu", "geglu"});
     std::vector<std::string> any = gated;
     any.push_back("linear");
-    f(FieldInfo{"pattern", "blocks from bottom to top, e.g. \"4x(attention ffn) 4x(attention mot)\""}, c.pattern);
+    f(FieldInfo{"pattern", pattern_help()}, c.pattern);
     f(FieldInfo{"vocab_size", "number of tokens in the vocabulary; 0: take it from the data", {}, 0, 1 << 30},
       c.vocab_size);
     f(FieldInfo{"d_model", "width of the residual stream", {}, 1, 1 << 20}, c.d_model);
@@ -297,20 +299,26 @@ std::vector<std::string> parse_pattern(const std::string& pattern);
 // with the numbers.
 ModelConfig resolved(ModelConfig config);
 
-// In config_checks.cpp. InputError naming the flags if options of MoT contradict each other or have no effect.
-void check_mot_variants(const ModelConfig& config);
-void check_discrete(const ModelConfig& config);  // InputError if discrete evaluation has no softmax to replace
+// InputError if discrete evaluation has no softmax to replace.
+void check_discrete(const ModelConfig& config);
 
-bool is_block_kind(const std::string& word);  // attention, ffn, ...
-// Whether the pattern has a block of this kind; MoT; either kind of sparse MoE.
+// Whether the pattern has a block of this kind. InputError if there is no such kind (blocks/kinds.h).
 bool has_block(const ModelConfig& config, const std::string& kind);
+bool has_experts(const ModelConfig& config);  // of any kind
+bool mixtures_span_ranks(const ModelConfig& config);  // there are experts, all of kinds that --group-ranks can share
 bool has_mot(const ModelConfig& config);
-bool has_moe(const ModelConfig& config);
+bool has_moe(const ModelConfig& config);          // token choice or expert choice
+bool shuffles_groups(const ModelConfig& config);  // MoT with --group-order random
 // The number of sequences of a batch must be a multiple of this: of the MoT group size or of the simulated group size
 // of expert choice; 1: any number.
 int64_t rows_together(const ModelConfig& config);
+// InputError if a batch of `rows` sequences cannot be cut into groups (MoT groups of group_size; 0: the configured
+// one), or leaves an expert without a token.
+void check_rows(const ModelConfig& config, int64_t rows, int64_t group_size = 0);
 // Why a token may see later tokens, or "" if the model is causal. A model that is not causal cannot generate.
 std::string sees_the_future(const ModelConfig& config);
+// Sentences that a run prints before it starts, about options that are controls only.
+std::vector<std::string> warnings_of(const ModelConfig& config);
 
 // Expert choice: number of sequences of a batch of `rows` that compete at a position; 0: all tokens compete.
 int64_t competing_sequences(const ModelConfig& config, int64_t rows);

@@ -47,9 +47,9 @@ Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everyt
     if (config.positions == "learned") embedding.weight("position.weight", {config.context, C}, 1);
 
     int64_t first_metric = 0;
-    std::vector<std::string> kinds = parse_pattern(config.pattern);
+    for (const std::string& word : parse_pattern(config.pattern)) kinds.push_back(&block_kind(word));
     for (size_t i = 0; i < kinds.size(); i++) {
-        blocks.push_back(make_block(kinds[i], config));
+        blocks.push_back(kinds[i]->make(config));
         std::string name = str("blocks.", i);
         Unit dense{name, false, 0, 0, 0, {}, name}, experts{name + ".experts", true, 0, 0, 0, {}, name};
         declare_norm(dense, "norm.");
@@ -128,31 +128,13 @@ UnitView Model::view(const std::string& unit_name, bool gradients) const {
     return {unit, place.params, gradients ? place.grads : Tensor{}};
 }
 
-bool Model::has(const std::string& kind) const {
-    return std::any_of(blocks.begin(), blocks.end(), [&](const auto& block) { return block->kind() == kind; });
-}
-
 void Model::check_rows(int64_t rows, int64_t group_size) const {
-    if (has("moe_expert_choice")) {
-        const int64_t g = competing_sequences(config, rows);
-        if (rows == 0 || (g && rows % g))
-            input_error("a batch of ", rows, " sequences cannot be cut into groups of ", g,
-                        " (--simulate-group-size): make the micro-batch a multiple of it");
-        expert_choices(config, g ? g : rows * config.context);
-    }
-    if (!has("mot")) return;
-    const int64_t g = group_size ? group_size : config.group_size;
-    if (config.group_axis == "batch" && rows % g)
-        input_error("a batch of ", rows, " sequences cannot be cut into MoT groups of ", g, ": make the micro-batch (",
-                    rows, ") a multiple of the group size (", g, ")");
-    if (config.group_axis == "sequence" && config.context % g)
-        input_error("a sequence of ", config.context, " tokens cannot be cut into MoT groups of ", g,
-                    ": choose a group size that divides it");
+    llmc::check_rows(config, rows, group_size);
 }
 
 // Number 0 for a random order without a number; not given if no block has a random order.
 Tensor Model::zero_draw(Arena& arena) const {
-    if (config.group_order != "random" || !has("mot")) return {};
+    if (!shuffles_groups(config)) return {};
     Tensor draw = arena.tensor("draw", DType::i32, {1});
     fill(draw, 0, ctx);
     return draw;
@@ -227,7 +209,7 @@ void Model::announce(size_t i, const Run& run, Phase phase, bool before) const {
 // else survives.
 Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& run) {
     announce(i, run, Phase::forward, true);
-    const Range range(blocks[i]->kind(), ctx);
+    const Range range(kinds[i]->name, ctx);
     Pass pass = pass_for(i, run);
     std::vector<SavedSpec> specs = blocks[i]->declare_saved(run.B, run.T, pass);
     Kept kept;
@@ -254,7 +236,7 @@ Model::Kept Model::forward_block(size_t i, Tensor x, Tensor branch, const Run& r
 // dstream [B,T,C]: the gradient of the residual stream above the block on entry, below it on return.
 void Model::backward_block(size_t i, Tensor dstream, const Run& run, Kept& kept) {
     announce(i, run, Phase::backward, true);
-    const Range range(blocks[i]->kind(), ctx);
+    const Range range(kinds[i]->name, ctx);
     Pass pass = pass_for(i, run);
     pass.slots = kept.slots;
     normalize(i, kept, kept.x, {}, run);
@@ -445,7 +427,7 @@ void Model::extend(Tensor logits, Tensor tokens, Generation& generation, const E
     for (size_t i = 0; i < blocks.size(); i++) {
         int64_t temporaries = arena.mark();
         announce(i, run, Phase::forward, true);
-        const Range range(blocks[i]->kind(), ctx);
+        const Range range(kinds[i]->name, ctx);
         Pass pass = pass_for(i, run);
         pass.state = generation.state[i];
         append_slots(pass.slots, blocks[i]->declare_saved(B, n, pass), true, arena);

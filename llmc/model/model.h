@@ -129,7 +129,6 @@ public:
 private:
     struct Run;   // one call: sizes, options, arena, hooks
     struct Kept;  // what one block saves for backward
-    bool has(const std::string& kind) const;  // a block of this kind
     UnitView view(const std::string& unit_name, bool gradients) const;
     Tensor zero_draw(Arena& arena) const;
     void with_head(const Run& run, const std::function<void(const UnitView&)>& use);
@@ -149,6 +148,7 @@ private:
     Context& ctx;
     Mesh* mesh;
     Norm norm;
+    std::vector<const BlockKind*> kinds;  // of the blocks
     std::vector<std::unique_ptr<Block>> blocks;
     std::vector<MetricSlot> metrics;
 };

@@ -93,7 +93,7 @@ ScalingRow scaling_row(const ModelConfig& model, const TrainConfig& train, int g
 std::vector<ScalingRow> scaling_rows(const ModelConfig& model, const TrainConfig& train, int gpus,
                                      const ScalingCommand& command, const Cluster& cluster) {
     std::vector<int64_t> parts = {train.expert_parallel};  // how many GPUs have all experts together
-    if (command.choose_experts && (has_mot(model) || has_moe(model)))
+    if (command.choose_experts && has_experts(model))
         for (int64_t n = 2, E = resolved(model).experts; n <= std::min<int64_t>(E, gpus); n++)
             if (E % n == 0 && gpus % n == 0) parts.push_back(n);
     std::vector<ScalingRow> rows;
@@ -200,7 +200,7 @@ void print_exchange(const ModelConfig& model, const ScalingRow& row, const Scali
 
 int run_scaling(const ModelConfig& model, const TrainConfig& train, const ScalingCommand& command) {
     const Cluster cluster = cluster_of(command, train.precision);
-    if (command.exchange && !has_mot(model) && !has_moe(model))
+    if (command.exchange && !has_experts(model))
         input_error("--exchange needs a mixture block, and the pattern \"", model.pattern, "\" has none");
     for (int gpus : command.gpus) {  // refused before the first line is printed
         TrainConfig config = train;

@@ -19,8 +19,7 @@ Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hoo
     step = step_state_tensor(arena.tensor("step state", DType::i32, {words}).data);
     eval_step = step_state_tensor(arena.tensor("evaluation sums", DType::i32, {words}).data);
     metric_values = arena.tensor("metrics", DType::f64, {model.metric_count()});
-    if (has_mot(model.config) && model.config.group_order == "random")
-        draw = arena.tensor("draw", DType::i32, {1});
+    if (shuffles_groups(model.config)) draw = arena.tensor("draw", DType::i32, {1});
     fill(metric_values, 0, ctx);
     set_state({});
 }

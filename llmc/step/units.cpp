@@ -13,10 +13,10 @@ Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ran
                     " micro-batches (--grad-accumulation) cannot be distributed equally over ", s.batches(),
                     s.group_ranks > 1 ? " groups of processes" : " processes",
                     ": make --grad-accumulation a multiple of that");
-    if (s.expert_ranks > 1 && !has_mot(model) && !has_moe(model))
+    if (s.expert_ranks > 1 && !has_experts(model))
         input_error("--expert-parallel ", s.expert_ranks, ": this model has no experts");
     if (s.group_ranks == 1) return s;
-    if (!has_mot(model) || has_moe(model) || model.group_axis != "batch")
+    if (!mixtures_span_ranks(model) || model.group_axis != "batch")
         input_error("--group-ranks ", s.group_ranks,
                     " needs a model whose mixtures are all Mixtures of Tokens with "
                     "groups over the batch");

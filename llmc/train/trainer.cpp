@@ -335,15 +335,7 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     Context counting({.threads = threads, .counting = true});
     Model shapes(model, Precision::from_name(config.precision), true, counting);
     std::printf("%s", describe_plan(plan, shapes, config, ranks).c_str());
-    if (has_mot(model) && model.group_axis == "sequence")
-        std::printf("warning: --group-axis sequence mixes positions of one sequence: the model sees its own future\n");
-    if (has_block(model, "moe_expert_choice") && model.expert_choice_over == "all")
-        std::printf(
-            "warning: --expert-choice-over all compares positions of one sequence: the model sees its own future\n");
-    if (model.balanced_routing)
-        std::printf("warning: --balanced-routing ignores what the router says: it is for timings\n");
-    if (has_block(model, "moe_token_choice") && model.drop_order == "gate")
-        std::printf("warning: --drop-order gate drops a token for a later one: the model sees its own future\n");
+    for (const std::string& warning : warnings_of(model)) std::printf("warning: %s\n", warning.c_str());
     std::fflush(stdout);
 }
 

@@ -11,7 +11,6 @@ namespace {
 class Attention final : public Block {
 public:
     using Block::Block;
-    const char* kind() const override { return "attention"; }
 
     void declare_params(Unit& dense, Unit&) const override {
         const int64_t C = config.d_model;

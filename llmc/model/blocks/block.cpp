@@ -1,5 +1,6 @@
 #include "llmc/model/blocks/block.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace llmc {
@@ -24,13 +25,33 @@ void Block::logits_backward(const Pass& p, const char* weight, Tensor dx, Tensor
     llmc::logits_backward(p, dx, p.grad(weight), p.accumulate, dlogits, x, p.param(weight));
 }
 
+std::string block_kind_names() {
+    std::string names;
+    for (const BlockKind& kind : block_kinds()) names += str(names.empty() ? "" : ", ", kind.name);
+    return names;
+}
+
+const BlockKind* find_block_kind(const std::string& name) {
+    for (const BlockKind& kind : block_kinds())
+        if (name == kind.name) return &kind;
+    return nullptr;
+}
+
+const BlockKind& block_kind(const std::string& name) {
+    if (const BlockKind* kind = find_block_kind(name)) return *kind;
+    input_error("unknown block kind \"", name, "\": use ", block_kind_names());
+}
+
+std::vector<const BlockKind*> kinds_in(const ModelConfig& config) {
+    const std::vector<std::string> blocks = parse_pattern(config.pattern);
+    std::vector<const BlockKind*> kinds;
+    for (const BlockKind& kind : block_kinds())
+        if (std::find(blocks.begin(), blocks.end(), kind.name) != blocks.end()) kinds.push_back(&kind);
+    return kinds;
+}
+
 std::unique_ptr<Block> make_block(const std::string& kind, const ModelConfig& config) {
-    if (kind == "attention") return make_attention(config);
-    if (kind == "ffn") return make_ffn(config);
-    if (kind == "mot") return make_mot(config);
-    if (kind == "moe_token_choice") return make_moe_token_choice(config);
-    if (kind == "moe_expert_choice") return make_moe_expert_choice(config);
-    input_error("unknown block kind \"", kind, "\"");
+    return block_kind(kind).make(config);
 }
 
 }  // namespace llmc

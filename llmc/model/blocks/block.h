@@ -1,14 +1,15 @@
 // A residual block: x <- x + block(norm(x)). The model computes norm and addition; a block computes what is between.
 //
-// Each kind of block is one file in this folder. It declares its parameters, its saved tensors and its generation
-// state, and implements forward, backward and extend as a list of op calls. Blocks keep no pointers to tensors: the
-// Pass brings all of them with every call.
+// Each kind of block is one file in this folder and one row of kind_table.h. The file declares parameters, saved tensors
+// and generation state, and implements forward, backward and extend as a list of op calls. Blocks keep no pointers to
+// tensors: the Pass brings all of them with every call.
 #pragma once
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "llmc/comm/comm.h"
+#include "llmc/model/blocks/kinds.h"
 #include "llmc/model/config.h"
 #include "llmc/model/params.h"
 #include "llmc/ops/arena.h"
@@ -82,8 +83,6 @@ public:
     explicit Block(const ModelConfig& config) : config(config) {}
     virtual ~Block() = default;
 
-    // The block's name in a pattern.
-    virtual const char* kind() const = 0;
     // Declares the parameters. Tensors whose axis 0 is the expert go to `experts`, all others to `dense`.
     virtual void declare_params(Unit& dense, Unit& experts) const = 0;
     // The tensors that forward saves for backward with B sequences of T positions.
@@ -109,12 +108,7 @@ protected:
     const ModelConfig config;
 };
 
-// A block of each kind, and the one with the name `kind` in a pattern. InputError if there is no such kind.
-std::unique_ptr<Block> make_attention(const ModelConfig& config);
-std::unique_ptr<Block> make_ffn(const ModelConfig& config);
-std::unique_ptr<Block> make_mot(const ModelConfig& config);
-std::unique_ptr<Block> make_moe_token_choice(const ModelConfig& config);
-std::unique_ptr<Block> make_moe_expert_choice(const ModelConfig& config);
+// The block of this kind (kinds.h). InputError if there is no such kind.
 std::unique_ptr<Block> make_block(const std::string& kind, const ModelConfig& config);
 
 }  // namespace llmc

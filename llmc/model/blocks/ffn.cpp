@@ -10,7 +10,6 @@ public:
         : Block(c), feed_forward("", c.ffn_activation,
                                  {.d_model = c.d_model, .hidden = c.d_ff,
                                   .bias = c.ffn_bias && !is_gated(c.ffn_activation)}) {}
-    const char* kind() const override { return "ffn"; }
 
     void declare_params(Unit& dense, Unit&) const override { feed_forward.declare_params(dense); }
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {

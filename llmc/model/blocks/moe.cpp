@@ -152,7 +152,6 @@ class TokenChoice final : public Moe {
 public:
     explicit TokenChoice(const ModelConfig& c)
         : Moe(c, "moe_token_choice"), balance_weight(aux_loss_weight(c, "balance_loss")) {}
-    const char* kind() const override { return "moe_token_choice"; }
 
     std::vector<SavedSpec> declare_saved(int64_t B, int64_t T, const Pass& p) const override {
         std::vector<SavedSpec> saved = Moe::declare_saved(B, T, p);
@@ -207,7 +206,6 @@ private:
 class ExpertChoice final : public Moe {
 public:
     explicit ExpertChoice(const ModelConfig& c) : Moe(c, "moe_expert_choice") {}
-    const char* kind() const override { return "moe_expert_choice"; }
 
     void declare_params(Unit& dense, Unit& experts) const override {
         Moe::declare_params(dense, experts);

@@ -31,7 +31,6 @@ public:
                                                              .hidden = c.expert_size,
                                                              .experts = c.experts,
                                                              .summed = outputs_that_add_up(c, "mot")}) {}
-    const char* kind() const override { return "mot"; }
 
     void declare_params(Unit& dense, Unit& experts) const override {
         weights.declare_params(dense);

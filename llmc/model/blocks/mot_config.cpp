@@ -1,4 +1,5 @@
-// Which options go together.
+// What a configuration says about Mixtures of Tokens: the functions of their row in kind_table.h.
+#include "llmc/model/blocks/kind_table.h"
 #include "llmc/model/config.h"
 
 namespace llmc {
@@ -52,11 +53,39 @@ void check_no_softmax(const ModelConfig& c) {
 
 }  // namespace
 
-void check_mot_variants(const ModelConfig& c) {
+bool has_mot(const ModelConfig& config) { return has_block(config, "mot"); }
+bool shuffles_groups(const ModelConfig& config) { return config.group_order == "random" && has_mot(config); }
+
+double mot_experts_of_a_token(const ModelConfig& c) { return double(c.experts) / double(c.group_size); }
+int64_t mot_group_size(const ModelConfig& c) { return c.group_size; }
+
+void resolve_mot(ModelConfig& c) {
     if (c.router == "uniform") check_uniform(c);
     check_emit(c);
     check_temperature(c);
     if (!c.merge_softmax) check_no_softmax(c);
+    if (c.group_axis == "sequence" && c.context % c.group_size)
+        input_error("--group-size ", c.group_size, " does not divide --context ", c.context,
+                    " (--group-axis sequence)");
+}
+
+void check_mot_rows(const ModelConfig& c, int64_t rows, int64_t group_size) {
+    const int64_t g = group_size ? group_size : c.group_size;
+    if (c.group_axis == "batch" && rows % g)
+        input_error("a batch of ", rows, " sequences cannot be cut into MoT groups of ", g, ": make the micro-batch (",
+                    rows, ") a multiple of the group size (", g, ")");
+    if (c.group_axis == "sequence" && c.context % g)
+        input_error("a sequence of ", c.context, " tokens cannot be cut into MoT groups of ", g,
+                    ": choose a group size that divides it");
+}
+
+std::string mot_sees_the_future(const ModelConfig& c) {
+    return c.group_axis == "sequence" ? "whose MoT groups lie within a sequence (--group-axis sequence)" : "";
+}
+
+std::vector<std::string> mot_warnings(const ModelConfig& c) {
+    if (c.group_axis != "sequence") return {};
+    return {"--group-axis sequence mixes positions of one sequence: the model sees its own future"};
 }
 
 void check_discrete(const ModelConfig& c) {
