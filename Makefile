@@ -1,7 +1,7 @@
 # mot.cu's build. `make help` lists what can be made; scripts/detect.sh finds compiler and libraries.
 #
 # What a person may set: BACKEND, GEMM, COMM, GPU_ARCH, CUDA_HOME, SANITIZE, ARCH, CXX, CPPFLAGS, CXXFLAGS, LDFLAGS,
-# LDLIBS, V=1 (shows commands).
+# LDLIBS, CCACHE (empty: no compiler cache), V=1 (shows commands).
 # Programs are built in build/<backend>; what does not depend on the backend is compiled once, in build/common. A change
 # of flags, libraries or list of sources rebuilds what it touches.
 SHELL := /bin/bash
@@ -199,7 +199,14 @@ $(call stamp,$(COMMON)/commit,$(COMMIT))
 endif
 
 # --- rules for files
-compile = $(eval BUILT := yes)@mkdir -p $(@D); echo "  compile $<"; $(if $(V),set -x;) $1 -MMD -MP -c -o $@ $2 $<
+# ccache, where it is installed, keeps objects for all checkouts of this user. Their processor is part of its key: it
+# stands in compile.flags, and -march=native does not name it. nvcc's own report is worth more than a hit.
+CCACHE ?= $(shell command -v ccache)
+export CCACHE_EXTRAFILES := $(COMMON)/compile.flags
+export CCACHE_NOHASHDIR := 1
+cached = $(if $(findstring nvcc,$1),,$(CCACHE))
+compile = $(eval BUILT := yes)@mkdir -p $(@D); echo "  compile $<"; $(if $(V),set -x;) $(cached) $1 -MMD -MP \
+    -c -o $@ $2 $<
 
 $(COMMON)/obj/%.o: %.cpp $(COMMON)/compile.flags
 	$(call compile,$(COMPILE) $(EXTRA_FLAGS))
@@ -288,7 +295,8 @@ $(BENCH_FILES): $(B)/bench/%: $(COMMON)/obj/dev/bench/%.o $(B)/libllmc.a | $(VER
 	$(call link_program,$<,$(LLMC))
 
 -include $(patsubst %.o,%.d,$(LIBRARY_OBJECTS) $(PATH_OBJECTS) $(TEST_HELPER_OBJECTS) $(GOLDEN_OBJECTS) \
-    $(VERSION_OBJECT) $(call object,$(addsuffix .cu,$(PROGRAMS)) $(TOOLS:%=data/%.cpp) $(wildcard dev/test/test_*.cpp dev/bench/*.cpp)))
+    $(VERSION_OBJECT) $(call object,$(addsuffix .cu,$(PROGRAMS)) $(TOOLS:%=data/%.cpp) \
+    $(wildcard dev/test/test_*.cpp dev/bench/*.cpp)))
 
 # --- goals
 .PHONY: all $(PROGRAMS) prepare tests kernel-tests benches table reconfigure deps demo lint tidy test test-emu-full \

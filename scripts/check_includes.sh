@@ -42,7 +42,10 @@ problems=$(awk -v floors="$floors" -v backend_users="$backend_users" -v door="$d
 
 # Inside a room too: no two files (a header and its source count as one) need each other, directly or by others. But
 # ops.h and comm.h are contracts, which the files below them implement.
-circles=$(awk '$1 !~ /^llmc\/(ops|comm)\// { sub(/\.[a-z]*$/, "", $1); sub(/\.[a-z]*$/, "", $3); if ($1 != $3) print $3, $1 }' <<< "$includes" |
+circles=$(awk '$1 !~ /^llmc\/(ops|comm)\// {
+        sub(/\.[a-z]*$/, "", $1); sub(/\.[a-z]*$/, "", $3)
+        if ($1 != $3) print $3, $1
+    }' <<< "$includes" |
     tsort 2>&1 > /dev/null | sed 's/^tsort: -: /circle of includes: /; s/^tsort: /  /')
 
 [ -z "$problems$circles" ] && { echo "$(wc -l <<< "$includes") includes point down"; exit 0; }

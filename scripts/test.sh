@@ -5,6 +5,8 @@
 # Environment: FILTER=word  only tests whose name holds the word (test_attention, golden, build)
 #              ASAN=no      leaves the sanitized runs out
 #              GPU=no       leaves everything about CUDA out
+#              AVX2=yes     runs the CPU tests on the portable program's AVX2 kernels too; without it only where the
+#                           processor has AVX-512, whose kernels the other tests run
 #              EMU=full     only the emulated kernels, at all sizes and in more schedules (`make test-emu-full`)
 #              DEPS=no      installs nothing
 # The last line is `N passed, N failed, N skipped`; the lines before it name what failed or was skipped, and why.
@@ -14,7 +16,7 @@
 # emulated GPU 7, with ASan and TSan 5, nvcc 2: about 30 in all. `make test-emu-full` is for the nights.
 set -u
 cd "$(dirname "$0")/.." || exit 2
-FILTER=${FILTER:-} ASAN=${ASAN:-} GPU=${GPU:-} EMU=${EMU:-}
+FILTER=${FILTER:-} ASAN=${ASAN:-} GPU=${GPU:-} AVX2=${AVX2:-} EMU=${EMU:-}
 limit=${TEST_TIMEOUT:-600}  # seconds one test program may take
 
 passed=0 failed=0 skipped=0
@@ -120,7 +122,7 @@ run_variant() {
     for source in dev/test/test_*.cpp; do
         name=$(basename "$source" .cpp)
         case $name in test_emu* | test_backends | test_launch_gpu) continue ;; esac  # of the emulated build
-        [ "$prefix$name" = asan:test_portable ] && continue  # it starts another build's program
+        [ -n "$prefix" ] && [ "$name" = test_portable ] && continue  # it starts one build's program, on every path
         if wanted "$name"; then run_gtest "$prefix$name" "$directory/test/$name"; fi
     done
     if wanted golden; then run_golden "${prefix}golden" "$directory/test_mot"; fi
@@ -181,7 +183,8 @@ refuses() {  # WORD MAKE_ARGUMENT...: exit code 2 and one line that holds the wo
     [ $? = 2 ] && [ "$(wc -l <<< "$said")" = 1 ] && [[ $said == *"$word"* ]]
 }
 
-# A program passes only if a test ran. counts_as FILTER SENTENCE: with this filter test_embedding fails with it.
+# A program passes only if a test ran. counts_as FILTER SENTENCE: with this filter test_embedding fails with it. In a
+# shell of its own, which counts for itself.
 counts_as() (
     passed=0 failed=0 skipped=0 failures=() skips=()
     cp build/cpu/test/test_embedding build/cpu/test/test_some  # of its own, for its log
@@ -204,11 +207,33 @@ test_lint() {
     for part in shell links flags sizes version; do check "lint: $part, see above" scripts/lint.sh $part; done
 }
 
+# Programs for many processors: by g++, for x86-64.
+builds_portable() { [ "$(uname -m)" = x86_64 ] && [[ ${CXX:-g++} != *clang* ]]; }
+
+# All tests again on the AVX2 kernels of the portable program and of oneDNN. Where the processor has nothing better, the
+# native build has run them already. So both kinds of machine test the path that most processors take.
+test_avx2() {
+    local best=AVX2
+    ! grep -q avx512f /proc/cpuinfo || best=AVX-512
+    if ! builds_portable; then
+        skip "AVX2 kernels: no portable program here"
+    elif [ $best = AVX2 ] && [ "$AVX2" != yes ]; then
+        skip "AVX2 kernels of the portable program: the native ones are AVX2 too (AVX2=yes tests them all the same)"
+    else
+        phase "build of the portable program's tests"
+        make -k BACKEND=cpu ARCH=portable all tests || fail "build: ARCH=portable does not build, see above"
+        phase "tests on AVX2 kernels"
+        export MOT_KERNELS=x86-64-v3 ONEDNN_MAX_CPU_ISA=AVX2
+        run_variant "avx2:" build/cpu-portable
+        unset MOT_KERNELS ONEDNN_MAX_CPU_ISA
+    fi
+}
+
 test_cpu() {
     if wanted includes; then check "includes: not all point down, see above" scripts/check_includes.sh; fi
     phase "build"
     make -k BACKEND=cpu all tests || fail "build: a program or test does not build, see above"
-    if wanted test_portable && [ "$(uname -m)" = x86_64 ] && [[ ${CXX:-g++} != *clang* ]]; then  # it is for g++
+    if wanted test_portable && builds_portable; then
         make -k BACKEND=cpu ARCH=portable train_mot || fail "build: ARCH=portable does not build, see above"
     fi
 
@@ -224,9 +249,7 @@ test_cpu() {
         report build 6 "$failed" 0 0
     fi
     run_variant "" build/cpu
-    if wanted test_matmul; then  # where oneDNN has no bf16
-        ONEDNN_MAX_CPU_ISA=AVX2 run_gtest avx2:test_matmul build/cpu/test/test_matmul
-    fi
+    test_avx2
 
     if [ "$ASAN" = no ]; then
         skip "everything under ASan and UBSan: ASAN=no"

@@ -8,7 +8,7 @@
 
 namespace llmc {
 
-// Linked in place of blocks/kinds.cpp, as that file would be with the row of a toy.
+// Linked in place of blocks/kind_table.cpp, as that file would be with the row of a toy.
 std::span<const BlockKind> block_kinds() {
     static const std::vector<BlockKind> rows = [] {
         std::vector<BlockKind> list(std::begin(block_kind_table), std::end(block_kind_table));

@@ -29,8 +29,8 @@ struct RandomStream {
 
     // out[j] = a number made from the bits of index first + j, computed in double and then rounded to T = float, double
     // or bf16. Uses all OpenMP threads; the result does not depend on how many.
-    // Normal of mean 0 and standard deviation std, conditioned on |x| <= limit (absolute, in the units of x), by inverse
-    // CDF; or uniform in [low, high).
+    // Normal of mean 0 and standard deviation std, conditioned on |x| <= limit (absolute, in the units of x), by
+    // inverse CDF; or uniform in [low, high).
     template <class T> void truncated_normal_fill(T* out, int64_t first, int64_t n, double std, double limit) const;
     template <class T> void uniform_fill(T* out, int64_t first, int64_t n, double low, double high) const;
 

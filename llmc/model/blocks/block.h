@@ -1,8 +1,8 @@
 // A residual block: x <- x + block(norm(x)). The model computes norm and addition; a block computes what is between.
 //
-// Each kind of block is one file in this folder and one row of kind_table.h. The file declares parameters, saved tensors
-// and generation state, and implements forward, backward and extend as a list of op calls. Blocks keep no pointers to
-// tensors: the Pass brings all of them with every call.
+// Each kind of block is one file in this folder and one row of kind_table.h. The file declares parameters, saved
+// tensors and generation state, and implements forward, backward and extend as a list of op calls. Blocks keep no
+// pointers to tensors: the Pass brings all of them with every call.
 #pragma once
 #include <memory>
 #include <string>

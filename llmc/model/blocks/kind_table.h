@@ -1,4 +1,4 @@
-// The table of block kinds: see kinds.h for the columns. Only kinds.cpp, and a test that adds a row, include it.
+// The table of block kinds: see kinds.h for the columns. Only kind_table.cpp, and a test that adds a row, include it.
 #pragma once
 #include "llmc/model/blocks/kinds.h"
 
