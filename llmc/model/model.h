@@ -71,7 +71,7 @@ public:
     // Forward and backward of one micro-batch. tokens, targets [B,T] i32; losses [B*T] stat is the output. dloss:
     // weight of one token's loss in the total. A block's own loss (load balancing) is a mean over tokens, so its weight
     // is B*T*dloss. accumulate: add to the gradients instead of overwriting them. metrics: buffer of metric_slots(),
-    // optional. draw: [1] i32, number of the micro-batch in the run for --group-order random; if not given, 0.
+    // optional. draw: [1] i32, a random number per micro-batch for --group-order random; if not given, 0.
     struct MicroBatch {
         Tensor tokens, targets, losses;
         double dloss;

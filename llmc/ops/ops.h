@@ -50,9 +50,9 @@ struct Bandwidth {
 Bandwidth peak_bandwidth(Context& ctx);
 
 // --------------------------------------------------------------------------------------------------- embedding
-// out[b,t,:] = token_table[tokens[b,t],:] + position_table[first_position + t,:] out [B,T,C] act; tokens [B,T] i32;
-// token_table [V,C]; position_table [context,C] or not given A token outside the vocabulary is a RunError on the CPU. A
-// GPU cannot report it in time: there the row of `out` becomes NaN, and backward ignores the token.
+// out[b,t,:] = token_table[tokens[b,t],:] + position_table[first_position + t,:]. out [B,T,C] act; tokens [B,T] i32;
+// token_table [V,C]; position_table [context,C] or not given. A token outside the vocabulary is a RunError on the CPU.
+// A GPU cannot report it in time: there the row of `out` becomes NaN, and backward ignores the token.
 void embedding_forward(Tensor out, Tensor tokens, Tensor token_table, Tensor position_table, int64_t first_position,
                        Context& ctx);
 // dtoken_table[v,:] (+)= sum of dout[b,t,:] over tokens[b,t] = v; dposition_table[t,:] (+)= sum over b of dout[b,t,:].
@@ -244,7 +244,7 @@ void moe_scatter(Tensor out, Tensor y, Tensor where, Tensor weights, bool accumu
 // weights. dweights [B,T,E] f32.
 void moe_weights_backward(Tensor dweights, Tensor dout, Tensor y, Tensor where, bool accumulate, Context& ctx);
 
-// Matrix products of ragged rows (offsets as above) with one matrix per expert; options as for `matmul`:
+// Matrix products of ragged rows (offsets as above), one matrix per expert; no bias, the sums without activation:
 //   out [R,N] = a [R,K] b_e, b [E,K,N] ([E,N,K] with transpose_b): every row times the matrix of its expert;
 //   out [E,M,N] (+)= a_e^T b_e, a [R,M] with transpose_a, b [R,N]: per expert a sum over its rows (0 if none).
 // Unused rows are not read; in out, pre and value they are undefined.

@@ -57,7 +57,7 @@ private:
     SharedUnits* shared;  // nullptr: one rank
     Graph micro_batch_graphs[2][2], update_graph;  // [accumulate][statistics]
     Tensor tokens, targets, losses, step, eval_step, metric_values;
-    Tensor draw;                 // for random groups only: number of the micro-batch over the whole run
+    Tensor draw;                 // for random groups only: random bits from the seed and the micro-batch
     int64_t first_of_step = 0;   // number in the whole run of the step's first micro-batch
 };
 
