@@ -192,6 +192,7 @@ $(shell mkdir -p $(COMMON))
 $(call stamp,$(COMMON)/compile.flags,$(COMPILE) for processor $(CPU_ID))
 $(call stamp,$(B)/cuda.flags,$(COMPILE_CUDA))
 $(call stamp,$(B)/link.flags,$(LINK) $(LIBRARY_OBJECTS) $(LIBRARIES) $(LDLIBS))
+$(call stamp,$(COMMON)/golden.list,$(GOLDEN_OBJECTS))
 $(if $(KERNEL_PATHS),$(call stamp,$(B)/paths.list,$(PATH_OBJECTS)))
 $(call stamp,$(B)/gemm.flags,$(GEMM_LIB) $(GEMM_FLAGS))
 $(call stamp,$(COMMON)/mpi.flags,$(MPI_FLAGS))
@@ -201,7 +202,9 @@ endif
 # --- rules for files
 # ccache, where it is installed, keeps objects for all checkouts of this user. Their processor is part of its key: it
 # stands in compile.flags, and -march=native does not name it. nvcc's own report is worth more than a hit.
-CCACHE ?= $(shell command -v ccache)
+ifeq ($(origin CCACHE),undefined)
+CCACHE := $(if $(BUILDING),$(shell scripts/find_ccache.sh $(CXX)))
+endif
 export CCACHE_EXTRAFILES := $(COMMON)/compile.flags
 export CCACHE_NOHASHDIR := 1
 cached = $(if $(findstring nvcc,$1),,$(CCACHE))
@@ -258,7 +261,7 @@ $(B)/libllmc.a: $(LIBRARY_OBJECTS) $(B)/link.flags
 $(B)/libops.a: $(OPS_OBJECTS) $(B)/link.flags
 	$(Q)rm -f $@ && ar qcs $@ $(OPS_OBJECTS)
 
-$(COMMON)/libgolden.a: $(GOLDEN_OBJECTS)
+$(COMMON)/libgolden.a: $(GOLDEN_OBJECTS) $(COMMON)/golden.list
 	$(Q)rm -f $@ && ar qcs $@ $(GOLDEN_OBJECTS)
 
 # $(call link_program,OBJECTS,LIBRARIES); BUILT lets the goals say when there was nothing to do
@@ -266,6 +269,7 @@ link_program = $(eval BUILT := yes)@mkdir -p $(@D); echo "  link    $@"; $(if $(
     $(LINK) -o $@ $1 $2 $(LIBRARIES) $(LDLIBS)
 LLMC := $(VERSION_OBJECT) $(B)/libllmc.a
 
+GOLDEN :=
 $(addprefix $(B)/,$(PROGRAMS)): $(B)/%: $(COMMON)/obj/%.o $(LLMC)
 	$(call link_program,$<,$(GOLDEN) $(LLMC))
 

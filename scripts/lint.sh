@@ -77,7 +77,8 @@ lint_flags() {
 long_functions=(for_each_model_field for_each_train_field CommandLine generate)
 lint_sizes() {
     local sources file lines place name
-    mapfile -t sources < <(all 'llmc/*.h' 'llmc/*.cpp' 'llmc/*.cu' 'llmc/*.cuh' '*.cu' 'data/*.cpp')
+    mapfile -t sources < <(all 'llmc/*.h' 'llmc/*.cpp' 'llmc/*.cu' 'llmc/*.cuh' '*.cu' 'data/*.cpp' \
+        'dev/golden/*.h' 'dev/golden/*.cpp')
     while read -r lines file; do
         [ "$file" = total ] || [ "$lines" -le 500 ] || finding "$file has $lines lines, more than 500"
     done < <(wc -l "${sources[@]}")

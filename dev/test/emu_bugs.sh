@@ -24,7 +24,7 @@ run() {
 # Not a bug that was never run, or that hangs: then something else is wrong.
 bug_caught() {
     run "DISABLED_Bug.$name" "$@" && return 1
-    [ "$code_of_run" != 124 ] && grep -q "^\[ RUN      \] DISABLED_Bug.$name\$" "$log"
+    [ "$code_of_run" != 0 ] && [ "$code_of_run" != 124 ] && grep -q "^\[ RUN      \] DISABLED_Bug.$name\$" "$log"
 }
 twin_passes() { run "Twin.$name" "$@"; }
 

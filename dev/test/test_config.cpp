@@ -223,7 +223,7 @@ TEST(Resolved, ModelsCheckTheirRowsAndVocabulary) {
     EXPECT_EQ(refusal([&] { choice.check_rows(64); }), "");
     c.simulate_group_size = 0;
     Model whole(c, Precision::from_name("fp32"), true, ctx);
-    EXPECT_TRUE(says(refusal([&] { whole.check_rows(16); }), {"16 candidates", "no token"}));
+    EXPECT_TRUE(says(refusal([&] { whole.check_rows(16); }), {"16 candidates", "0 tokens per expert"}));
     c.vocab_size = 0;
     EXPECT_TRUE(says(refusal([&] { Model(c, Precision::from_name("fp32"), true, ctx); }), {"--vocab-size", "--data"}));
 }

@@ -334,10 +334,13 @@ TEST(Optimizer, WrongTensorsAreNamed) {
     EXPECT_TRUE(refuses([&] { adamw_update(p, {}, p, doubles, p, step, 8, {}, d.ctx); }, "doubles"));
     EXPECT_TRUE(refuses([&] { adamw_update(p, p, p, p, p, step, 8, {}, d.ctx); }, "compute_copy"));
     EXPECT_TRUE(refuses([&] { adamw_update(half, {}, half, p, p, step, 8, {}, d.ctx); }, "half"));
-    EXPECT_TRUE(refuses([&] { adamw_update(p, {}, p, p, p, step, 9, {}, d.ctx); }, "9 decayed"));
+    EXPECT_TRUE(refuses([&] { adamw_update(p, {}, p, p, p, step, 9, {}, d.ctx); }, "9 elements to decay"));
     EXPECT_TRUE(refuses([&] { adamw_update(p, {}, p, p, p, p, 8, {}, d.ctx); }, "step"));
     EXPECT_TRUE(refuses([&] { grad_norm_accumulate(step, half, d.ctx); }, "half"));
     EXPECT_TRUE(refuses([&] { loss_accumulate(step, p, q, d.ctx); }, "q"));
+    Tensor whole = d.tensor(DType::i32, {8}, "whole");
+    EXPECT_TRUE(refuses([&] { grad_norm_accumulate(step, whole, d.ctx); }, "grad whole has dtype I32"));
+    EXPECT_TRUE(refuses([&] { loss_accumulate(step, whole, whole, d.ctx); }, "losses whole has dtype I32"));
     if (backend_supports(DType::f64)) return;
     EXPECT_TRUE(refuses([&] { grad_norm_accumulate(step, doubles, d.ctx); }, "doubles"));
     EXPECT_TRUE(refuses([&] { adamw_update(doubles, {}, doubles, doubles, doubles, step, 8, {}, d.ctx); }, "F64"));

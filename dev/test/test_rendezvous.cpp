@@ -385,7 +385,7 @@ TEST(Rendezvous, WhatIsMissingOrImpossibleIsNamed) {
         }
     };
     refused({{"SLURM_STEP_NUM_TASKS", "2"}}, "SLURM_PROCID");
-    refused({{"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_PROCID", "2"}}, "SLURM_PROCID=2 is no number from 0 to 1");
+    refused({{"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_PROCID", "2"}}, "SLURM_PROCID=2 is not a number from 0 to 1");
     refused({{"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_PROCID", "1"}}, "MASTER_ADDR");
     refused({{"RANK", "0"}, {"WORLD_SIZE", "2"}}, "MASTER_ADDR");
     refused({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}}, "MASTER_PORT");

@@ -102,7 +102,7 @@ TEST(Shards, BadShardsAreNamed) {
     error_for(shard_bytes(20240520, 2, 2, {1, 2}), "version 2");
     error_for(shard_bytes(20240520, 1, 0, {}), "no tokens");
     error_for(shard_bytes(20240520, 1, -5, {}), "no tokens");
-    error_for(shard_bytes(20240520, 1, 3, {1, 2}), "is cut off");
+    error_for(shard_bytes(20240520, 1, 3, {1, 2}), "is truncated");
     error_for(shard_bytes(20240520, 1, 1, {1, 2}), "too long");
     error_for(shard_bytes(20240520, 1, 3, {1, 50257, 2}), "token 1 is 50257");
     expect_input_error([&] { open_dataset(dir / "nothing.bin"); }, "there is no data at");

@@ -24,7 +24,7 @@ using Sequences = std::vector<std::vector<int32_t>>;
 
 void check_prompts(const Model& model, const Sequences& prompts, const Sequences& fillers, GroupFill fill) {
     if (prompts.empty()) input_error("there is no prompt to continue");
-    if (model.config.balanced_routing)
+    if (model.config.balanced_routing && has_block(model.config, "moe_token_choice"))
         input_error("this model was trained with --balanced-routing, which ignores the router: it cannot generate");
     for (size_t i = 0; i < prompts.size(); i++) {
         if (prompts[i].empty()) input_error("prompt ", i + 1, " is empty");

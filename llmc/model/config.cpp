@@ -154,13 +154,23 @@ Activation activation_of(const std::string& word) {
     input_error("unknown activation \"", word, "\"");
 }
 
-double experts_of_a_token(const ModelConfig& c, const std::string& name) {
+namespace {
+
+const BlockKind& kind_with_experts(const std::string& name) {
     const BlockKind& kind = block_kind(name);
+    if (!kind.has_experts()) run_error("blocks of kind ", name, " have no experts");
+    return kind;
+}
+
+}  // namespace
+
+double experts_of_a_token(const ModelConfig& c, const std::string& name) {
+    const BlockKind& kind = kind_with_experts(name);
     return kind.experts_of_a_token(c) + (kind.shared_experts ? double(c.shared_experts) : 0);
 }
 
 int64_t outputs_that_add_up(const ModelConfig& c, const std::string& name) {
-    const BlockKind& kind = block_kind(name);
+    const BlockKind& kind = kind_with_experts(name);
     const std::string rule = c.expert_down_init == "default" ? kind.down_init : c.expert_down_init;
     if (rule == "all") return c.experts;
     // Shared experts are a sum of their own.
