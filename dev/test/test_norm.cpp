@@ -1,5 +1,5 @@
 // LayerNorm, RMSNorm and the residual addition against plain float64 loops and central differences.
-#include "dev/test/reference.h"
+#include "dev/test/errors_of_factors.h"
 
 namespace llmc {
 namespace {
@@ -95,8 +95,10 @@ TEST(Norm, ForwardMatchesPlainLoops) {
                     norm_forward(out, mean, rstd, tx, weight, bias, kind, eps, d.ctx);
                     // At C = 1 layernorm divides rounding by sqrt(eps).
                     double tol = tolerance(act, k.C) + 4 * roundoff(f) / std::sqrt(eps) * (k.C == 1 ? 1 : 0);
-                    EXPECT_TRUE(close_sums(d.read(out), want, act, tol));
-                    EXPECT_TRUE(close_sums(d.read(rstd), {oracle.rstd, oracle.rstd}, f, tolerance(f, k.C)));
+                    const double of_rstd = error_of_positive_sum(f, k.C);
+                    const Sums rstds = with_errors_of_factors({oracle.rstd, oracle.rstd}, f, of_rstd);
+                    EXPECT_TRUE(close_sums(d.read(out), with_errors_of_factors(want, act, of_rstd), act, tol));
+                    EXPECT_TRUE(close_sums(d.read(rstd), rstds, f, tolerance(f, k.C)));
                     if (mean) {
                         Sums means{oracle.mean, Vector(oracle.mean.size())};
                         for (size_t i = 0; i < x.size(); i++)
@@ -142,7 +144,8 @@ TEST(Norm, ResidualAddsThenNormalizesTheStoredSum) {
                                       Norm::layernorm, eps, d.ctx);
                 EXPECT_EQ(d.read(sum), stored);
                 double tol = tolerance(act, k.C) + 4 * roundoff(f) / std::sqrt(eps) * (k.C == 1 ? 1 : 0);
-                EXPECT_TRUE(close_sums(d.read(out), want, act, tol));
+                const Sums sums = with_errors_of_factors(want, act, error_of_positive_sum(f, k.C));
+                EXPECT_TRUE(close_sums(d.read(out), sums, act, tol));
                 if (!in_place) {
                     EXPECT_EQ(d.read(tx), x);
                 }
@@ -265,8 +268,11 @@ TEST(Norm, BackwardMatchesTheFormula) {
                         Device d;
                         Backward got = run_backward(d, act, {k.B, k.T, k.C}, kind, x, w, b, dout, accumulate);
                         DType f = statistics_dtype(act);
+                        // dx has rstd three times as a factor, dweight once; rstd is itself from a sum over the row.
+                        const double of_rstd = error_of_positive_sum(f, k.C);
+                        dx = with_errors_of_factors(dx, act, 3 * of_rstd);
+                        dweight = with_errors_of_factors(dweight, f, of_rstd);
                         EXPECT_TRUE(close_sums(got.dx, dx, act, 4 * tolerance(act, k.C)));
-                        // dweight sums dout (x - mean) rstd, and rstd is itself from a sum over the row.
                         EXPECT_TRUE(close_sums(got.dweight, dweight, f, tolerance(f, k.B * k.T + k.C)));
                         EXPECT_TRUE(close_sums(got.dbias, dbias, f, tolerance(f, k.B * k.T)));
                     }
