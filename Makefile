@@ -202,9 +202,6 @@ endif
 # --- rules for files
 # ccache, where it is installed, keeps objects for all checkouts of this user. Their processor is part of its key: it
 # stands in compile.flags, and -march=native does not name it. nvcc's own report is worth more than a hit.
-ifeq ($(origin CCACHE),undefined)
-CCACHE := $(if $(BUILDING),$(shell scripts/find_ccache.sh $(CXX)))
-endif
 export CCACHE_EXTRAFILES := $(COMMON)/compile.flags
 export CCACHE_NOHASHDIR := 1
 cached = $(if $(findstring nvcc,$1),,$(CCACHE))

@@ -62,7 +62,8 @@ struct CommandLine {
         app.add_flag("--profile", run.profile, "time every op and print a table at the end")->group("Run");
         app.add_option("--trace", run.trace, "--profile, and write the last steps to this file for chrome://tracing")
             ->group("Run");
-        app.add_flag("--cuda-graph", run.cuda_graph, "launch each micro-batch, and the update, as a CUDA graph")
+        app.add_flag("--cuda-graph", run.cuda_graph,
+                     "GPU, one process: launch each micro-batch, and the update, as a CUDA graph")
             ->group("Run");
         app.require_subcommand(0, 1);
 

@@ -93,7 +93,7 @@ int run(int argc, char** argv) {
     app.add_option("--out", options.out, "data directory to create");
     auto* tokenizer = app.add_option("--tokenizer", options.tokenizer,
                                      "rank file (tiktoken's format, plain or gzipped); default: GPT-2's vocabulary");
-    app.add_option("--train-bpe", options.train_bpe, "train a vocabulary of N tokens, <|endoftext|> included")
+    app.add_option("--train-bpe", options.train_bpe, "train a vocabulary of N tokens, <|endoftext|> included, first")
         ->check(CLI::Range(257, 65535))
         ->excludes(tokenizer)
         ->type_name("N");

@@ -245,6 +245,11 @@ choose() { if [ -n "$1" ]; then row "$2" "$3" "$4"; else row "$2" "$5" "$6"; fi;
     choose "${missing_tests[*]-}" tests "no GoogleTest" "\`make test\` needs it (libgtest-dev)" GoogleTest ""
 } | sed 's/ *$//' > "$out/table.txt"
 
+# A compiler cache is no part of a build: it only helps, and only if its folder can be written.
+ccache=$(command -v ccache || true)
+echo 'int x;' > "$work/cached.cpp"
+[ -z "$ccache" ] || "$ccache" $cxx -c "$work/cached.cpp" -o "$work/cached.o" > /dev/null 2>&1 || ccache=
+
 complete=yes
 [ "${#missing[@]}${#missing_tests[@]}" = 00 ] && [ -z "$cuda_says" ] &&
     { [ -n "$gemm_wish" ] || [ "$gemm" = onednn ]; } && { [ -n "$comm_wish" ] || [ "$comm" != none ]; } || complete=no
@@ -263,5 +268,6 @@ COMM_LIB := $comm
 MPI_FLAGS := $mpi_flags
 MPI_LIBS := $mpi_libs
 CPU_ID := $cpu
+CCACHE ?= $ccache
 EOF
 echo searched

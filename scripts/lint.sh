@@ -17,7 +17,7 @@ all() {
         if [ -f "$file" ]; then echo "$file"; fi
     done
 }
-shell_scripts() { all | xargs grep -lIE -m 1 '^#!.*[/ ](ba)?sh$'; }
+shell_scripts() { all | xargs awk 'FNR == 1 && /^#!.*[\/ ](ba)?sh$/ { print FILENAME }'; }
 
 # --- shellcheck has nothing to say about any script; .shellcheckrc lists the rules that are off, and why
 lint_shell() {

@@ -38,7 +38,7 @@ void report(const Case& c, const char* pass, int64_t flops, DType act, Context& 
 }
 
 void bench(const Case& c, DType act, Context& ctx) {
-    const DType arithmetic = act == DType::f64 ? DType::f64 : DType::f32;
+    const DType arithmetic = arithmetic_dtype(act);
     std::vector<void*> owned;
     auto make = [&](DType dtype, Shape shape, const char* name) {
         owned.push_back(device_alloc(shape.numel() * size_of(dtype), ctx));

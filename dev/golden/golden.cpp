@@ -33,7 +33,7 @@ struct Harness {
     std::vector<GoldenLine> lines{};
 
     Tolerances tolerances() const { return tolerances_of(precision); }
-    DType stat() const { return precision.act == DType::f64 ? DType::f64 : DType::f32; }
+    DType stat() const { return arithmetic_dtype(precision.act); }
 
     void put(const Tensor& t, const Values& values) {
         if (t.dtype == DType::f64) return upload(t, values.data(), ctx);

@@ -39,7 +39,14 @@ int in_child(Body&& body) {
 }  // namespace llmc::test
 
 // Death test: the statement ends with an access to memory that is not there, and with nothing else that is deadly.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)  // clang
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MOT_SANITIZED
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MOT_SANITIZED
+#endif
+#ifdef MOT_SANITIZED
 #define EXPECT_BAD_ACCESS(statement)                                                                              \
     EXPECT_EXIT(statement, [](int status) { return WIFEXITED(status) && WEXITSTATUS(status) != 0; }, \
                 "Sanitizer: (SEGV|stack-overflow)")

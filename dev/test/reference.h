@@ -179,13 +179,16 @@ inline double roundoff(DType dtype) {
     return dtype == DType::f64 ? 0x1p-53 : dtype == DType::bf16 ? 0x1p-9 : 0x1p-24;
 }
 
+// That of the sums behind a result of this type: bf16 is added up in f32.
+inline double roundoff_of_sums(DType dtype) { return roundoff(statistics_dtype(dtype)); }
+
 // For relative_error of a result stored as `dtype` that sums `reduction_length` products of mixed sign. Summed one
 // after another, the partial sums walk like sqrt(k) and so do their rounding errors: sqrt(length) roundoffs of the
 // arithmetic type relative to the result, times 8 for the maximum over many elements; plus storing the result (twice
 // the roundoff).
 inline double tolerance(DType dtype, int64_t reduction_length = 1) {
-    double arithmetic = dtype == DType::f64 ? 0x1p-53 : 0x1p-24;
-    return 8 * arithmetic * (1 + std::sqrt(double(std::max<int64_t>(reduction_length, 1)))) + 2 * roundoff(dtype);
+    return 8 * roundoff_of_sums(dtype) * (1 + std::sqrt(double(std::max<int64_t>(reduction_length, 1)))) +
+           2 * roundoff(dtype);
 }
 
 // EXPECT_TRUE(close(got, want, tolerance(dtype, k))): says the error and the worst element if not. With Nans::expected
@@ -250,11 +253,22 @@ inline Vector magnitudes(Vector v) {
 // storing it (twice the roundoff). Partial sums of k terms of random sign are about sqrt(k) terms large, and their
 // rounding errors add up to about one roundoff of all k; the 8 is for the maximum over many elements.
 inline Vector sum_bounds(DType dtype, const Sums& want) {
-    const double arithmetic = dtype == DType::f64 ? 0x1p-53 : 0x1p-24;
     Vector bounds(want.value.size());
     for (size_t i = 0; i < bounds.size(); i++)
-        bounds[i] = 8 * arithmetic * want.terms.at(i) + 2 * roundoff(dtype) * std::abs(want.value[i]);
+        bounds[i] = 8 * roundoff_of_sums(dtype) * want.terms.at(i) + 2 * roundoff(dtype) * std::abs(want.value[i]);
     return bounds;
+}
+
+// The same sums where a factor of every term may itself be off by this much relative to itself: a statistic of a row,
+// say. The terms count for so much more than the 8 roundoffs that sum_bounds() gives each.
+inline Sums with_errors_of_factors(Sums sums, DType dtype, double relative) {
+    for (double& term : sums.terms) term *= 1 + relative / (8 * roundoff_of_sums(dtype));
+    return sums;
+}
+// Such an error, of a sum of so many terms of one sign added one after another: each partial sum may be as large as the
+// result, so the roundings walk like sqrt(length).
+inline double error_of_positive_sum(DType dtype, int64_t length) {
+    return 8 * roundoff_of_sums(dtype) * std::sqrt(double(length));
 }
 
 // close() as a whole, and each element, however small, as exact as its own terms allow. `stored`: what an element may

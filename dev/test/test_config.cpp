@@ -182,6 +182,13 @@ TEST(Resolved, GranularityGivesNumberAndSizeOfExperts) {
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--granularity 3", "2048"}));
     c.granularity = 0;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--granularity is missing"}));
+
+    ModelConfig within;  // it is the group size that follows, 8, which has to divide the context
+    within.pattern = "mot", within.group_axis = "sequence", within.granularity = 4, within.expansion = 8;
+    within.context = 24;
+    EXPECT_EQ(resolved(within).group_size, 8);
+    within.context = 20;
+    EXPECT_TRUE(says(refusal([&] { resolved(within); }), {"--group-size 8", "--context 20"}));
 }
 
 TEST(Resolved, WeightsOfTheLayersOwnLosses) {

@@ -1,5 +1,5 @@
 // head_loss against a float64 oracle and finite differences.
-#include "dev/test/errors_of_factors.h"
+#include "dev/test/reference.h"
 
 namespace llmc::test {
 namespace {

@@ -1,6 +1,6 @@
 // The Mixture-of-Tokens ops against plain float64 loops over (sequence, position, expert), and their gradients against
 // central differences of those loops.
-#include "dev/test/errors_of_factors.h"
+#include "dev/test/reference.h"
 
 namespace llmc {
 namespace {

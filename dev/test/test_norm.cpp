@@ -1,5 +1,5 @@
 // LayerNorm, RMSNorm and the residual addition against plain float64 loops and central differences.
-#include "dev/test/errors_of_factors.h"
+#include "dev/test/reference.h"
 
 namespace llmc {
 namespace {

@@ -15,13 +15,14 @@ struct DTypeTraits {
     DType type;
     const char* name;  // as safetensors spells it
     int64_t size;      // bytes
-    DType arithmetic;  // what sums, statistics and gradients of parameters are in, beside activations of this type
+    DType arithmetic;  // what sums, statistics and gradients of parameters are in, beside activations of this type (i32
+                       // is never one: checks that ask for its arithmetic type refuse it by that)
 };
 inline constexpr DTypeTraits dtype_table[] = {
     {DType::f32, "F32", 4, DType::f32},
     {DType::bf16, "BF16", 2, DType::f32},
     {DType::f64, "F64", 8, DType::f64},
-    {DType::i32, "I32", 4, DType::i32},
+    {DType::i32, "I32", 4, DType::f32},
 };
 constexpr bool in_order_of_dtype() {
     uint8_t number = 0;

@@ -208,7 +208,8 @@ std::string save_checkpoint(const std::string& run_directory, int64_t step, cons
     for (const char* key : {"format_version", "step", "files", "checksum"})
         if (given.contains(key)) run_error("save_checkpoint: the key ", key, " of state is reserved");
     const std::string name = name_of_step(step), final = run_directory + "/" + name;
-    if (step < 0 || step_of_name(name) != step) run_error("save_checkpoint: step ", step, " is negative");
+    if (step < 0 || step_of_name(name) != step)
+        run_error("save_checkpoint: step ", step, " is negative or has more than 18 digits");
     const std::string temporary = str(run_directory, "/.", name, ".tmp"), replaced = final + replaced_suffix;
     const bool first = !world || world->rank == 0;
     json state = given;

@@ -90,13 +90,21 @@ void for_each_model_field(Config& c, F&& f) {
     f(FieldInfo{"ffn_bias", "dense feed-forward layers have biases (never with swiglu or geglu)"}, c.ffn_bias);
     f(FieldInfo{"ffn_activation", "activation of dense feed-forward layers", gated}, c.ffn_activation);
     const char* mot = "Mixture of Tokens";
-    f(FieldInfo{"group_size", "number of tokens in a MoT group; must divide --micro-batch", {}, 1, 1 << 20, mot},
+    f(FieldInfo{"group_size",
+                "number of tokens in a MoT group; must divide --micro-batch (--context with --group-axis sequence)",
+                {},
+                1,
+                1 << 20,
+                mot},
       c.group_size);
     f(FieldInfo{"experts", "number of experts in a block (MoT and MoE)", {}, 1, 1 << 20, mot}, c.experts);
-    f(
-        FieldInfo{
-            "expert_size", "hidden size of one expert (MoT and MoE); 0: set by --flop-matched", {}, 0, 1 << 24, mot},
-        c.expert_size);
+    f(FieldInfo{"expert_size",
+                "hidden size of one expert (MoT and MoE); 0: set by --flop-matched",
+                {},
+                0,
+                1 << 24,
+                mot},
+      c.expert_size);
     f(FieldInfo{"flop_matched",
                 "on: expert size 0 means as many FLOPs as an ungated dense layer: d_ff x group_size / experts for MoT, "
                 "d_ff / (experts per token) for MoE; off: it means d_ff / experts",
@@ -132,8 +140,8 @@ void for_each_model_field(Config& c, F&& f) {
     f(FieldInfo{"temperature", "temperature of the softmax that makes the merge and emit weights", {}, 1e-6, 1e6, mot},
       c.temperature);
     f(FieldInfo{"learn_temperature",
-                "multiply the temperature by a learned factor: no; one for merge and emit together (tied); one for "
-                "each",
+                "multiply the temperature by a learned factor: never (no); one for merge and emit together (tied); "
+                "one for each (separate)",
                 {"no", "tied", "separate"},
                 0,
                 0,
@@ -148,20 +156,21 @@ void for_each_model_field(Config& c, F&& f) {
                 0,
                 mot},
       c.temperature_form);
-    f(FieldInfo{"temperature_start", "first step that trains the temperature factor", {}, 0, 1e12, mot},
+    f(FieldInfo{"temperature_start", "number of steps before the temperature factor is trained", {}, 0, 1e12, mot},
       c.temperature_start);
     f(FieldInfo{"controllers",
-                "matrices that make the logits of merge and emit: one for both; one each; one each plus a common base; "
-                "one each, averaged with a base by a learned weight; the same with one weight for both",
+                "matrices that make the logits of merge and emit: one for both (shared); one each (separate); one each "
+                "plus a common base (common-base); one each, averaged with a base by a learned weight each (weighted), "
+                "or by one weight (weighted-common)",
                 {"shared", "separate", "common-base", "weighted", "weighted-common"},
                 0,
                 0,
                 mot},
       c.controllers);
     f(FieldInfo{"emit",
-                "emit weights: the merge weights (shared); a second softmax over the group; a softmax over the "
-                "experts; "
-                "1 for every token (raw); 1 for the token with the largest merge weight, else 0 (top)",
+                "emit weights: the merge weights (shared); a second softmax over the group (group); a softmax over the "
+                "experts (experts); 1 for every token (raw); 1 for the token of the group with the largest merge "
+                "weight, else 0 (top)",
                 {"shared", "group", "experts", "raw", "top"},
                 0,
                 0,
@@ -260,10 +269,13 @@ void for_each_model_field(Config& c, F&& f) {
                 0,
                 moe},
       c.expert_choice_softmax);
-    f(
-        FieldInfo{
-            "expert_choice_norm", "expert choice: apply a layernorm to the sum of the experts' outputs", {}, 0, 1, moe},
-        c.expert_choice_norm);
+    f(FieldInfo{"expert_choice_norm",
+                "expert choice: apply a layernorm to the sum of the experts' outputs",
+                {},
+                0,
+                1,
+                moe},
+      c.expert_choice_norm);
     f(FieldInfo{"simulate_group_size",
                 "expert choice: number of sequences that compete for an expert; must divide --micro-batch; 0: all of "
                 "them",
@@ -273,16 +285,14 @@ void for_each_model_field(Config& c, F&& f) {
                 moe},
       c.simulate_group_size);
     const char* init = "Initialisation";
-    f(
-        FieldInfo{
-            "init",
-            "truncated-normal: std sqrt(scale/fan_in), cut at 2 scale; truncated-normal-fixed: std scale/sqrt(fan_in), "
-            "cut at 2 std",
-            {"truncated-normal", "truncated-normal-fixed"},
-            0,
-            0,
-            init},
-        c.init);
+    f(FieldInfo{"init",
+                "truncated-normal: std sqrt(scale/fan_in), cut at +-2 x scale, whatever the std; "
+                "truncated-normal-fixed: std scale/sqrt(fan_in), cut at +-2 std",
+                {"truncated-normal", "truncated-normal-fixed"},
+                0,
+                0,
+                init},
+      c.init);
     f(FieldInfo{"init_scale", "scale of the initialisation", {}, 1e-6, 1e3, init}, c.init_scale);
 }
 
@@ -309,8 +319,8 @@ bool mixtures_span_ranks(const ModelConfig& config);  // there are experts, all 
 bool has_mot(const ModelConfig& config);
 bool has_moe(const ModelConfig& config);          // token choice or expert choice
 bool shuffles_groups(const ModelConfig& config);  // MoT with --group-order random
-// The number of sequences of a batch must be a multiple of this: of the MoT group size or of the simulated group size
-// of expert choice; 1: any number.
+// The least common multiple of what the pattern's kinds ask for: the MoT group size, the simulated group size of expert
+// choice. A batch is a multiple of it where groups are over the batch; 1: any number.
 int64_t rows_together(const ModelConfig& config);
 // InputError if a batch of `rows` sequences cannot be cut into groups (MoT groups of group_size; 0: the configured
 // one), or leaves an expert without a token.

@@ -56,8 +56,7 @@ struct Context {
     int64_t launches = 0;          // kernels and library calls started on a GPU so far
     std::map<std::string, OpCost> costs;  // by op, filled while counting
     std::vector<Event>* events = nullptr;  // if set, a counting Context records its events here
-    const std::unique_ptr<Recording>
-        profile;  // times of ops, with options.profile; nullptr otherwise and while counting
+    const std::unique_ptr<Recording> profile;  // times of ops; nullptr without options.profile and while counting
     // If set: how often the CPU's GEMM library computed each product, except for matmul_ragged.
     std::map<GemmProblem, int64_t>* products = nullptr;
 
@@ -88,9 +87,9 @@ struct Op {
     Op(const Op&) = delete;
     Op& operator=(const Op&) = delete;
 
-    bool run;                   // false: the Context is only counting
-    void* workspace =
-        nullptr;  // workspace_bytes bytes until the op ends; an op that holds one may not call another that does
+    bool run;  // false: the Context is only counting
+    // workspace_bytes bytes until the op ends. An op that holds one may not call another that does.
+    void* workspace = nullptr;
 private:
     void take_workspace(int64_t bytes);
 

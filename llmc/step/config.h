@@ -66,7 +66,7 @@ void for_each_train_field(Config& c, F&& f) {
     f(FieldInfo{"decay_steps", "step at which the cosine schedule ends; 0: --steps", {}, 0, 1e12, optimizer},
       c.decay_steps);
     f(FieldInfo{"schedule_origin",
-                "step at which warm-up begins; set by transition --reset-schedule",
+                "step at which warm-up begins, and the cosine after it; set by transition --reset-schedule",
                 {},
                 0,
                 1e12,

@@ -6,6 +6,9 @@
 //   gradients                     reduce_scatter, add to the slice         all_gather parameters
 //   parameters   all_gather       reduce_scatter, add to the slice
 //
+// If blocks compute with a bf16 copy, before() also gathers the f32 masters that sparse routers read, for every --shard
+// but none.
+//
 // Units that are used together, a block's dense unit and its experts, are a stage. Gathered parameters, and gradients
 // that are not summed yet, are in two buffers each, used in turn. While one stage computes, the next is gathered and
 // the gradients of the last one are summed, if the device can communicate beside its computation.

@@ -8,18 +8,15 @@ inline StepState* step_state(const Tensor& step) { return ptr<StepState>(step); 
 
 inline void check_step(const Tensor& step) { check(step, DType::i32, step_state_tensor(nullptr).shape, "step"); }
 
-// The type that losses and gradients have where this one was given: f32 or f64, so that i32 is refused by name.
-inline DType dtype_of_sums(DType given) { return given == DType::f64 ? DType::f64 : DType::f32; }
-
 inline void check_losses(const Tensor& step, const Tensor& losses, const Tensor& targets) {
     check_step(step);
-    check(losses, dtype_of_sums(losses.dtype), losses.shape, "losses");
+    check(losses, arithmetic_dtype(losses.dtype), losses.shape, "losses");
     check(targets, DType::i32, losses.shape, "targets");
 }
 
 inline void check_grad(const Tensor& step, const Tensor& grad) {
     check_step(step);
-    check(grad, dtype_of_sums(grad.dtype), grad.shape, "grad");
+    check(grad, arithmetic_dtype(grad.dtype), grad.shape, "grad");
 }
 
 inline void check_adamw(const Tensor& param, const Tensor& compute_copy, const Tensor& m, const Tensor& v,
