@@ -3,6 +3,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "dev/test/sanitized.h"
 #include "dev/test/train_mot_test.h"
 
 namespace llmc::test {
@@ -13,9 +14,7 @@ constexpr double MiB = 1 << 20;
 class Resident : public TrainMot {
 protected:
     void SetUp() override {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-        GTEST_SKIP() << "a sanitizer keeps memory of its own beside the program's";
-#endif
+        if (sanitized) GTEST_SKIP() << "a sanitizer keeps memory of its own beside the program's";
         vocabulary = 4096;
         TrainMot::SetUp();
     }

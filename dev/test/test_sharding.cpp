@@ -3,6 +3,7 @@
 // The tests called OnRanks are disabled but where Launch starts them: on two to four ranks under mpirun, each world
 // size in one launch. Every rank also trains the whole model by itself, and compares.
 #include "dev/golden/golden_case.h"
+#include "dev/test/sanitized.h"
 #include "dev/test/shared_trainee.h"
 #include "llmc/step/schedule.h"
 
@@ -43,11 +44,7 @@ struct Exact {
     int64_t steps;
 };
 Exact exact() {
-#ifdef __SANITIZE_ADDRESS__
-    constexpr int64_t steps = 2;  // what it looks for is there in all of them
-#else
-    constexpr int64_t steps = 20;
-#endif
+    constexpr int64_t steps = sanitized ? 2 : 20;  // what a sanitizer looks for is there in all of them
     if (backend_supports(DType::f64)) return {"fp64", 1e-9, 1e-7, steps};
     return {"fp32", 1e-4, 1e-2, 1};  // AdamW's first update is the learning rate times the signs of gradients
 }
