@@ -14,7 +14,7 @@ namespace {
 
 struct Options {
     std::vector<std::string> files;
-    std::string precision = "fp32";
+    llmc::PrecisionMode precision = llmc::PrecisionMode::fp32;
     int threads = 0;
 };
 
@@ -27,7 +27,7 @@ int run(const Options& options) {
             skipped++;
             continue;
         }
-        std::printf("%s (%s, %s)\n", path.c_str(), result.kind.c_str(), options.precision.c_str());
+        std::printf("%s (%s, %s)\n", path.c_str(), result.kind.c_str(), name_of(options.precision));
         for (const llmc::GoldenLine& line : result.lines)
             std::printf("  %-44s error %8.2e  tolerance %7.1e  %s\n", line.name.c_str(), line.error, line.tolerance,
                         line.ok() ? "ok" : "MISS");
@@ -50,9 +50,8 @@ int main(int argc, char** argv) {
     CLI::App app{
         "Compares this build with golden numbers of the reference implementation (dev/test/golden/README.md)."};
     app.add_option("--golden", options.files, "golden files to run")->required()->check(CLI::ExistingFile);
-    app.add_option("--precision", options.precision, "fp32 or fp64")
-        ->check(CLI::IsMember({"fp32", "fp64"}))
-        ->capture_default_str();
+    llmc::add_word(app, "--precision", options.precision, "fp32 or fp64", {"fp32", "fp64"})
+        ->default_str(name_of(options.precision));
     app.add_option("--threads", options.threads, "number of CPU threads; 0: all")
         ->check(CLI::Range(0, 4096))
         ->capture_default_str();

@@ -81,9 +81,9 @@ struct CommandLine {
                 ->fallthrough();
         transition_app->add_option("--from", transition.from, "run directory or checkpoint directory to convert")
             ->required();
-        transition_app->add_option("--to", transition.to, "kind of the new blocks: token-choice or expert-choice")
-            ->required()
-            ->check(CLI::IsMember({"token-choice", "expert-choice"}));
+        add_word(*transition_app, "--to", transition.to, "kind of the new blocks: token-choice or expert-choice",
+                 {"token-choice", "expert-choice"})
+            ->required();
         transition_app->add_flag("--reset-optimizer", transition.reset_optimizer,
                                  "start with zero moments; default: keep those of the old run");
         transition_app->add_flag("--reset-schedule", transition.reset_schedule,
@@ -107,15 +107,11 @@ struct CommandLine {
                           ->add_option("--eval-group-sizes", eval.group_sizes,
                                        "print a table for these MoT group sizes, e.g. 8,16,32")
                           ->excludes(group);
-        auto* as = eval_app
-                       ->add_option("--as", eval.as,
-                                    "use the weights in another kind of block: mot, token-choice, expert-choice")
-                       ->check(CLI::IsMember({"mot", "token-choice", "expert-choice"}));
+        auto* as = add_word(*eval_app, "--as", eval.as,
+                            "use the weights in another kind of block: mot, token-choice, expert-choice");
         auto* discrete = eval_app->add_flag("--discrete", eval.discrete, "use one-hot merge and emit weights");
-        eval_app
-            ->add_option("--group-fill", eval.group_fill,
-                         "evaluate each sequence alone and fill its MoT group with: data, self, zero")
-            ->check(CLI::IsMember({"data", "self", "zero"}))
+        add_word(*eval_app, "--group-fill", eval.group_fill,
+                 "evaluate each sequence alone and fill its MoT group with: data, self, zero")
             ->excludes(rows)
             ->excludes(as)
             ->excludes(sizes)
@@ -151,11 +147,9 @@ struct CommandLine {
             ->capture_default_str()
             ->check(CLI::Range(0.0, 1.0));
         generate_app->add_option("--seed", generate.options.seed, "random seed for sampling")->capture_default_str();
-        generate_app
-            ->add_option("--group-fill", generate.group_fill,
-                         "what to fill incomplete MoT groups with: data, self, zero")
-            ->capture_default_str()
-            ->check(CLI::IsMember({"data", "self", "zero"}));
+        add_word(*generate_app, "--group-fill", generate.options.fill,
+                 "what to fill incomplete MoT groups with: data, self, zero")
+            ->default_str(name_of(generate.options.fill));
         generate_app->add_flag("--discrete", generate.options.discrete, "use one-hot merge and emit weights");
         generate_app->add_option("--threads", generate.threads, "number of CPU threads; 0: all")
             ->check(CLI::Range(0, 4096));

@@ -29,7 +29,8 @@ inline ModelConfig bench_model(const BenchSize& size, const std::string& kind) {
     ModelConfig c;
     c.d_model = size.d_model, c.heads = size.heads, c.d_ff = 4 * size.d_model;
     c.vocab_size = size.vocabulary, c.context = size.context;
-    c.tied_head = c.final_norm = true, c.norm_bias = c.ffn_bias = c.attention_bias = false, c.ffn_activation = "gelu";
+    c.tied_head = c.final_norm = true, c.norm_bias = c.ffn_bias = c.attention_bias = false,
+    c.ffn_activation = Hidden::gelu;
     const std::string block = kind == "dense"           ? "ffn"
                               : kind == "mot"           ? "mot"
                               : kind == "expert_choice" ? "moe_expert_choice"

@@ -22,6 +22,7 @@
 #include "dev/bench/sampling.h"
 #include "dev/bench/train_tables.h"
 #include "dev/bench/train_worker.h"
+#include "llmc/base/flags.h"
 
 using namespace llmc;
 using nlohmann::json;
@@ -216,7 +217,7 @@ int main(int argc, char** argv) {
         ->check(CLI::Range(1, 1024));
     app.add_option("--shards", o.shards, "divided like this: none, optimizer, gradients, parameters")->delimiter(',');
     app.add_option("--worker", o.worker_model, "run as the process of one model")->group("");
-    app.add_option("--shard", o.worker.shard, "of that process")->group("");
+    add_word(app, "--shard", o.worker.shard, "of that process")->group("");
     app.add_option("--weights", o.worker.weights, "where that process writes its first weights and its batch")
         ->group("");
     try {

@@ -42,7 +42,7 @@ Measured measure(const ModelConfig& model_config, const TrainConfig& train, int 
         reserve_workspace(plan.workspace_bytes, ctx);
         Arena arena("activations", ctx);
         arena.allocate(plan.activation_bytes);
-        Model model(model_config, Precision::from_name(train.precision), true, ctx);
+        Model model(model_config, Precision::of(train.precision), true, ctx);
         model.allocate(true);
         model.initialize(1);
         UnitHooks hooks;
@@ -85,11 +85,11 @@ struct Options {
 
 int run(const Options& o) {
     const ModelConfig config = resolved(o.model);
-    const DType act = Precision::from_name(o.train.precision).act;
+    const DType act = Precision::of(o.train.precision).act;
     const auto costs = count_step(config, o.train);
     const Measured measured = o.measure ? measure(config, o.train, o.threads, o.steps) : Measured{};
     const double tokens = double(o.train.micro_batch * o.train.grad_accumulation * config.context);
-    std::printf("%s, %s, %.0f tokens a step\n", config.pattern.c_str(), o.train.precision.c_str(), tokens);
+    std::printf("%s, %s, %.0f tokens a step\n", config.pattern.c_str(), name_of(o.train.precision), tokens);
     std::printf("%-24s %6s %12s %12s %9s %9s", "op", "calls", "kFLOP/token", "kB/token", "A100 ms", "H100 ms");
     std::printf(o.measure ? " %12s\n" : "\n", "here ms");
     json ops = json::array();
@@ -120,7 +120,7 @@ int run(const Options& o) {
     }
     std::printf("(c: bound by arithmetic, m: by memory)\n");
     json file = {{"pattern", config.pattern},
-                 {"precision", o.train.precision},
+                 {"precision", name_of(o.train.precision)},
                  {"tokens", tokens},
                  {"flops", flops},
                  {"ops", ops}};
@@ -154,7 +154,7 @@ int run(const Options& o) {
 
 int main(int argc, char** argv) {
     Options options;
-    options.model.vocab_size = 50257, options.train.precision = "bf16-mixed";
+    options.model.vocab_size = 50257, options.train.precision = PrecisionMode::bf16_mixed;
     CLI::App app{"The least time of a training step on a GPU, op by op; --measure: and its time here."};
     add_fields(app, options.model, options.train);
     app.add_flag("--measure", options.measure, "also run the step on this build's device and time every op");

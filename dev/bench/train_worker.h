@@ -16,7 +16,8 @@
 namespace llmc {
 
 struct WorkerOptions {
-    std::string weights, shard = "none";
+    std::string weights;
+    ShardMode shard = ShardMode::none;
     int64_t batch = 32;
     int threads = 0;
     bool profile = false;
@@ -115,7 +116,7 @@ inline int train_worker(const ModelConfig& config, const WorkerOptions& o, World
     Mesh mesh(world, ctx, sharding);
     check_memory(plan, ctx);
     reserve_workspace(plan.workspace_bytes, ctx);
-    Model model(config, Precision::from_name("fp32"), true, ctx, sharding, &mesh);
+    Model model(config, Precision::of(PrecisionMode::fp32), true, ctx, sharding, &mesh);
     model.allocate(true);
     model.initialize(1);
     const BenchBatch batch(train.micro_batch * config.context, config.vocab_size);

@@ -234,7 +234,7 @@ void run_trajectory(Harness& h) {
     const GoldenCase& c = h.golden;
     const int64_t steps = c.train.steps;
     const Shape batches{steps, c.B, c.T};
-    Model model(c.model, h.precision, c.train.decay == "all", h.ctx);
+    Model model(c.model, h.precision, c.train.decay == Decay::all, h.ctx);
     model.allocate(true);
     c.require_names("final.param.", load_parameters(h, model));
     UnitHooks hooks;
@@ -278,10 +278,10 @@ bool GoldenResult::ok() const {
     return !lines.empty() && std::all_of(lines.begin(), lines.end(), [](const GoldenLine& line) { return line.ok(); });
 }
 
-GoldenResult run_golden(const std::string& path, const std::string& precision_name, int threads) {
-    const Precision precision = Precision::from_name(precision_name);
-    if (precision_name != "fp32" && precision_name != "fp64")
-        input_error("golden files need --precision fp32 or fp64: ", precision_name, " is coarser than the tolerances");
+GoldenResult run_golden(const std::string& path, PrecisionMode mode, int threads) {
+    if (mode != PrecisionMode::fp32 && mode != PrecisionMode::fp64)
+        input_error("golden files need --precision fp32 or fp64: ", mode, " is coarser than the tolerances");
+    const Precision precision = Precision::of(mode);
     const GoldenCase golden(path);
     if (!golden.unsupported.empty()) return {golden.kind, golden.unsupported, {}};
 

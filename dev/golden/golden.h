@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "llmc/model/precision.h"
+
 namespace llmc {
 
 // One compared tensor. error = max|a - b| / max|b|; absolute where max|b| is below 1e-6 and for final parameters in
@@ -23,6 +25,6 @@ struct GoldenResult {
 
 // precision: fp32 or fp64. threads: 0 takes all. InputError for a file that is damaged, incomplete or contradicts its
 // own configuration.
-GoldenResult run_golden(const std::string& path, const std::string& precision, int threads);
+GoldenResult run_golden(const std::string& path, PrecisionMode precision, int threads);
 
 }  // namespace llmc

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
-#include "llmc/base/fields.h"
+#include "llmc/model/config_fields.h"
 
 namespace llmc {
 namespace {
@@ -37,6 +37,18 @@ struct Fields {
     T get(const char* key, T otherwise) const {
         return json.contains(key) ? get<T>(key) : otherwise;
     }
+    template <class E>
+    E word(const char* key) const {
+        try {
+            return from_word<E>(get<std::string>(key));
+        } catch (const InputError& error) {
+            owner.bad(str("the config's \"", key, "\" is unknown: ", error.what()));
+        }
+    }
+    template <class E>
+    E word(const char* key, E otherwise) const {
+        return json.contains(key) ? word<E>(key) : otherwise;
+    }
     int64_t size(const char* key) const {
         int64_t n = get<int64_t>(key);
         if (n < 1 || n > (int64_t(1) << 31)) owner.bad(str("the config's \"", key, "\" is ", n, ", not a size"));
@@ -50,13 +62,13 @@ struct Fields {
 
 void read_attention(GoldenCase& c, const Fields& f) {
     c.model.heads = f.size("n_heads");
-    if (f.get<bool>("rope")) c.model.positions = "rope";
+    if (f.get<bool>("rope")) c.model.positions = Positions::rope;
     c.model.attention_bias = f.get("bias", false);
 }
 
 void read_ffn(GoldenCase& c, const Fields& f) {
     c.model.d_ff = f.size("d_ff");
-    c.model.ffn_activation = f.get<std::string>("activation");
+    c.model.ffn_activation = f.word<Hidden>("activation");
 }
 
 void check_groups(const GoldenCase& c, const char* what, int64_t size) {
@@ -68,14 +80,14 @@ void read_mot(GoldenCase& c, const Fields& f) {
     c.model.expert_size = f.size("expert_size");
     c.model.group_size = f.size("group_size");
     c.model.temperature = f.get<double>("temperature");
-    c.model.expert_activation = f.get<std::string>("activation", "relu");
-    c.model.group_axis = f.get<std::string>("group_axis");
+    c.model.expert_activation = f.word("activation", Hidden::relu);
+    c.model.group_axis = f.word<GroupAxis>("group_axis");
     std::string emit = f.get<std::string>("emit");
     if (emit != "shared" && emit != "softmax_over_experts") c.bad("the config's \"emit\" is unknown: \"" + emit + "\"");
-    c.model.emit = emit == "shared" ? "shared" : "experts";
+    c.model.emit = emit == "shared" ? Emit::shared : Emit::experts;
     c.discrete = f.get("discrete", false);
     c.forward_only = c.forward_only || c.discrete;
-    if (c.model.group_axis == "batch") check_groups(c, "group size", c.model.group_size);
+    if (c.model.group_axis == GroupAxis::batch) check_groups(c, "group size", c.model.group_size);
 }
 
 // Refuses to run a case whose field has another value than this version computes with.
@@ -100,7 +112,7 @@ void check_tokens_per_expert(const GoldenCase& c, const Fields& f, const char* k
 void read_experts(GoldenCase& c, const Fields& f) {
     c.model.experts = f.size("n_experts");
     c.model.expert_size = f.size("expert_size");
-    c.model.expert_activation = f.get<std::string>("activation");
+    c.model.expert_activation = f.word<Hidden>("activation");
     only(c, f, "z_loss_weight", 0.0);
 }
 
@@ -167,8 +179,8 @@ void read_model(GoldenCase& c, const Fields& f) {
     if (!c.unsupported.empty()) return;
     c.model.vocab_size = f.size("vocab");
     c.model.context = f.size("context");
-    c.model.positions = f.get<bool>("position_embedding") ? "learned" : "none";
-    c.model.norm = f.get<std::string>("norm");
+    c.model.positions = f.get<bool>("position_embedding") ? Positions::learned : Positions::none;
+    c.model.norm = f.word<Norm>("norm");
     c.model.final_norm = f.get<bool>("final_norm");
     c.model.tied_head = f.get<bool>("tied");
     c.model.pattern.clear();
@@ -190,7 +202,8 @@ void read_optimizer(GoldenCase& c, const Fields& f) {
     c.train.decay_steps = f.get<int64_t>("final_lr_step");
     c.train.final_lr_fraction = f.get<double>("final_lr_fraction");
     c.train.weight_decay = f.get<double>("weight_decay");
-    c.train.decay = f.get<std::string>("weight_decay_on", "all parameters") == "all parameters" ? "all" : "matrices";
+    const std::string decayed = f.get<std::string>("weight_decay_on", "all parameters");
+    c.train.decay = decayed == "all parameters" ? Decay::all : Decay::matrices;
     c.train.beta1 = f.get<double>("beta1");
     c.train.beta2 = f.get<double>("beta2");
     c.train.adam_eps = f.get<double>("eps");

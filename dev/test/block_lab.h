@@ -16,7 +16,8 @@ struct BlockLab {
 
     // B sequences of T positions; parameters are drawn from [-1, 1) by name, norm weights and scalars around 1.
     BlockLab(const std::string& kind, const ModelConfig& c, int64_t B, int64_t T, const std::string& precision = "fp64")
-        : config(resolved(c)), precision(Precision::from_name(precision)), block(make_block(kind, config)) {
+        : config(resolved(c)), precision(Precision::of(from_word<PrecisionMode>(precision))),
+          block(make_block(kind, config)) {
         arena.allocate(8 << 20);
         for (bool experts : {false, true})
             table.units.push_back({experts ? "experts" : "block", experts, 0, 0, 0, {}, "param"});

@@ -80,7 +80,8 @@ struct Lab {
 
     explicit Lab(const ModelConfig& config, const std::string& precision = "fp32",
                  ContextOptions options = {.threads = 1})
-        : ctx(options), model(config, Precision::from_name(precision), true, ctx), arena("test", ctx) {
+        : ctx(options), model(config, Precision::of(from_word<PrecisionMode>(precision)), true, ctx),
+          arena("test", ctx) {
         arena.allocate(64 << 20);  // on GPUs half of it for the library of products
         model.allocate(true);
         model.initialize(1);

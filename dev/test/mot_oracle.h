@@ -13,7 +13,7 @@ inline ModelConfig small_mot(int64_t group_size = 2) {
     c.pattern = "mot";
     c.vocab_size = 11, c.d_model = 5, c.heads = 1, c.context = positions, c.d_ff = 8;
     c.group_size = group_size, c.experts = 3, c.expert_size = 4;
-    c.expert_activation = "silu";  // smooth
+    c.expert_activation = Hidden::silu;  // smooth
     return c;
 }
 
@@ -35,20 +35,20 @@ struct Oracle {
     }
     int64_t group_of(int64_t n) const {
         const int64_t b = n / T, t = n % T;
-        return c.group_axis == "sequence" ? b * (T / g) + t / g : b / g * T + t;
+        return c.group_axis == GroupAxis::sequence ? b * (T / g) + t / g : b / g * T + t;
     }
 
     // [N]: the token that stands at each place.
     std::vector<int64_t> order() const {
         std::vector<int64_t> token(static_cast<size_t>(N));
-        const bool within = c.group_axis == "sequence";
+        const bool within = c.group_axis == GroupAxis::sequence;
         std::vector<std::pair<uint64_t, int64_t>> keys;
         const uint64_t seed = hash_of("param");  // the block's name in BlockLab
         for (int64_t i = 0; i < (within ? T : B); i++) {
             const auto bits = philox4x32({uint32_t(i), 0, uint32_t(draw), 0}, {uint32_t(seed), uint32_t(seed >> 32)});
             keys.emplace_back(uint64_t(bits[1]) << 32 | bits[0], i);
         }
-        if (c.group_order == "random") std::sort(keys.begin(), keys.end());
+        if (c.group_order == GroupOrder::random) std::sort(keys.begin(), keys.end());
         for (int64_t n = 0; n < N; n++)
             token[size_t(n)] = within ? n / T * T + keys[size_t(n % T)].second : keys[size_t(n / T)].second * T + n % T;
         return token;
@@ -56,24 +56,26 @@ struct Oracle {
 
     // Logits [N,E] of x [N,C] for merge (own = "") or emit ("emit_"), divided by the learned temperature.
     Vector scaled(const Vector& x, const std::string& own) const {
-        const std::string prefix = c.controllers == "shared" ? "" : own;
+        const std::string prefix = c.controllers == Controllers::shared ? "" : own;
         Vector logits(static_cast<size_t>(N * E));
         for (int64_t e = 0; e < E; e++)
             for (int64_t k = 0; k < C; k++) {
                 double w = param(prefix + "controller.weight")[size_t(e * C + k)];
-                if (c.controllers == "common-base") w += param("base_controller.weight")[size_t(e * C + k)];
-                if (c.controllers.starts_with("weighted")) {
-                    const double a = scalar(c.controllers == "weighted" ? prefix + "controller_mix" : "controller_mix");
+                if (c.controllers == Controllers::common_base) w += param("base_controller.weight")[size_t(e * C + k)];
+                if (c.controllers == Controllers::weighted || c.controllers == Controllers::weighted_common) {
+                    const bool own_mix = c.controllers == Controllers::weighted;
+                    const double a = scalar(own_mix ? prefix + "controller_mix" : "controller_mix");
                     w = a * w + (1 - a) * param("base_controller.weight")[size_t(e * C + k)];
                 }
                 for (int64_t n = 0; n < N; n++) logits[size_t(n * E + e)] += w * x[size_t(n * C + k)];
             }
-        if (c.learn_temperature == "no") return logits;
-        const std::string name = c.learn_temperature == "separate" ? own + "temperature" : "temperature";
+        if (c.learn_temperature == LearnTemperature::no) return logits;
+        const bool own_temperature = c.learn_temperature == LearnTemperature::separate;
+        const std::string name = own_temperature ? own + "temperature" : "temperature";
         for (int64_t n = 0; n < N; n++)
             for (int64_t e = 0; e < E; e++) {
                 const double p = scalar(name, e);
-                logits[size_t(n * E + e)] /= c.temperature_form == "exp" ? std::exp(p - 1) : p;
+                logits[size_t(n * E + e)] /= c.temperature_form == TemperatureForm::exp ? std::exp(p - 1) : p;
             }
         return logits;
     }
@@ -146,14 +148,15 @@ struct Oracle {
             for (int64_t k = 0; k < C; k++) x[size_t(n * C + k)] = input[size_t(token[size_t(n)] * C + k)];
 
         Vector merge(size_t(N * E), 1.0 / double(g)), emit;
-        if (c.router == "learned") merge = scaled(x, "");
-        if (c.router == "learned" && c.merge_softmax) merge = softmax(merge, false);
-        if (c.emit == "shared") emit = merge;
-        if (c.emit == "group") emit = softmax(scaled(x, "emit_"), false);
-        if (c.emit == "experts")
-            emit = c.router == "uniform" ? Vector(merge.size(), 1.0 / double(E)) : softmax(scaled(x, "emit_"), true);
-        if (c.emit == "raw") emit = Vector(merge.size(), 1.0);
-        if (c.emit == "top") emit = top(merge, false);
+        if (c.router == Router::learned) merge = scaled(x, "");
+        if (c.router == Router::learned && c.merge_softmax) merge = softmax(merge, false);
+        if (c.emit == Emit::shared) emit = merge;
+        if (c.emit == Emit::group) emit = softmax(scaled(x, "emit_"), false);
+        if (c.emit == Emit::experts)
+            emit =
+                c.router == Router::uniform ? Vector(merge.size(), 1.0 / double(E)) : softmax(scaled(x, "emit_"), true);
+        if (c.emit == Emit::raw) emit = Vector(merge.size(), 1.0);
+        if (c.emit == Emit::top) emit = top(merge, false);
 
         Vector mixed(static_cast<size_t>(E * R * C));
         for (int64_t n = 0; n < N; n++)
@@ -192,15 +195,16 @@ inline std::string text_of(const ModelConfig& c) {
 // Every legal combination; where time is short, every seventh of them.
 inline std::vector<ModelConfig> combinations() {
     std::vector<ModelConfig> all;
-    for (const char* emit : {"shared", "group", "experts", "raw", "top"})
-        for (const char* controllers : {"shared", "separate", "common-base", "weighted", "weighted-common"})
-            for (const char* learn : {"no", "tied", "separate"})
+    for (Emit emit : values_of<Emit>())
+        for (Controllers controllers : values_of<Controllers>())
+            for (LearnTemperature learn : values_of<LearnTemperature>())
                 for (int bits = 0; bits < 128; bits++) {
                     ModelConfig c = small_mot(bits & 64 ? 4 : 2);
                     c.emit = emit, c.controllers = controllers, c.learn_temperature = learn;
-                    c.temperature_per_expert = bits & 1, c.temperature_form = bits & 2 ? "exp" : "plain";
-                    c.mixture_norm = bits & 4, c.group_order = bits & 8 ? "random" : "consecutive";
-                    c.group_axis = bits & 16 ? "sequence" : "batch", c.merge_softmax = !(bits & 32);
+                    c.temperature_per_expert = bits & 1, c.mixture_norm = bits & 4;
+                    c.temperature_form = bits & 2 ? TemperatureForm::exp : TemperatureForm::plain;
+                    c.group_order = bits & 8 ? GroupOrder::random : GroupOrder::consecutive;
+                    c.group_axis = bits & 16 ? GroupAxis::sequence : GroupAxis::batch, c.merge_softmax = !(bits & 32);
                     if (c.merge_softmax) c.temperature = 0.7;
                     if (legal(c)) all.push_back(c);
                 }
@@ -208,11 +212,11 @@ inline std::vector<ModelConfig> combinations() {
         for (size_t i = 0; 7 * i < all.size(); i++) all[i] = all[7 * i];
         all.resize(all.size() / 7);
     }
-    for (const char* emit : {"shared", "experts"})
+    for (Emit emit : {Emit::shared, Emit::experts})
         for (bool norms : {false, true})
-            for (const char* order : {"consecutive", "random"}) {
+            for (GroupOrder order : values_of<GroupOrder>()) {
                 ModelConfig c = small_mot();
-                c.router = "uniform", c.emit = emit, c.mixture_norm = norms, c.group_order = order;
+                c.router = Router::uniform, c.emit = emit, c.mixture_norm = norms, c.group_order = order;
                 if (legal(c)) all.push_back(c);
             }
     return all;

@@ -18,13 +18,10 @@ struct SharedTrainee {
     std::unique_ptr<Step> step;
 
     SharedTrainee(const ModelConfig& config, const TrainConfig& train_config)
-        : train(train_config),
-          plan(make_plan(config, train, true, 1, {}, {}, world().size)),
-          ctx({.threads = 1, .device = choose_device(world())}),
-          mesh(world(), ctx, sharding(config)),
-          model(config, Precision::from_name(train.precision), train.decay == "all", ctx, sharding(config), &mesh),
-          units(model, mesh, ctx),
-          arena("activations", ctx) {
+        : train(train_config), plan(make_plan(config, train, true, 1, {}, {}, world().size)),
+          ctx({.threads = 1, .device = choose_device(world())}), mesh(world(), ctx, sharding(config)),
+          model(config, Precision::of(train.precision), train.decay == Decay::all, ctx, sharding(config), &mesh),
+          units(model, mesh, ctx), arena("activations", ctx) {
         model.allocate(true);
         units.allocate(true);
         arena.allocate(plan.activation_bytes);

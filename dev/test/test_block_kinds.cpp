@@ -5,6 +5,7 @@
 #include "dev/test/model_lab.h"
 #include "dev/test/toy_block.h"
 #include "llmc/model/blocks/kind_table.h"
+#include "llmc/model/config_fields.h"
 
 namespace llmc {
 

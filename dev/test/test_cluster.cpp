@@ -58,19 +58,22 @@ TEST(Measured, ReplacesTheRoofline) {
         {"model": "b", "result": {"precision": "fp32", "ops": [)" +
                                               op + R"(1, "seconds": 99}]}}]})");
     Cluster c = simple();
-    c.measured = read_measured(dir / "one.json", "bf16-mixed");
+    c.measured = read_measured(dir / "one.json", PrecisionMode::bf16_mixed);
     EXPECT_EQ(c.measured.size(), 2u);  // an op of no seconds was not measured
     expect_seconds(op_seconds("matmul", {1, 1000, 1 << 20}, DType::bf16, c), 30);  // 3 s for 100 FLOPs
     expect_seconds(op_seconds("add", {1, 1 << 20, 1000}, DType::bf16, c), 80);     // 4 s for 50 bytes
     expect_seconds(op_seconds("norm_forward", {1, 0, 1000}, DType::bf16, c), 1e-9);
-    c.measured = read_measured(dir / "check.json", "bf16-mixed");
+    c.measured = read_measured(dir / "check.json", PrecisionMode::bf16_mixed);
     expect_seconds(op_seconds("matmul", {1, 1000, 0}, DType::bf16, c), 20);  // 8 s for 400 FLOPs
 
-    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "one.json", "fp32"); }, "no times of ops in fp32"));
+    EXPECT_TRUE(
+        refuses<InputError>([&] { read_measured(dir / "one.json", PrecisionMode::fp32); }, "no times of ops in fp32"));
     write_file_atomic(dir / "other.json", R"({"a": 1})");
     write_file_atomic(dir / "broken.json", "{");
-    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "other.json", "fp32"); }, "not a report of"));
-    EXPECT_TRUE(refuses<InputError>([&] { read_measured(dir / "broken.json", "fp32"); }, "not a report of"));
+    EXPECT_TRUE(
+        refuses<InputError>([&] { read_measured(dir / "other.json", PrecisionMode::fp32); }, "not a report of"));
+    EXPECT_TRUE(
+        refuses<InputError>([&] { read_measured(dir / "broken.json", PrecisionMode::fp32); }, "not a report of"));
 }
 
 // -------------------------------------------------------------------------------------------------- communication

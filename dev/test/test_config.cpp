@@ -2,10 +2,9 @@
 #include <gtest/gtest.h>
 
 #include "llmc/base/errors.h"
-#include "llmc/model/config.h"
 #include "llmc/model/model.h"
 #include "llmc/model/precision.h"
-#include "llmc/step/config.h"
+#include "llmc/step/config_fields.h"
 
 namespace llmc {
 namespace {
@@ -93,9 +92,9 @@ TEST(Resolved, RefusalsNameTheNumbers) {
     ModelConfig c;
     c.d_model = 100, c.heads = 3;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"100", "3", "--d-model", "--heads"}));
-    c.heads = 4, c.positions = "rope";  // head size 25
+    c.heads = 4, c.positions = Positions::rope;  // head size 25
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"100", "4", "25", "even"}));
-    c.positions = "learned";
+    c.positions = Positions::learned;
     EXPECT_EQ(refusal([&] { resolved(c); }), "");
 
     c = {};
@@ -108,7 +107,7 @@ TEST(Resolved, RefusalsNameTheNumbers) {
     EXPECT_EQ(refusal([&] { resolved(c); }), "");
 
     c = {};
-    c.pattern = "mot", c.group_axis = "sequence", c.group_size = 30, c.expert_size = 8;
+    c.pattern = "mot", c.group_axis = GroupAxis::sequence, c.group_size = 30, c.expert_size = 8;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--group-size 30", "--context 256"}));
 }
 
@@ -137,14 +136,14 @@ TEST(Resolved, ExpertsOfSparseMixtures) {
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--renormalize-gates", "--top-k 1"}));
     c.top_k = 2;
     EXPECT_NO_THROW(resolved(c));
-    c.dropless = true, c.drop_order = "gate";
+    c.dropless = true, c.drop_order = DropOrder::gate;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--drop-order gate", "--dropless"}));
-    c.drop_order = "position", c.balanced_routing = true;
+    c.drop_order = DropOrder::position, c.balanced_routing = true;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--balanced-routing", "--renormalize-gates"}));
     c = {};
     c.pattern = "moe_expert_choice", c.dropless = true;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--dropless", "token choice"}));
-    c.dropless = false, c.expert_choice_over = "all", c.simulate_group_size = 4;
+    c.dropless = false, c.expert_choice_over = Candidates::all, c.simulate_group_size = 4;
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--simulate-group-size 4", "--expert-choice-over all"}));
 }
 
@@ -164,14 +163,14 @@ TEST(Resolved, GranularityGivesNumberAndSizeOfExperts) {
     EXPECT_EQ(outputs_that_add_up(r, "moe_expert_choice"), 4);
     for (const char* kind : {"mot", "moe_token_choice", "moe_expert_choice"}) {
         ModelConfig other = r;
-        other.expert_down_init = "chosen";
+        other.expert_down_init = DownInit::chosen;
         EXPECT_EQ(outputs_that_add_up(other, kind), 4) << kind;
-        other.expert_down_init = "all";
+        other.expert_down_init = DownInit::all;
         EXPECT_EQ(outputs_that_add_up(other, kind), 64) << kind;
     }
 
     ModelConfig shared = r;
-    shared.shared_experts = 3, shared.expert_down_init = "chosen";
+    shared.shared_experts = 3, shared.expert_down_init = DownInit::chosen;
     EXPECT_EQ(outputs_that_add_up(shared, "moe_token_choice"), 4) << "shared experts are a sum of their own";
 
     c.experts = 128;
@@ -184,7 +183,7 @@ TEST(Resolved, GranularityGivesNumberAndSizeOfExperts) {
     EXPECT_TRUE(says(refusal([&] { resolved(c); }), {"--granularity is missing"}));
 
     ModelConfig within;  // it is the group size that follows, 8, which has to divide the context
-    within.pattern = "mot", within.group_axis = "sequence", within.granularity = 4, within.expansion = 8;
+    within.pattern = "mot", within.group_axis = GroupAxis::sequence, within.granularity = 4, within.expansion = 8;
     within.context = 24;
     EXPECT_EQ(resolved(within).group_size, 8);
     within.context = 20;
@@ -198,7 +197,7 @@ TEST(Resolved, WeightsOfTheLayersOwnLosses) {
     EXPECT_EQ(aux_loss_weight(c, "balance_loss"), 0.06);
     EXPECT_EQ(aux_loss_weight(c, "z_loss"), 0.001);
     EXPECT_EQ(aux_loss_weight(c, "dropped"), 0);
-    c.load_balancing_over = "mean";
+    c.load_balancing_over = OverLayers::mean;
     EXPECT_DOUBLE_EQ(aux_loss_weight(c, "balance_loss"), 0.02);
 }
 
@@ -220,37 +219,38 @@ TEST(Resolved, ModelsCheckTheirRowsAndVocabulary) {
     Context ctx({.counting = true});
     ModelConfig c;
     c.pattern = "mot";
-    Model model(c, Precision::from_name("fp32"), true, ctx);
+    Model model(c, Precision::of(PrecisionMode::fp32), true, ctx);
     EXPECT_TRUE(says(refusal([&] { model.check_rows(48); }), {"48", "32", "micro-batch"}));
     EXPECT_TRUE(says(refusal([&] { model.check_rows(64, 24); }), {"64", "24"}));
     EXPECT_EQ(refusal([&] { model.check_rows(64); }), "");
     c.pattern = "moe_expert_choice", c.simulate_group_size = 32;
-    Model choice(c, Precision::from_name("fp32"), true, ctx);
+    Model choice(c, Precision::of(PrecisionMode::fp32), true, ctx);
     EXPECT_TRUE(says(refusal([&] { choice.check_rows(48); }), {"48", "32", "--simulate-group-size"}));
     EXPECT_EQ(refusal([&] { choice.check_rows(64); }), "");
     c.simulate_group_size = 0;
-    Model whole(c, Precision::from_name("fp32"), true, ctx);
+    Model whole(c, Precision::of(PrecisionMode::fp32), true, ctx);
     EXPECT_TRUE(says(refusal([&] { whole.check_rows(16); }), {"16 candidates", "0 tokens per expert"}));
     c.vocab_size = 0;
-    EXPECT_TRUE(says(refusal([&] { Model(c, Precision::from_name("fp32"), true, ctx); }), {"--vocab-size", "--data"}));
+    EXPECT_TRUE(
+        says(refusal([&] { Model(c, Precision::of(PrecisionMode::fp32), true, ctx); }), {"--vocab-size", "--data"}));
 }
 
 TEST(Names, WordsAndPrecisions) {
-    EXPECT_EQ(activation_of("relu"), Activation::relu);
-    EXPECT_EQ(activation_of("gelu"), Activation::gelu);
-    EXPECT_EQ(activation_of("gelu_erf"), Activation::gelu_erf);
-    EXPECT_EQ(activation_of("silu"), Activation::silu);
-    EXPECT_EQ(activation_of("swiglu"), Activation::silu);
-    EXPECT_EQ(activation_of("geglu"), Activation::gelu_erf);
-    EXPECT_EQ(activation_of("linear"), Activation::none);
-    EXPECT_TRUE(says(refusal([] { activation_of("tanh"); }), {"tanh"}));
+    EXPECT_EQ(activation_of(Hidden::relu), Activation::relu);
+    EXPECT_EQ(activation_of(Hidden::gelu), Activation::gelu);
+    EXPECT_EQ(activation_of(Hidden::gelu_erf), Activation::gelu_erf);
+    EXPECT_EQ(activation_of(Hidden::silu), Activation::silu);
+    EXPECT_EQ(activation_of(Hidden::swiglu), Activation::silu);
+    EXPECT_EQ(activation_of(Hidden::geglu), Activation::gelu_erf);
+    EXPECT_EQ(activation_of(Hidden::linear), Activation::none);
+    EXPECT_TRUE(says(refusal([] { from_word<Hidden>("tanh"); }), {"tanh", "relu, gelu"}));
 
-    EXPECT_FALSE(Precision::from_name("fp32").compute_copy());
-    EXPECT_TRUE(Precision::from_name("bf16-mixed").compute_copy());
-    EXPECT_EQ(Precision::from_name("bf16").param, DType::bf16);
-    EXPECT_EQ(Precision::from_name("bf16").grad, DType::f32);
-    EXPECT_EQ(Precision::from_name("fp64").grad, DType::f64);
-    EXPECT_TRUE(says(refusal([] { Precision::from_name("fp16"); }), {"fp16", "bf16-mixed"}));
+    EXPECT_FALSE(Precision::of(PrecisionMode::fp32).compute_copy());
+    EXPECT_TRUE(Precision::of(PrecisionMode::bf16_mixed).compute_copy());
+    EXPECT_EQ(Precision::of(PrecisionMode::bf16).param, DType::bf16);
+    EXPECT_EQ(Precision::of(PrecisionMode::bf16).grad, DType::f32);
+    EXPECT_EQ(Precision::of(PrecisionMode::fp64).grad, DType::f64);
+    EXPECT_TRUE(says(refusal([] { from_word<PrecisionMode>("fp16"); }), {"fp16", "bf16-mixed"}));
 }
 
 // The list of fields must name every field: otherwise a checkpoint would forget one. A copy through JSON keeps what was
@@ -264,7 +264,9 @@ void round_trip(FromJson from_json, ForEach for_each) {
         if constexpr (std::is_same_v<T, bool>)
             field = !field;
         else if constexpr (std::is_same_v<T, std::string>)
-            field = info.choices.empty() ? "changed" : info.choices.back();
+            field = "changed";
+        else if constexpr (HasWords<T>)
+            field = from_word<T>(choices_of<T>(info).back());
         else
             field = T(info.least + (std::min(info.most, 1000.0) - info.least) * (share += 0.01));
     });
@@ -275,12 +277,11 @@ void round_trip(FromJson from_json, ForEach for_each) {
     for_each(config, [&](const FieldInfo& info, auto& field) {
         using T = std::decay_t<decltype(field)>;
         nlohmann::json broken = json;
-        if constexpr (std::is_same_v<T, std::string>) {
-            if (info.choices.empty()) return;
+        if constexpr (HasWords<T>) {
             broken[info.name] = "nonsense";
             EXPECT_TRUE(says(refusal([&] { from_json(broken, "some file"); }),
-                             {"some file", info.name, "nonsense", info.choices[0]}));
-        } else if constexpr (!std::is_same_v<T, bool>) {
+                             {"some file", info.name, "nonsense", choices_of<T>(info)[0]}));
+        } else if constexpr (std::is_arithmetic_v<T> && !std::is_same_v<T, bool>) {
             broken[info.name] = T(info.least - 1);
             EXPECT_TRUE(
                 says(refusal([&] { from_json(broken, "some file"); }), {"some file", info.name, "not between"}));

@@ -42,7 +42,7 @@ struct Count { int64_t all = 0, ffn_biases = 0; };
 Count count(ModelConfig config) {
     if (config.vocab_size == 0) config.vocab_size = 4096;  // what the small files' comments assume
     Context ctx({.counting = true});
-    Model model(config, Precision::from_name("fp32"), true, ctx);
+    Model model(config, Precision::of(PrecisionMode::fp32), true, ctx);
     Count n;
     n.all = model.table.count();
     for (const Unit& unit : model.table.units)
@@ -74,7 +74,8 @@ TEST(Configs, EveryFileIsAModelOfTheStatedSize) {
         Context ctx({.counting = true});
         ModelConfig model = config.model;
         model.vocab_size = 4096;
-        EXPECT_NO_THROW(Model(model, Precision::from_name("fp32"), true, ctx).check_rows(config.train.micro_batch));
+        EXPECT_NO_THROW(
+            Model(model, Precision::of(PrecisionMode::fp32), true, ctx).check_rows(config.train.micro_batch));
         EXPECT_EQ(has_mot(config.model), name.find("mot") != std::string::npos);
         EXPECT_EQ(has_moe(config.model), name.find("moe") != std::string::npos);
     }
@@ -112,7 +113,7 @@ TEST(Configs, RecipeOfThePaper) {
         EXPECT_EQ(c.train.final_lr_fraction, 0.1);
         EXPECT_EQ(c.train.clip, 0.5);
         EXPECT_EQ(c.train.weight_decay, 0.1);
-        EXPECT_EQ(c.train.decay, "all");
+        EXPECT_EQ(c.train.decay, Decay::all);
         EXPECT_EQ(c.model.init_scale, mini ? 1.0 : 0.1);
         EXPECT_FALSE(c.model.final_norm || c.model.tied_head || c.model.attention_bias);
         EXPECT_EQ(c.model.d_ff, 4 * c.model.d_model);

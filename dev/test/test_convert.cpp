@@ -111,13 +111,13 @@ TEST(Convert, RefusesWhatASparseMixtureCannotSay) {
         change(c);
         expect_refused([&] { converted(c, Mixture::token_choice, 0, "RUN"); }, {flag, "RUN"});
     };
-    refused([](ModelConfig& c) { c.emit = "experts"; }, "--emit experts");
-    refused([](ModelConfig& c) { c.controllers = "separate"; }, "--controllers separate");
-    refused([](ModelConfig& c) { c.learn_temperature = "tied"; }, "--learn-temperature tied");
+    refused([](ModelConfig& c) { c.emit = Emit::experts; }, "--emit experts");
+    refused([](ModelConfig& c) { c.controllers = Controllers::separate; }, "--controllers separate");
+    refused([](ModelConfig& c) { c.learn_temperature = LearnTemperature::tied; }, "--learn-temperature tied");
     refused([](ModelConfig& c) { c.mixture_norm = true; }, "--mixture-norm");
     refused([](ModelConfig& c) { c.merge_softmax = false; }, "--no-merge-softmax");
-    refused([](ModelConfig& c) { c.group_axis = "sequence"; }, "--group-axis sequence");
-    refused([](ModelConfig& c) { c.router = "uniform"; }, "--router uniform");
+    refused([](ModelConfig& c) { c.group_axis = GroupAxis::sequence; }, "--group-axis sequence");
+    refused([](ModelConfig& c) { c.router = Router::uniform; }, "--router uniform");
     refused([](ModelConfig& c) { c.pattern = "attention ffn"; }, "no Mixture-of-Tokens block");
     refused([](ModelConfig& c) { c.pattern = "mot moe_token_choice"; }, "both");
     ModelConfig shared = converted(mot(), Mixture::token_choice, 0, "RUN");
@@ -136,7 +136,7 @@ TEST(Convert, ASecondModelReadsTheParametersOfTheFirst) {
     EXPECT_TRUE(identical(losses(*back, lab), losses(lab.model, lab)));
 
     ModelConfig gated = sparse;
-    gated.expert_activation = "swiglu";
+    gated.expert_activation = Hidden::swiglu;
     expect_refused([&] { model_as(gated, lab.model, lab.ctx); }, {"experts.gate.weight"});
     expect_refused([&] { model_as(tiny("attention ffn"), lab.model, lab.ctx); }, {"blocks.1"});
 }

@@ -9,13 +9,13 @@ namespace {
 constexpr int64_t rows = 8, T = 8, V = 50;
 
 ModelConfig with_rope(ModelConfig c) {
-    c.positions = "rope";
+    c.positions = Positions::rope;
     return c;
 }
 ModelConfig with_options(ModelConfig c) {
-    c.norm = "rmsnorm", c.final_norm = true, c.tied_head = true, c.ffn_activation = "swiglu",
-    c.expert_activation = "silu";
-    c.attention_bias = true, c.emit = "experts", c.temperature = 0.7;
+    c.norm = Norm::rmsnorm, c.final_norm = true, c.tied_head = true, c.ffn_activation = Hidden::swiglu,
+    c.expert_activation = Hidden::silu;
+    c.attention_bias = true, c.emit = Emit::experts, c.temperature = 0.7;
     return c;
 }
 
@@ -24,13 +24,14 @@ ModelConfig without_drops(ModelConfig c) {  // which slots are free depends on a
     return c;
 }
 ModelConfig with_moe_options(ModelConfig c) {
-    c.norm = "rmsnorm", c.final_norm = true, c.expert_activation = "swiglu", c.top_k = 2, c.drop_order = "gate";
+    c.norm = Norm::rmsnorm, c.final_norm = true, c.expert_activation = Hidden::swiglu, c.top_k = 2,
+    c.drop_order = DropOrder::gate;
     c.simulate_group_size = 4, c.expert_choice_fraction = 0.5;
     return c;
 }
 ModelConfig with_later_moe_options(ModelConfig c) {
     c.dropless = c.renormalize_gates = true, c.top_k = 3, c.shared_experts = 1, c.router_z_loss_weight = 0.1;
-    c.expert_choice_softmax = "experts", c.expert_choice_norm = false, c.expert_activation = "geglu";
+    c.expert_choice_softmax = ChoiceSoftmax::experts, c.expert_choice_norm = false, c.expert_activation = Hidden::geglu;
     return c;
 }
 
@@ -79,7 +80,7 @@ TEST(Causality, LogitsDoNotSeeTheFuture) {
 
 TEST(Causality, GroupsWithinASequenceSeeTheFuture) {
     ModelConfig config = tiny(mot_pattern);
-    config.group_axis = "sequence";
+    config.group_axis = GroupAxis::sequence;
     Lab lab(config);
     const Tokens tokens = random_tokens(rows * T, 3);
     const Vector before = lab.logits(tokens, rows);
@@ -94,7 +95,7 @@ TEST(Causality, GroupsWithinASequenceSeeTheFuture) {
 TEST(Causality, OneGroupDoesNotSeeAnother) {
     for (bool sequence : {false, true}) {
         ModelConfig config = tiny(mot_pattern);
-        if (sequence) config.group_axis = "sequence";
+        if (sequence) config.group_axis = GroupAxis::sequence;
         Lab lab(config);
         Tokens tokens = random_tokens(rows * T, 3);
         const Vector before = lab.logits(tokens, rows);
@@ -160,7 +161,7 @@ TEST(Mot, RowsMustFillGroups) {
     EXPECT_NO_THROW(dense.model.check_rows(7));
 
     ModelConfig config = tiny(mot_pattern);
-    config.group_axis = "sequence";
+    config.group_axis = GroupAxis::sequence;
     Lab sequence(config);
     EXPECT_NO_THROW(sequence.model.check_rows(7));
     EXPECT_NO_THROW(sequence.model.check_rows(7, 2));
@@ -169,7 +170,7 @@ TEST(Mot, RowsMustFillGroups) {
 
 // A sharp controller makes the softmax one-hot: then discrete evaluation is the soft one.
 TEST(Mot, DiscreteIsTheLimitOfASharpController) {
-    for (const char* emit : {"shared", "experts"}) {
+    for (Emit emit : {Emit::shared, Emit::experts}) {
         ModelConfig config = tiny("attention mot");
         config.emit = emit;
         Lab lab(config, "fp64");
@@ -223,7 +224,7 @@ TEST(Generation, RefusesWhatItCannotDo) {
     Lab lab(tiny(dense_pattern));
     EXPECT_THROW(lab.extend(random_tokens(9, 1), 1, {5, 4}), InputError);  // past the context
     ModelConfig config = tiny(mot_pattern);
-    config.group_axis = "sequence";
+    config.group_axis = GroupAxis::sequence;
     Lab sequence(config);
     EXPECT_THROW(sequence.extend(random_tokens(8, 1), 1, {4}), InputError);
 }
@@ -248,12 +249,12 @@ TEST(Training, LossesAreThoseOfEvaluationAndLogits) {
 
 TEST(Training, RecomputedEqualsSaved) {
     ModelConfig sequence = tiny(mot_pattern);
-    sequence.group_axis = "sequence";
+    sequence.group_axis = GroupAxis::sequence;
     std::vector<std::pair<const char*, ModelConfig>> models = causal_models();
     models.push_back({"groups within a sequence", sequence});
     ModelConfig dropping = tiny(moe_pattern), all = dropping;
-    dropping.capacity_factor = 0.5, dropping.top_k = 2, dropping.drop_order = "gate";
-    all.expert_choice_over = "all", all.expert_choice_softmax = "tokens";
+    dropping.capacity_factor = 0.5, dropping.top_k = 2, dropping.drop_order = DropOrder::gate;
+    all.expert_choice_over = Candidates::all, all.expert_choice_softmax = ChoiceSoftmax::tokens;
     models.push_back({"moe with dropped tokens", dropping});
     models.push_back({"expert choice among all tokens", all});
     for (const auto& [what, config] : models)

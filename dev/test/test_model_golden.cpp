@@ -18,7 +18,7 @@ TEST(Golden, EveryFilePasses) {
     for (const auto& entry : std::filesystem::directory_iterator(folder)) {
         if (entry.path().extension() != ".safetensors") continue;
         files++;
-        for (const char* precision : {"fp32", "fp64"}) {
+        for (PrecisionMode precision : {PrecisionMode::fp32, PrecisionMode::fp64}) {
             GoldenResult result = run_golden(entry.path().string(), precision, 1);
             EXPECT_TRUE(result.skipped.empty()) << entry.path() << ": " << result.skipped;
             for (const GoldenLine& line : result.lines)
@@ -61,7 +61,7 @@ struct Copy {
         value += amount;
         std::memcpy(data[name].data(), &value, sizeof value);
     }
-    GoldenResult run(const char* precision = "fp32") const {
+    GoldenResult run(PrecisionMode precision = PrecisionMode::fp32) const {
         TempDir directory;
         const std::string path = directory / "spoiled.safetensors";
         write_safetensors(path, entries, metadata, [&](size_t i, char* buffer) {
@@ -140,8 +140,8 @@ TEST(Golden, WrongFilesGetOneSentence) {
         EXPECT_NE(sentence.find("spoiled.safetensors"), std::string::npos) << sentence;
         EXPECT_EQ(sentence.find('\n'), std::string::npos);
     }
-    EXPECT_THROW(run_golden(folder + "README.md", "fp32", 1), InputError);
-    EXPECT_THROW(run_golden(folder + "ffn_1_relu.safetensors", "bf16", 1), InputError);
+    EXPECT_THROW(run_golden(folder + "README.md", PrecisionMode::fp32, 1), InputError);
+    EXPECT_THROW(run_golden(folder + "ffn_1_relu.safetensors", PrecisionMode::bf16, 1), InputError);
 }
 
 // One element of one tensor a little off must be seen, and only there.

@@ -80,20 +80,20 @@ TEST(Gradients, DenseModels) {
         {"final norm", [](ModelConfig& c) { c.final_norm = true; }},
         {"tied head", [](ModelConfig& c) { c.tied_head = true; }},
         {"tied head and final norm", [](ModelConfig& c) { c.tied_head = c.final_norm = true; }},
-        {"rmsnorm", [](ModelConfig& c) { c.norm = "rmsnorm", c.final_norm = true; }},
+        {"rmsnorm", [](ModelConfig& c) { c.norm = Norm::rmsnorm, c.final_norm = true; }},
         {"no norm bias", [](ModelConfig& c) { c.norm_bias = false, c.final_norm = true; }},
-        {"rmsnorm without bias", [](ModelConfig& c) { c.norm = "rmsnorm", c.norm_bias = false; }},
+        {"rmsnorm without bias", [](ModelConfig& c) { c.norm = Norm::rmsnorm, c.norm_bias = false; }},
         {"attention bias", [](ModelConfig& c) { c.attention_bias = true; }},
         {"no ffn bias", [](ModelConfig& c) { c.ffn_bias = false; }},
-        {"gelu", [](ModelConfig& c) { c.ffn_activation = "gelu"; }},
-        {"gelu without bias", [](ModelConfig& c) { c.ffn_activation = "gelu", c.ffn_bias = false; }},
-        {"gelu_erf", [](ModelConfig& c) { c.ffn_activation = "gelu_erf"; }},
-        {"silu", [](ModelConfig& c) { c.ffn_activation = "silu"; }},
-        {"swiglu", [](ModelConfig& c) { c.ffn_activation = "swiglu"; }},
-        {"geglu", [](ModelConfig& c) { c.ffn_activation = "geglu"; }},
-        {"rope", [](ModelConfig& c) { c.positions = "rope"; }},
-        {"rope and attention bias", [](ModelConfig& c) { c.positions = "rope", c.attention_bias = true; }},
-        {"no positions", [](ModelConfig& c) { c.positions = "none"; }},
+        {"gelu", [](ModelConfig& c) { c.ffn_activation = Hidden::gelu; }},
+        {"gelu without bias", [](ModelConfig& c) { c.ffn_activation = Hidden::gelu, c.ffn_bias = false; }},
+        {"gelu_erf", [](ModelConfig& c) { c.ffn_activation = Hidden::gelu_erf; }},
+        {"silu", [](ModelConfig& c) { c.ffn_activation = Hidden::silu; }},
+        {"swiglu", [](ModelConfig& c) { c.ffn_activation = Hidden::swiglu; }},
+        {"geglu", [](ModelConfig& c) { c.ffn_activation = Hidden::geglu; }},
+        {"rope", [](ModelConfig& c) { c.positions = Positions::rope; }},
+        {"rope and attention bias", [](ModelConfig& c) { c.positions = Positions::rope, c.attention_bias = true; }},
+        {"no positions", [](ModelConfig& c) { c.positions = Positions::none; }},
         {"one head", [](ModelConfig& c) { c.heads = 1; }},
         {"longer context than T", [](ModelConfig& c) { c.context = 11; }},
     };
@@ -107,26 +107,29 @@ TEST(Gradients, DenseModels) {
 TEST(Gradients, MotModels) {
     const std::vector<Option> options = {
         {"defaults", [](ModelConfig&) {}},
-        {"emit over experts", [](ModelConfig& c) { c.emit = "experts"; }},
+        {"emit over experts", [](ModelConfig& c) { c.emit = Emit::experts; }},
         {"temperature", [](ModelConfig& c) { c.temperature = 0.6; }},
-        {"emit over experts with temperature", [](ModelConfig& c) { c.emit = "experts", c.temperature = 1.7; }},
-        {"uniform router", [](ModelConfig& c) { c.router = "uniform"; }},
-        {"uniform router, emit over experts", [](ModelConfig& c) { c.router = "uniform", c.emit = "experts"; }},
-        {"groups within a sequence", [](ModelConfig& c) { c.group_axis = "sequence"; }},
+        {"emit over experts with temperature", [](ModelConfig& c) { c.emit = Emit::experts, c.temperature = 1.7; }},
+        {"uniform router", [](ModelConfig& c) { c.router = Router::uniform; }},
+        {"uniform router, emit over experts",
+         [](ModelConfig& c) { c.router = Router::uniform, c.emit = Emit::experts; }},
+        {"groups within a sequence", [](ModelConfig& c) { c.group_axis = GroupAxis::sequence; }},
         {"groups within a sequence, emit over experts",
-         [](ModelConfig& c) { c.group_axis = "sequence", c.emit = "experts"; }},
+         [](ModelConfig& c) { c.group_axis = GroupAxis::sequence, c.emit = Emit::experts; }},
         {"pairs", [](ModelConfig& c) { c.group_size = 2; }},
         {"one expert", [](ModelConfig& c) { c.experts = 1; }},
-        {"silu experts", [](ModelConfig& c) { c.expert_activation = "silu"; }},
-        {"gelu experts", [](ModelConfig& c) { c.expert_activation = "gelu"; }},
-        {"gelu_erf experts", [](ModelConfig& c) { c.expert_activation = "gelu_erf"; }},
-        {"swiglu experts", [](ModelConfig& c) { c.expert_activation = "swiglu"; }},
-        {"geglu experts", [](ModelConfig& c) { c.expert_activation = "geglu"; }},
-        {"linear experts", [](ModelConfig& c) { c.expert_activation = "linear"; }},
+        {"silu experts", [](ModelConfig& c) { c.expert_activation = Hidden::silu; }},
+        {"gelu experts", [](ModelConfig& c) { c.expert_activation = Hidden::gelu; }},
+        {"gelu_erf experts", [](ModelConfig& c) { c.expert_activation = Hidden::gelu_erf; }},
+        {"swiglu experts", [](ModelConfig& c) { c.expert_activation = Hidden::swiglu; }},
+        {"geglu experts", [](ModelConfig& c) { c.expert_activation = Hidden::geglu; }},
+        {"linear experts", [](ModelConfig& c) { c.expert_activation = Hidden::linear; }},
         {"everything at once",
          [](ModelConfig& c) {
-             c.norm = "rmsnorm", c.final_norm = c.tied_head = c.attention_bias = true, c.positions = "rope";
-             c.emit = "experts", c.temperature = 0.8, c.group_axis = "sequence", c.expert_activation = "silu";
+             c.norm = Norm::rmsnorm, c.final_norm = c.tied_head = c.attention_bias = true,
+             c.positions = Positions::rope;
+             c.emit = Emit::experts, c.temperature = 0.8, c.group_axis = GroupAxis::sequence,
+             c.expert_activation = Hidden::silu;
          }},
     };
     for (const Option& option : options) {
@@ -142,21 +145,22 @@ TEST(Gradients, TokenChoiceModels) {
         {"two experts a token", [](ModelConfig& c) { c.top_k = 2; }},
         {"all experts", [](ModelConfig& c) { c.top_k = 6; }},
         {"tokens dropped", [](ModelConfig& c) { c.top_k = 2, c.capacity_factor = 0.5; }},
-        {"tokens dropped by gate", [](ModelConfig& c) { c.top_k = 2, c.capacity_factor = 0.5, c.drop_order = "gate"; }},
+        {"tokens dropped by gate",
+         [](ModelConfig& c) { c.top_k = 2, c.capacity_factor = 0.5, c.drop_order = DropOrder::gate; }},
         {"strongly balanced", [](ModelConfig& c) { c.load_balancing_weight = 3; }},
-        {"one expert only", [](ModelConfig& c) { c.experts = 1, c.ffn_activation = "gelu"; }},
-        {"swiglu experts", [](ModelConfig& c) { c.top_k = 2, c.expert_activation = "swiglu"; }},
-        {"gelu experts of token choice", [](ModelConfig& c) { c.expert_activation = "gelu"; }},
-        {"geglu experts of token choice", [](ModelConfig& c) { c.expert_activation = "geglu"; }},
-        {"linear experts of token choice", [](ModelConfig& c) { c.expert_activation = "linear"; }},
-        {"dropless", [](ModelConfig& c) { c.dropless = true, c.expert_activation = "silu"; }},
+        {"one expert only", [](ModelConfig& c) { c.experts = 1, c.ffn_activation = Hidden::gelu; }},
+        {"swiglu experts", [](ModelConfig& c) { c.top_k = 2, c.expert_activation = Hidden::swiglu; }},
+        {"gelu experts of token choice", [](ModelConfig& c) { c.expert_activation = Hidden::gelu; }},
+        {"geglu experts of token choice", [](ModelConfig& c) { c.expert_activation = Hidden::geglu; }},
+        {"linear experts of token choice", [](ModelConfig& c) { c.expert_activation = Hidden::linear; }},
+        {"dropless", [](ModelConfig& c) { c.dropless = true, c.expert_activation = Hidden::silu; }},
         {"dropless swiglu, two experts a token",
-         [](ModelConfig& c) { c.dropless = true, c.top_k = 2, c.expert_activation = "swiglu"; }},
+         [](ModelConfig& c) { c.dropless = true, c.top_k = 2, c.expert_activation = Hidden::swiglu; }},
         {"gates that sum to 1", [](ModelConfig& c) { c.top_k = 3, c.renormalize_gates = c.dropless = true; }},
         {"gates that sum to 1 with drops",
          [](ModelConfig& c) { c.top_k = 2, c.renormalize_gates = true, c.capacity_factor = 0.5; }},
         {"shared experts", [](ModelConfig& c) { c.shared_experts = 2; }},
-        {"shared swiglu expert", [](ModelConfig& c) { c.shared_experts = 1, c.expert_activation = "swiglu"; }},
+        {"shared swiglu expert", [](ModelConfig& c) { c.shared_experts = 1, c.expert_activation = Hidden::swiglu; }},
         {"strong z-loss", [](ModelConfig& c) { c.router_z_loss_weight = 2; }},
         {"balanced routing", [](ModelConfig& c) { c.balanced_routing = true, c.top_k = 2; }},
     };
@@ -169,7 +173,7 @@ TEST(Gradients, TokenChoiceModels) {
     }
     ModelConfig two = tiny("moe_token_choice attention moe_token_choice");
     check_gradients("two layers of token choice", two);
-    two.load_balancing_over = "mean", two.load_balancing_weight = 2;
+    two.load_balancing_over = OverLayers::mean, two.load_balancing_weight = 2;
     check_gradients("balanced over the mean of layers", two);
 }
 
@@ -178,21 +182,25 @@ TEST(Gradients, ExpertChoiceModels) {
         {"expert choice", [](ModelConfig&) {}},
         {"half of the batch", [](ModelConfig& c) { c.expert_choice_fraction = 0.5; }},
         {"pairs of sequences", [](ModelConfig& c) { c.expert_choice_fraction = 0.5, c.simulate_group_size = 2; }},
-        {"out of all tokens", [](ModelConfig& c) { c.expert_choice_over = "all"; }},
-        {"swiglu experts of expert choice", [](ModelConfig& c) { c.expert_activation = "swiglu"; }},
-        {"silu experts of expert choice", [](ModelConfig& c) { c.expert_activation = "silu"; }},
-        {"rmsnorm before expert choice", [](ModelConfig& c) { c.norm = "rmsnorm", c.norm_bias = false; }},
-        {"softmax over tokens", [](ModelConfig& c) { c.expert_choice_softmax = "tokens"; }},
+        {"out of all tokens", [](ModelConfig& c) { c.expert_choice_over = Candidates::all; }},
+        {"swiglu experts of expert choice", [](ModelConfig& c) { c.expert_activation = Hidden::swiglu; }},
+        {"silu experts of expert choice", [](ModelConfig& c) { c.expert_activation = Hidden::silu; }},
+        {"rmsnorm before expert choice", [](ModelConfig& c) { c.norm = Norm::rmsnorm, c.norm_bias = false; }},
+        {"softmax over tokens", [](ModelConfig& c) { c.expert_choice_softmax = ChoiceSoftmax::tokens; }},
         {"softmax over the tokens of pairs",
          [](ModelConfig& c) {
-             c.expert_choice_softmax = "tokens", c.expert_choice_fraction = 0.5, c.simulate_group_size = 2;
+             c.expert_choice_softmax = ChoiceSoftmax::tokens, c.expert_choice_fraction = 0.5, c.simulate_group_size = 2;
          }},
         {"softmax over all tokens",
-         [](ModelConfig& c) { c.expert_choice_softmax = "tokens", c.expert_choice_over = "all"; }},
+         [](ModelConfig& c) {
+             c.expert_choice_softmax = ChoiceSoftmax::tokens, c.expert_choice_over = Candidates::all;
+         }},
         {"no output norm", [](ModelConfig& c) { c.expert_choice_norm = false; }},
         {"shared experts beside expert choice", [](ModelConfig& c) { c.shared_experts = 2; }},
         {"shared experts, no output norm",
-         [](ModelConfig& c) { c.shared_experts = 1, c.expert_choice_norm = false, c.expert_activation = "geglu"; }},
+         [](ModelConfig& c) {
+             c.shared_experts = 1, c.expert_choice_norm = false, c.expert_activation = Hidden::geglu;
+         }},
         {"z-loss of expert choice", [](ModelConfig& c) { c.router_z_loss_weight = 2; }},
     };
     for (const Option& option : options) {

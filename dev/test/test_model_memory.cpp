@@ -10,7 +10,7 @@ namespace {
 TEST(Memory, ArenaAndWorkspaceAreThePlans) {
     for (const std::string& pattern : {dense_pattern, mot_pattern, moe_pattern})
         for (const char* precision : {"fp32", "bf16-mixed", "bf16", "fp64"})
-            for (const char* recompute : {"none", "blocks"}) {
+            for (Recompute recompute : values_of<Recompute>()) {
                 TrainConfig train = training(8, 2, precision);
                 train.recompute = recompute;
                 ModelConfig config = tiny(pattern);
@@ -38,7 +38,7 @@ TEST(Memory, OneByteLessIsNotEnough) {
     const Tokens tokens = random_tokens(8 * T, 1), targets = random_tokens(8 * T, 2);
     for (bool arena_short : {true, false}) {
         Context ctx({.threads = 1});
-        Model model(config, Precision::from_name("fp32"), true, ctx);
+        Model model(config, Precision::of(PrecisionMode::fp32), true, ctx);
         model.allocate(true);
         model.initialize(1);
         Arena arena("activations", ctx);
@@ -61,7 +61,7 @@ TEST(Memory, RecomputingNeedsLess) {
     ModelConfig config = tiny("12x(attention ffn)");  // so many that what both need, workspace too, does not matter
     TrainConfig train = training(8);
     const int64_t saved = make_plan(config, train, true, 1).activation_bytes;
-    train.recompute = "blocks";
+    train.recompute = Recompute::blocks;
     EXPECT_LT(make_plan(config, train, true, 1).activation_bytes, saved / 2);
 }
 
@@ -85,7 +85,8 @@ TEST(Guard, TrainingTouchesTensorsOnlyInsideOps) {
 TEST(Guard, EvaluationAndGenerationToo) {
     ModelConfig config = tiny(mot_pattern);
     config.pattern += " " + moe_pattern;
-    config.positions = "rope", config.norm = "rmsnorm", config.emit = "experts", config.tied_head = true;
+    config.positions = Positions::rope, config.norm = Norm::rmsnorm, config.emit = Emit::experts,
+    config.tied_head = true;
     Lab open(config), guarded(config, "fp32", {.threads = 1, .guard = true});
     const Tokens tokens = random_tokens(8 * T, 1), targets = random_tokens(8 * T, 2);
     EXPECT_TRUE(identical(guarded.logits(tokens, 8), open.logits(tokens, 8)));

@@ -34,12 +34,13 @@ void expect_same(const std::string& what, const ModelConfig& config, const Model
 }
 
 TEST(TokenChoice, OneExpertIsADenseFeedForward) {
-    for (const char* activation : {"relu", "gelu", "swiglu"}) {
+    for (Hidden activation : {Hidden::relu, Hidden::gelu, Hidden::swiglu}) {
         ModelConfig dense = tiny("attention ffn ffn"), moe = tiny("attention 2xmoe_token_choice");
         dense.ffn_bias = false, dense.ffn_activation = moe.expert_activation = activation;
         moe.experts = 1, moe.expert_size = dense.d_ff;
-        expect_same(activation, dense, moe,
-                    {{".up.weight", ".experts.up.weight"}, {".down.weight", ".experts.down.weight"},
+        expect_same(name_of(activation), dense, moe,
+                    {{".up.weight", ".experts.up.weight"},
+                     {".down.weight", ".experts.down.weight"},
                      {".gate.weight", ".experts.gate.weight"}});
     }
 }
@@ -47,7 +48,7 @@ TEST(TokenChoice, OneExpertIsADenseFeedForward) {
 // With groups of one token, MoT's merge weights are 1 and its emit weights a softmax over all experts.
 TEST(TokenChoice, AllExpertsAreADenseMixture) {
     ModelConfig mot = tiny("attention mot attention mot"), moe = tiny("2x(attention moe_token_choice)");
-    mot.group_size = 1, mot.emit = "experts";
+    mot.group_size = 1, mot.emit = Emit::experts;
     moe.top_k = moe.experts, moe.load_balancing_weight = 0;
     expect_same("dense mixture", mot, moe, {{".controller.", ".router."}});
 }
@@ -58,7 +59,7 @@ TEST(TokenChoice, OrderOfDroppingMattersOnlyIfTokensAreDropped) {
         ModelConfig position = tiny("attention moe_token_choice");
         position.capacity_factor = capacity;
         ModelConfig gate = position;
-        gate.drop_order = "gate";
+        gate.drop_order = DropOrder::gate;
         Lab first(position), largest(gate);
         EXPECT_EQ(bool(identical(first.logits(tokens, rows), largest.logits(tokens, rows))), capacity > 1);
     }
@@ -97,17 +98,17 @@ TEST(Causality, OfDroppedAndChosenTokens) {
     ModelConfig token = tiny("attention moe_token_choice attention moe_token_choice");
     token.capacity_factor = 0.7, token.top_k = 2;
     EXPECT_FALSE(sees_its_future(token)) << "earlier positions get their slots first";
-    token.drop_order = "gate";
+    token.drop_order = DropOrder::gate;
     EXPECT_TRUE(sees_its_future(token)) << "a later token with a larger gate takes the slot";
-    token.drop_order = "position", token.dropless = true;
+    token.drop_order = DropOrder::position, token.dropless = true;
     EXPECT_FALSE(sees_its_future(token));
 
     ModelConfig expert = tiny("attention moe_expert_choice attention moe_expert_choice");
     expert.expert_choice_fraction = 0.4;
     EXPECT_FALSE(sees_its_future(expert));
-    expert.expert_choice_softmax = "tokens";
+    expert.expert_choice_softmax = ChoiceSoftmax::tokens;
     EXPECT_FALSE(sees_its_future(expert)) << "over the tokens of one position";
-    expert.expert_choice_over = "all";
+    expert.expert_choice_over = Candidates::all;
     EXPECT_TRUE(sees_its_future(expert));
 }
 
@@ -140,7 +141,7 @@ TEST(Generation, RefusesExpertsThatChooseAmongAllPositions) {
     ModelConfig config = tiny("attention moe_expert_choice");
     Lab lone(config);  // a sixth of one sequence is none
     EXPECT_THROW(lone.extend(random_tokens(T, 1), 1, {4}), InputError);
-    config.expert_choice_over = "all";
+    config.expert_choice_over = Candidates::all;
     Lab lab(config);
     EXPECT_THROW(lab.extend(random_tokens(rows * T, 1), rows, {4}), InputError);
 }

@@ -30,17 +30,17 @@ Row times(const Vector& m, const Row& x, int64_t rows, int64_t at = 0) {
         for (int64_t c = 0; c < n; c++) y[size_t(r)] += m[size_t((at * rows + r) * n + c)] * x[size_t(c)];
     return y;
 }
-double activated(const std::string& kind, double x) {
-    if (kind == "relu") return std::max(0.0, x);
-    if (kind == "silu" || kind == "swiglu") return x / (1 + std::exp(-x));
-    if (kind == "geglu" || kind == "gelu_erf") return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+double activated(Hidden kind, double x) {
+    if (kind == Hidden::relu) return std::max(0.0, x);
+    if (kind == Hidden::silu || kind == Hidden::swiglu) return x / (1 + std::exp(-x));
+    if (kind == Hidden::geglu || kind == Hidden::gelu_erf) return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
     return x;  // linear
 }
 // Feed-forward number `at` of those called prefix.
 Row feed_forward(BlockLab& lab, const std::string& prefix, const Row& x, int64_t hidden, int64_t at = 0) {
-    const std::string& kind = lab.config.expert_activation;
+    const Hidden kind = lab.config.expert_activation;
     Row h = times(lab.param((prefix + "up.weight").c_str()), x, hidden, at);
-    if (kind == "swiglu" || kind == "geglu") {
+    if (kind == Hidden::swiglu || kind == Hidden::geglu) {
         const Row gate = times(lab.param((prefix + "gate.weight").c_str()), x, hidden, at);
         for (size_t i = 0; i < h.size(); i++) h[i] *= activated(kind, gate[i]);
     } else {
@@ -117,10 +117,10 @@ TEST(TokenChoiceBlock, EqualsPlainLoops) {
          [](ModelConfig& c) { c.renormalize_gates = true, c.top_k = 2, c.capacity_factor = 0.6; }},
         {"one shared expert", [](ModelConfig& c) { c.shared_experts = 1, c.capacity_factor = 0.5; }},
         {"two shared swiglu experts",
-         [](ModelConfig& c) { c.shared_experts = 2, c.expert_activation = "swiglu", c.dropless = true; }},
-        {"geglu", [](ModelConfig& c) { c.expert_activation = "geglu", c.top_k = 2; }},
-        {"linear", [](ModelConfig& c) { c.expert_activation = "linear", c.dropless = true; }},
-        {"silu", [](ModelConfig& c) { c.expert_activation = "silu", c.dropless = true; }},
+         [](ModelConfig& c) { c.shared_experts = 2, c.expert_activation = Hidden::swiglu, c.dropless = true; }},
+        {"geglu", [](ModelConfig& c) { c.expert_activation = Hidden::geglu, c.top_k = 2; }},
+        {"linear", [](ModelConfig& c) { c.expert_activation = Hidden::linear, c.dropless = true; }},
+        {"silu", [](ModelConfig& c) { c.expert_activation = Hidden::silu, c.dropless = true; }},
         {"balanced", [](ModelConfig& c) { c.balanced_routing = true, c.top_k = 3, c.dropless = true; }},
         {"balanced with drops", [](ModelConfig& c) { c.balanced_routing = true, c.capacity_factor = 0.7; }},
         {"z-loss", [](ModelConfig& c) { c.router_z_loss_weight = 0.1; }},
@@ -156,11 +156,11 @@ TEST(TokenChoiceBlock, TheRouterIsNotRounded) {
 Vector expert_choice_oracle(BlockLab& lab, const Vector& x) {
     const ModelConfig& c = lab.config;
     const int64_t N = B * T, group = c.simulate_group_size ? c.simulate_group_size : B;
-    const bool all = c.expert_choice_over == "all";
+    const bool all = c.expert_choice_over == Candidates::all;
     Vector router = lab.param("router.weight"), probs;
     for (int64_t n = 0; n < N; n++) {
         Row p = times(router, row_of(x, n, C), E);
-        if (c.expert_choice_softmax == "experts") softmax(p);
+        if (c.expert_choice_softmax == ChoiceSoftmax::experts) softmax(p);
         probs.insert(probs.end(), p.begin(), p.end());
     }
     std::vector<Row> sums(size_t(N), Row(C, 0));
@@ -172,7 +172,7 @@ Vector expert_choice_oracle(BlockLab& lab, const Vector& x) {
             for (int64_t e = 0; e < E; e++) {
                 Row values;
                 for (int64_t n : members) values.push_back(probs[size_t(n * E + e)]);
-                if (c.expert_choice_softmax == "tokens") softmax(values);
+                if (c.expert_choice_softmax == ChoiceSoftmax::tokens) softmax(values);
                 for (int64_t i : best(values, expert_choices(c, int64_t(members.size())))) {
                     const int64_t n = members[size_t(i)];
                     add_to(sums[size_t(n)], feed_forward(lab, "experts.", row_of(x, n, C), F, e), values[size_t(i)]);
@@ -191,16 +191,16 @@ Vector expert_choice_oracle(BlockLab& lab, const Vector& x) {
 
 const std::vector<Option> expert_choice_options = {
     {"defaults", [](ModelConfig&) {}},
-    {"softmax over tokens", [](ModelConfig& c) { c.expert_choice_softmax = "tokens"; }},
+    {"softmax over tokens", [](ModelConfig& c) { c.expert_choice_softmax = ChoiceSoftmax::tokens; }},
     {"softmax over tokens of simulated groups",
-     [](ModelConfig& c) { c.expert_choice_softmax = "tokens", c.simulate_group_size = 3; }},
-    {"among all tokens", [](ModelConfig& c) { c.expert_choice_over = "all"; }},
+     [](ModelConfig& c) { c.expert_choice_softmax = ChoiceSoftmax::tokens, c.simulate_group_size = 3; }},
+    {"among all tokens", [](ModelConfig& c) { c.expert_choice_over = Candidates::all; }},
     {"softmax over all tokens",
-     [](ModelConfig& c) { c.expert_choice_softmax = "tokens", c.expert_choice_over = "all"; }},
+     [](ModelConfig& c) { c.expert_choice_softmax = ChoiceSoftmax::tokens, c.expert_choice_over = Candidates::all; }},
     {"without norm", [](ModelConfig& c) { c.expert_choice_norm = false; }},
     {"shared expert", [](ModelConfig& c) { c.shared_experts = 1; }},
     {"shared experts without norm",
-     [](ModelConfig& c) { c.shared_experts = 2, c.expert_choice_norm = false, c.expert_activation = "geglu"; }},
+     [](ModelConfig& c) { c.shared_experts = 2, c.expert_choice_norm = false, c.expert_activation = Hidden::geglu; }},
     {"z-loss", [](ModelConfig& c) { c.router_z_loss_weight = 0.1; }},
 };
 
@@ -227,7 +227,7 @@ Vector reordered(const Vector& x, const std::vector<int64_t>& order) {
 
 TEST(ExpertChoiceBlock, PermutesWithTheBatch) {
     const std::vector<int64_t> order = {3, 0, 5, 1, 4, 2};
-    for (const char* softmax_over : {"experts", "tokens"}) {
+    for (ChoiceSoftmax softmax_over : values_of<ChoiceSoftmax>()) {
         ModelConfig c = small("moe_expert_choice");
         c.expert_choice_fraction = 0.5, c.expert_choice_softmax = softmax_over;
         BlockLab lab("moe_expert_choice", c, B, T);
@@ -254,12 +254,12 @@ void expect_same(const std::string& kind, const ModelConfig& one, const ModelCon
 
 TEST(TokenChoiceBlock, AHugeCapacityIsDropless) {
     for (int64_t k : {1, 2, 4})
-        for (const char* activation : {"relu", "swiglu", "gelu", "linear"}) {
+        for (Hidden activation : {Hidden::relu, Hidden::swiglu, Hidden::gelu, Hidden::linear}) {
             ModelConfig roomy = small("moe_token_choice");
             roomy.top_k = k, roomy.capacity_factor = 100, roomy.expert_activation = activation;
             ModelConfig dropless = roomy;
             dropless.capacity_factor = 1.25, dropless.dropless = true;
-            expect_same("moe_token_choice", roomy, dropless, activation);
+            expect_same("moe_token_choice", roomy, dropless, name_of(activation));
         }
 }
 

@@ -52,7 +52,7 @@ TEST(MotVariants, EveryCombinationMatchesItsFormulasAndTheirDifferences) {
 // The gradients of a second micro-batch are added to those of the first.
 TEST(MotVariants, GradientsAccumulate) {
     for (const ModelConfig& c : combinations()) {
-        if (c.group_size == 4 || c.group_axis == "sequence") continue;
+        if (c.group_size == 4 || c.group_axis == GroupAxis::sequence) continue;
         SCOPED_TRACE(text_of(c));
         Variant lab(c);
         lab.run();
@@ -90,11 +90,11 @@ TEST(MotVariants, OtherPrecisionsAreClose) {
 }
 
 TEST(MotVariants, DiscreteWeights) {
-    for (const char* emit : {"shared", "group", "experts", "raw", "top"})
-        for (const char* order : {"consecutive", "random"}) {
+    for (Emit emit : values_of<Emit>())
+        for (GroupOrder order : values_of<GroupOrder>()) {
             ModelConfig c = small_mot(4);
             c.emit = emit, c.group_order = order;
-            if (c.emit == "group") c.controllers = "separate";
+            if (c.emit == Emit::group) c.controllers = Controllers::separate;
             Variant lab(c);
             lab.pass.discrete = true;
             const Params params = lab.parameters();
@@ -124,10 +124,10 @@ ModelConfig with(const std::function<void(ModelConfig&)>& change) {
 }
 
 TEST(MotIdentities, TemperatureOneIsNone) {
-    for (const char* form : {"plain", "exp"})
+    for (TemperatureForm form : values_of<TemperatureForm>())
         for (bool per_expert : {false, true})
             expect_same(with([&](ModelConfig& c) {
-                            c.learn_temperature = "tied", c.temperature_form = form;
+                            c.learn_temperature = LearnTemperature::tied, c.temperature_form = form;
                             c.temperature_per_expert = per_expert;
                         }),
                         small_mot(4),
@@ -135,49 +135,50 @@ TEST(MotIdentities, TemperatureOneIsNone) {
 }
 
 TEST(MotIdentities, ALearnedTemperatureIsAFactorOfTheGiven) {
-    expect_same(with([](ModelConfig& c) { c.learn_temperature = "tied"; }),
+    expect_same(with([](ModelConfig& c) { c.learn_temperature = LearnTemperature::tied; }),
                 with([](ModelConfig& c) { c.temperature = 0.7; }), [](Params& p) { p["temperature"] = {0.7}; });
 }
 
 TEST(MotIdentities, EqualControllersAreOne) {
     auto equal = [](Params& p) { p["emit_controller.weight"] = p["controller.weight"]; };
-    expect_same(with([](ModelConfig& c) { c.emit = "group", c.controllers = "separate"; }), small_mot(4), equal);
-    expect_same(with([](ModelConfig& c) { c.emit = "experts", c.controllers = "separate"; }),
-                with([](ModelConfig& c) { c.emit = "experts"; }), equal);
+    expect_same(with([](ModelConfig& c) { c.emit = Emit::group, c.controllers = Controllers::separate; }), small_mot(4),
+                equal);
+    expect_same(with([](ModelConfig& c) { c.emit = Emit::experts, c.controllers = Controllers::separate; }),
+                with([](ModelConfig& c) { c.emit = Emit::experts; }), equal);
 }
 
 TEST(MotIdentities, EqualTemperaturesAreOne) {
-    expect_same(with([](ModelConfig& c) { c.emit = "group", c.learn_temperature = "separate"; }),
-                with([](ModelConfig& c) { c.learn_temperature = "tied"; }),
+    expect_same(with([](ModelConfig& c) { c.emit = Emit::group, c.learn_temperature = LearnTemperature::separate; }),
+                with([](ModelConfig& c) { c.learn_temperature = LearnTemperature::tied; }),
                 [](Params& p) { p["emit_temperature"] = p["temperature"]; });
 }
 
 TEST(MotIdentities, NoBaseIsSeparate) {
-    for (const char* emit : {"group", "experts"}) {
-        auto variant = [&](const char* controllers) {
+    for (Emit emit : {Emit::group, Emit::experts}) {
+        auto variant = [&](Controllers controllers) {
             return with([&](ModelConfig& c) { c.emit = emit, c.controllers = controllers; });
         };
-        expect_same(variant("common-base"), variant("separate"),
+        expect_same(variant(Controllers::common_base), variant(Controllers::separate),
                     [](Params& p) { std::fill_n(p["base_controller.weight"].begin(), 15, 0.0); });
         auto ones = [](Params& p) { p["controller_mix"] = p["emit_controller_mix"] = {1}; };
-        expect_same(variant("weighted"), variant("separate"), ones);
-        expect_same(variant("weighted-common"), variant("separate"), ones);
-        expect_same(variant("weighted"), variant("weighted-common"),
+        expect_same(variant(Controllers::weighted), variant(Controllers::separate), ones);
+        expect_same(variant(Controllers::weighted_common), variant(Controllers::separate), ones);
+        expect_same(variant(Controllers::weighted), variant(Controllers::weighted_common),
                     [](Params& p) { p["emit_controller_mix"] = p["controller_mix"]; });
     }
 }
 
 // With one group over the whole batch, every order is the same group.
 TEST(MotIdentities, AnOrderInsideOneGroupChangesNothing) {
-    auto whole = [](const char* order) {
+    auto whole = [](GroupOrder order) {
         ModelConfig c = small_mot(Variant::rows);
         c.group_order = order;
         return c;
     };
-    expect_same(whole("random"), whole("consecutive"), [](Params&) {});
-    Variant random(with([](ModelConfig&c) { c.group_order = "random"; })), consecutive(small_mot(4));
+    expect_same(whole(GroupOrder::random), whole(GroupOrder::consecutive), [](Params&) {});
+    Variant random(with([](ModelConfig&c) { c.group_order = GroupOrder::random; })), consecutive(small_mot(4));
     EXPECT_TRUE(different(random.run(), consecutive.run(), 1e-3));
-    Variant other(with([](ModelConfig& c) { c.group_order = "random"; }), "fp64", 4);
+    Variant other(with([](ModelConfig& c) { c.group_order = GroupOrder::random; }), "fp64", 4);
     EXPECT_TRUE(different(random.run(), other.run(), 1e-3));
     EXPECT_TRUE(identical(random.run(), random.run()));
 }

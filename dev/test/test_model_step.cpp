@@ -158,7 +158,7 @@ TEST(Learning, MixedPrecisionEndsWhereFp32Does) {
 // ------------------------------------------------------------------------------------------------------------- metrics
 
 TEST(Metrics, AUniformControllerHasFullEntropy) {
-    for (const char* emit : {"shared", "experts"}) {
+    for (Emit emit : {Emit::shared, Emit::experts}) {
         ModelConfig config = tiny("attention mot ffn mot");
         config.emit = emit;
         Trainee run(config, training(8, 1, "fp64"));
@@ -171,7 +171,7 @@ TEST(Metrics, AUniformControllerHasFullEntropy) {
         const std::vector<double> values = run.step->metrics();
         std::map<std::string, double> metric;
         for (const MetricSlot& slot : run.model.metric_slots()) metric[slot.name] = values.at(size_t(slot.first));
-        EXPECT_EQ(metric.size(), std::string(emit) == "shared" ? 8u : 16u);
+        EXPECT_EQ(metric.size(), emit == Emit::shared ? 8u : 16u);
         for (const char* weights : {"merge", "emit"}) {
             if (!metric.count(str("blocks.1.", weights, "_entropy"))) continue;
             // the reference's entropy is -sum w log(w + 1e-8), divided by log n: of n equal weights a little less than

@@ -12,7 +12,7 @@ struct Counted {
     Context ctx{ContextOptions{.counting = true}};
     Model model;
     explicit Counted(const ModelConfig& config, bool decay_everything = true)
-        : model(config, Precision::from_name("fp32"), decay_everything, ctx) {}
+        : model(config, Precision::of(PrecisionMode::fp32), decay_everything, ctx) {}
 };
 
 ModelConfig medium(const std::string& pattern, int64_t group, int64_t experts) {
@@ -68,14 +68,14 @@ TEST(Counts, Options) {
     EXPECT_EQ(difference([](ModelConfig& c) { c.tied_head = true; }), -V * C);
     EXPECT_EQ(difference([](ModelConfig& c) { c.final_norm = true; }), 2 * C);
     EXPECT_EQ(difference([](ModelConfig& c) { c.norm_bias = false; }), -4 * C);
-    EXPECT_EQ(difference([](ModelConfig& c) { c.norm = "rmsnorm"; }), 0);  // the reference's RMSNorm has a bias too
+    EXPECT_EQ(difference([](ModelConfig& c) { c.norm = Norm::rmsnorm; }), 0);  // the reference's RMSNorm has a bias too
     EXPECT_EQ(difference([](ModelConfig& c) { c.attention_bias = true; }), 2 * 4 * C);
     EXPECT_EQ(difference([](ModelConfig& c) { c.ffn_bias = false; }), -2 * (F + C));
-    EXPECT_EQ(difference([](ModelConfig& c) { c.ffn_activation = "swiglu"; }), 2 * (F * C - F - C));
-    EXPECT_EQ(difference([](ModelConfig& c) { c.positions = "rope"; }), -8 * C);
+    EXPECT_EQ(difference([](ModelConfig& c) { c.ffn_activation = Hidden::swiglu; }), 2 * (F * C - F - C));
+    EXPECT_EQ(difference([](ModelConfig& c) { c.positions = Positions::rope; }), -8 * C);
     ModelConfig mot = tiny("mot");
     const int64_t learned = Counted(mot).model.table.count();
-    mot.router = "uniform";
+    mot.router = Router::uniform;
     EXPECT_EQ(Counted(mot).model.table.count(), learned - 6 * C);
 }
 
@@ -164,7 +164,7 @@ struct Fresh {
     Context ctx;
     Model model;
     explicit Fresh(const ModelConfig& config, uint64_t seed = 1, const char* precision = "fp32")
-        : ctx({.threads = 1}), model(config, Precision::from_name(precision), true, ctx) {
+        : ctx({.threads = 1}), model(config, Precision::of(from_word<PrecisionMode>(precision)), true, ctx) {
         model.allocate(false);
         model.initialize(seed);
     }
@@ -182,7 +182,7 @@ TEST(Initialisation, StandardDeviationsAndCuts) {
         for (bool fixed : {false, true}) {
             ModelConfig config = wide();
             config.init_scale = scale;
-            config.init = fixed ? "truncated-normal-fixed" : "truncated-normal";
+            config.init = fixed ? Init::truncated_normal_fixed : Init::truncated_normal;
             NamedVectors values = Fresh(config).parameters();
             const std::map<std::string, double> fan_in = {
                 {"embedding.token.weight", 1},       {"embedding.position.weight", 1},

@@ -61,7 +61,10 @@ std::string random_words(std::mt19937& random, int words) {
     static const char* some[] = {"the",  "whale", "of",   "a",       "sea",   "that",
                                  "It's", "1851,", "and—", "ship.\n", "naïve", "42"};
     std::string text;
-    for (int i = 0; i < words; i++) text += (i ? " " : "") + std::string(some[random() % 12]);
+    for (int i = 0; i < words; i++) {
+        if (i) text += ' ';
+        text += some[random() % 12];
+    }
     return text;
 }
 

@@ -21,7 +21,8 @@ ModelConfig model_of(const std::string& pattern) {
 }
 TrainConfig train_of(const std::string& shard, int64_t K, const std::string& precision) {
     TrainConfig t;
-    t.shard = shard, t.micro_batch = B, t.grad_accumulation = K, t.precision = precision;
+    t.shard = from_word<ShardMode>(shard), t.precision = from_word<PrecisionMode>(precision);
+    t.micro_batch = B, t.grad_accumulation = K;
     return t;
 }
 
@@ -101,7 +102,7 @@ TEST(Zero, BytesThatAreKept) {
         for (const char* shard : {"none", "optimizer", "gradients", "parameters"}) {
             SCOPED_TRACE(shard);
             const Plan plan = c.plan(shard);
-            const int stage = int(shard_from_name(shard));  // of ZeRO
+            const int stage = int(from_word<ShardMode>(shard));  // of ZeRO
             const int64_t parameters = stage == 3 ? P / W : P;
             // Blocks compute with parameters, or with a copy of them: then masters belong to the optimizer.
             EXPECT_EQ(plan.parameter_bytes, mixed && stage >= 1 ? 4 * P / W : 4 * parameters);
@@ -340,7 +341,7 @@ TEST(Row, IsTheStepOnTheCluster) {
     command.gpu = "cpu", command.peak_tflops = 1, command.bandwidth_gbs = 100, command.memory_gb = 4,
     command.net = "1GB";
     command.net_latency_us = 0, command.shares = {1, 1, 1};
-    const Cluster cluster = cluster_of(command, "fp32");
+    const Cluster cluster = cluster_of(command, PrecisionMode::fp32);
     const ModelConfig model = model_of(pattern);
     const TrainConfig train = train_of("none", 4, "fp32");
     const ScalingRow row = scaling_row(model, train, 2, command, cluster);
@@ -383,7 +384,7 @@ TEST(Row, ExpertsAreDividedWhereThatHelps) {
     const TrainConfig train = train_of("none", 8, "bf16-mixed");
     const int64_t whole = make_plan(model_of(pattern), train, true, 1, {}, {}, 8).total();
     command.memory_gb = double(whole - 1) / 0.95e9;
-    const Cluster cluster = cluster_of(command, "bf16-mixed");
+    const Cluster cluster = cluster_of(command, PrecisionMode::bf16_mixed);
     std::vector<ScalingRow> rows = scaling_rows(model_of(pattern), train, 8, command, cluster);
     ASSERT_EQ(rows.size(), 4u);
     EXPECT_GT(rows[0].train.expert_parallel, 1);

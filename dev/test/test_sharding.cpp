@@ -24,7 +24,6 @@ INSTANTIATE_TEST_SUITE_P(, Launch, testing::ValuesIn(starts()));
 // -------------------------------------------------------------------------------------------------------- trajectories
 const int64_t micro_batches = backend_supports(DType::f64) ? 12 : 6;  // the emulated GPU takes its time
 constexpr int64_t rows = 12, context = 12;
-const char* const all_shards[] = {"none", "optimizer", "gradients", "parameters"};
 
 // Every kind of block; 12 of everything that ranks divide.
 ModelConfig every_kind() {
@@ -149,10 +148,11 @@ TEST(DISABLED_OnRanks, EveryWayOfDividingTakesTheStepsOfOneRank) {
     bool tied = false;  // in turn, so that every mode meets both
     std::map<bool, std::pair<std::unique_ptr<Trainee>, Trajectory>> references;
     for (int expert_parallel : divisors(world().size))
-        for (const char* shard : all_shards) {
+        for (ShardMode shard : values_of<ShardMode>()) {
             tied = !tied;
             ModelConfig config = every_kind();
-            config.tied_head = tied, config.final_norm = tied, config.positions = tied ? "rope" : "learned";
+            config.tied_head = tied, config.final_norm = tied;
+            config.positions = tied ? Positions::rope : Positions::learned;
             config.load_balancing_weight = 0.5, config.router_z_loss_weight = 0.1, config.top_k = 2;
             config.dropless = tied;
             TrainConfig train = recipe();
@@ -162,13 +162,13 @@ TEST(DISABLED_OnRanks, EveryWayOfDividingTakesTheStepsOfOneRank) {
                 want = alone(steps, *whole);
             }
             train.shard = shard, train.expert_parallel = expert_parallel;
-            train.recompute = tied ? "blocks" : "none";
+            train.recompute = tied ? Recompute::blocks : Recompute::none;
             SharedTrainee run(config, train);
             expect_close(together(steps, run), want, exact().tolerance, name_of(train));
             expect_parts(run, *whole, exact().parameter_tolerance, name_of(train));
             EXPECT_EQ(run.bytes(), run.plan.total()) << name_of(train);
             for (const Model::Place& place : run.model.places)
-                EXPECT_EQ(bool(place.params), train.shard != "parameters") << name_of(train);
+                EXPECT_EQ(bool(place.params), train.shard != ShardMode::parameters) << name_of(train);
         }
 }
 
@@ -182,10 +182,11 @@ TEST(DISABLED_OnRanks, GroupsMaySpanRanks) {
             variant = !variant;
             ModelConfig config = mot_only();
             config.group_size = 6;  // more than the 3 or 4 rows of one of 3 or 4 ranks
-            config.group_order = variant ? "random" : "fixed", config.mixture_norm = variant;
-            config.learn_temperature = variant ? "separate" : "no", config.emit = variant ? "group" : "shared";
+            config.group_order = variant ? GroupOrder::random : GroupOrder::consecutive;
+            config.mixture_norm = variant, config.emit = variant ? Emit::group : Emit::shared;
+            config.learn_temperature = variant ? LearnTemperature::separate : LearnTemperature::no;
             config.tied_head = variant;
-            config.expert_activation = variant ? "swiglu" : "gelu";
+            config.expert_activation = variant ? Hidden::swiglu : Hidden::gelu;
             TrainConfig train = recipe();
             auto& [whole, want] = references[variant];
             if (!whole) {
@@ -193,8 +194,8 @@ TEST(DISABLED_OnRanks, GroupsMaySpanRanks) {
                 want = alone(steps, *whole);
             }
             train.group_ranks = group_ranks, train.expert_parallel = expert_parallel;
-            train.shard = all_shards[(group_ranks + 2 * expert_parallel) % 4];
-            train.recompute = expert_parallel > 1 ? "blocks" : "none";
+            train.shard = values_of<ShardMode>()[size_t(group_ranks + 2 * expert_parallel) % 4];
+            train.recompute = expert_parallel > 1 ? Recompute::blocks : Recompute::none;
             SharedTrainee run(config, train);
             // A deviation of n elements divides by n - 1, that of several parts by n: they have 72 or more.
             expect_close(together(steps, run), want, exact().tolerance, name_of(train), group_ranks > 1 ? 0.5 / 72 : 0);
@@ -210,7 +211,7 @@ TEST(DISABLED_OnRanks, SinglePrecisionAndTheSameBits) {
         config.pattern = pattern;
         Trainee whole(config, recipe("fp32"));
         const Trajectory want = alone(steps, whole);
-        for (const char* shard : {"none", "parameters"}) {
+        for (ShardMode shard : {ShardMode::none, ShardMode::parameters}) {
             TrainConfig train = recipe("fp32");
             train.shard = shard;
             SharedTrainee run(config, train), again(config, train);
@@ -229,22 +230,22 @@ TEST(DISABLED_OnRanks, WhatIsCutDoesNotChangeBits) {
     const int64_t steps = exact().steps == 20 ? 5 : 2;
     for (const char* precision : {"fp32", "bf16-mixed", "bf16"}) {
         ModelConfig config = every_kind();
-        std::map<std::string, Trajectory> runs;
-        for (const char* shard : all_shards) {
+        std::map<ShardMode, Trajectory> runs;
+        for (ShardMode shard : values_of<ShardMode>()) {
             TrainConfig train = recipe(precision);
-            train.shard = shard, train.stochastic_rounding = train.precision == "bf16";
+            train.shard = shard, train.stochastic_rounding = train.precision == PrecisionMode::bf16;
             SharedTrainee run(config, train);
             runs[shard] = together(steps, run, false);
         }
         if (sums_by_rank()) {
-            expect_identical(runs["optimizer"], runs["none"], precision);
-            expect_identical(runs["parameters"], runs["gradients"], precision);
+            expect_identical(runs[ShardMode::optimizer], runs[ShardMode::none], precision);
+            expect_identical(runs[ShardMode::parameters], runs[ShardMode::gradients], precision);
         }
         // Gradients of f32 are added up in another order: losses differ by what bf16 parameters then round to, or by
         // another choice between equal tokens. SumsInAnotherOrderDifferByRounding looks closer at fp32.
-        for (const char* shard : {"optimizer", "gradients", "parameters"})
+        for (ShardMode shard : {ShardMode::optimizer, ShardMode::gradients, ShardMode::parameters})
             expect_close({runs[shard].losses, runs[shard].norms, {}, {}},
-                         {runs["none"].losses, runs["none"].norms, {}, {}}, 0.1, precision);
+                         {runs[ShardMode::none].losses, runs[ShardMode::none].norms, {}, {}}, 0.1, precision);
     }
 }
 
@@ -263,7 +264,7 @@ TEST(DISABLED_OnRanks, SumsInAnotherOrderDifferByRounding) {
         train.adam_eps = train.lr;
         Trainee whole(run.config, train);
         const Trajectory want = alone(run.steps, whole);
-        for (const char* shard : all_shards) {
+        for (ShardMode shard : values_of<ShardMode>()) {
             train.shard = shard;
             SharedTrainee shared(run.config, train);
             const std::string what = run.config.pattern + " " + name_of(train);
@@ -275,10 +276,10 @@ TEST(DISABLED_OnRanks, SumsInAnotherOrderDifferByRounding) {
 
 // ------------------------------------------------------------------------------------------------ golden trajectories
 // Ten steps of the reference implementation, a batch of which is cut into two micro-batches.
-void expect_golden_trajectory(const std::string& file, const char* shard) {
+void expect_golden_trajectory(const std::string& file, ShardMode shard) {
     const GoldenCase golden("dev/test/golden/" + file);
     TrainConfig train = golden.train;
-    train.shard = shard, train.precision = exact().precision;
+    train.shard = shard, train.precision = from_word<PrecisionMode>(exact().precision);
     train.grad_accumulation = 2, train.micro_batch = golden.B / 2;
     SharedTrainee run(golden.model, train);
     for (const NamedTensor& part : run.model.parameter_parts(false)) {
@@ -306,7 +307,7 @@ void expect_golden_trajectory(const std::string& file, const char* shard) {
 TEST(DISABLED_OnRanks, GoldenTrajectories) {
     if (world().size != 2) GTEST_SKIP() << "for two ranks";
     if (!path_exists("dev/test/golden")) GTEST_SKIP() << "run from the repository's root";
-    for (const char* shard : all_shards) {
+    for (ShardMode shard : values_of<ShardMode>()) {
         expect_golden_trajectory("trajectory_1_mot.safetensors", shard);
         expect_golden_trajectory("trajectory_2_dense.safetensors", shard);
     }
@@ -315,7 +316,7 @@ TEST(DISABLED_OnRanks, GoldenTrajectories) {
 // --------------------------------------------------------------------------------------------------- failing together
 // One rank computes nonsense in one step: all skip this step, and only this one.
 TEST(DISABLED_OnRanks, ANanOnOneRankMakesAllSkipTheStep) {
-    for (const char* shard : all_shards) {
+    for (ShardMode shard : values_of<ShardMode>()) {
         TrainConfig train = recipe("fp32");
         train.shard = shard;
         SharedTrainee run(mot_only(), train);
@@ -339,22 +340,30 @@ TEST(DISABLED_OnRanks, ANanOnOneRankMakesAllSkipTheStep) {
 
 // ------------------------------------------------------------------------------------------------- bytes on the wire
 // What each rank sends in a step by the formulae, in bytes of f32: W ranks, n = micro-batches of a rank.
-double wire_of(const Model& model, const std::string& shard, double n) {
+double wire_of(const Model& model, ShardMode shard, double n) {
     const double W = world().size, once = (W - 1) / W;
     double sent = 2 * once * 3 * 8;  // loss, tokens and squares of gradients, in f64
     for (const Unit& unit : model.table.units) {
         const double bytes = 4 * double(unit.size);
         const double uses = unit.name == "head" ? 1 : 2;  // forward and backward, which the head does at once
-        if (shard == "none") sent += 2 * once * bytes;
-        if (shard == "optimizer") sent += 2 * once * bytes;
-        if (shard == "gradients") sent += (n + 1) * once * bytes;
-        if (shard == "parameters") sent += n * (uses + 1) * once * bytes;
+        switch (shard) {
+            case ShardMode::none:
+            case ShardMode::optimizer:
+                sent += 2 * once * bytes;
+                break;
+            case ShardMode::gradients:
+                sent += (n + 1) * once * bytes;
+                break;
+            case ShardMode::parameters:
+                sent += n * (uses + 1) * once * bytes;
+                break;
+        }
     }
     return sent;
 }
 
 TEST(DISABLED_OnRanks, WhatIsSentIsWhatThePlanAndTheFormulaeSay) {
-    for (const char* shard : all_shards)
+    for (ShardMode shard : values_of<ShardMode>())
         for (int expert_parallel : {1, world().size}) {
             ModelConfig config = every_kind();
             config.final_norm = true, config.dropless = expert_parallel > 1, config.top_k = 2;

@@ -15,14 +15,32 @@ std::vector<ModelConfig> models() {
         return c;
     };
     return {
-        model([](ModelConfig& c) { c.emit = "group", c.controllers = "separate", c.group_order = "random"; }),
-        model([](ModelConfig& c) { c.emit = "experts", c.controllers = "common-base", c.learn_temperature = "tied"; }),
-        model([](ModelConfig& c) { c.emit = "group", c.controllers = "weighted-common", c.mixture_norm = true; }),
-        model([](ModelConfig& c) { c.emit = "group", c.learn_temperature = "separate", c.temperature_form = "exp"; }),
-        model([](ModelConfig& c) { c.merge_softmax = false, c.mixture_norm = true, c.group_order = "random"; }),
-        model([](ModelConfig& c) { c.emit = "top", c.learn_temperature = "tied", c.temperature_per_expert = true; }),
-        model([](ModelConfig& c) { c.emit = "raw", c.group_order = "random", c.expert_activation = "geglu"; }),
-        model([](ModelConfig& c) { c.emit = "experts", c.controllers = "weighted", c.learn_temperature = "separate"; }),
+        model([](ModelConfig& c) {
+            c.emit = Emit::group, c.controllers = Controllers::separate, c.group_order = GroupOrder::random;
+        }),
+        model([](ModelConfig& c) {
+            c.emit = Emit::experts, c.controllers = Controllers::common_base,
+            c.learn_temperature = LearnTemperature::tied;
+        }),
+        model([](ModelConfig& c) {
+            c.emit = Emit::group, c.controllers = Controllers::weighted_common, c.mixture_norm = true;
+        }),
+        model([](ModelConfig& c) {
+            c.emit = Emit::group, c.learn_temperature = LearnTemperature::separate,
+            c.temperature_form = TemperatureForm::exp;
+        }),
+        model(
+            [](ModelConfig& c) { c.merge_softmax = false, c.mixture_norm = true, c.group_order = GroupOrder::random; }),
+        model([](ModelConfig& c) {
+            c.emit = Emit::top, c.learn_temperature = LearnTemperature::tied, c.temperature_per_expert = true;
+        }),
+        model([](ModelConfig& c) {
+            c.emit = Emit::raw, c.group_order = GroupOrder::random, c.expert_activation = Hidden::geglu;
+        }),
+        model([](ModelConfig& c) {
+            c.emit = Emit::experts, c.controllers = Controllers::weighted,
+            c.learn_temperature = LearnTemperature::separate;
+        }),
     };
 }
 
@@ -47,13 +65,14 @@ TEST(MotModels, MetricsAreNamedAndFinite) {
         for (const auto& [name, value] : metrics) EXPECT_TRUE(std::isfinite(value)) << name;
         EXPECT_TRUE(metrics.count("blocks.1.merge_logits_std"));
         EXPECT_EQ(metrics.count("blocks.1.merge_entropy"), c.merge_softmax);
-        EXPECT_EQ(metrics.count("blocks.2.emit_entropy"), c.emit == "group" || c.emit == "experts");
-        EXPECT_EQ(metrics.count("blocks.2.temperature"), c.learn_temperature != "no");
-        EXPECT_EQ(metrics.count("blocks.2.emit_temperature"), c.learn_temperature == "separate");
-        if (c.learn_temperature == "no") continue;
+        EXPECT_EQ(metrics.count("blocks.2.emit_entropy"), c.emit == Emit::group || c.emit == Emit::experts);
+        EXPECT_EQ(metrics.count("blocks.2.temperature"), c.learn_temperature != LearnTemperature::no);
+        EXPECT_EQ(metrics.count("blocks.2.emit_temperature"), c.learn_temperature == LearnTemperature::separate);
+        if (c.learn_temperature == LearnTemperature::no) continue;
         double mean = 0;
         const Vector p = read_tensor(lab.parameter("blocks.2.temperature"), lab.ctx);
-        for (double v : p) mean += (c.temperature_form == "exp" ? std::exp(v - 1) : v) / double(p.size());
+        for (double v : p)
+            mean += (c.temperature_form == TemperatureForm::exp ? std::exp(v - 1) : v) / double(p.size());
         EXPECT_NEAR(metrics.at("blocks.2.temperature"), mean, 1e-15);
     }
 }
@@ -61,7 +80,7 @@ TEST(MotModels, MetricsAreNamedAndFinite) {
 // What a token becomes depends on its own group only.
 TEST(MotModels, RowsOfOtherGroupsStayApart) {
     for (const ModelConfig& c : models()) {
-        if (c.group_order == "random") continue;
+        if (c.group_order == GroupOrder::random) continue;
         SCOPED_TRACE(text_of(c));
         Lab lab(c, "fp64");
         Tokens tokens = random_tokens(8 * 8, 3);
@@ -83,7 +102,7 @@ TEST(MotModels, AreCausalAndGenerate) {
         const Vector after = lab.logits(tokens, 8);
         for (size_t b = 0; b < 8; b++)
             for (size_t i = 0; i < 6 * 50; i++) ASSERT_EQ(before[b * 400 + i], after[b * 400 + i]);
-        c.group_order = "consecutive";
+        c.group_order = GroupOrder::consecutive;
         Lab in_order(c, "fp64");
         const Vector all = in_order.logits(tokens, 8);
         const std::vector<Vector> steps = lab.extend(tokens, 8, {5, 1, 2});  // in order, whatever training does
@@ -97,7 +116,7 @@ TEST(MotModels, AreCausalAndGenerate) {
 // --------------------------------------------------------------------------------------------------------- in training
 TEST(MotTraining, EveryMicroBatchHasItsOwnOrder) {
     ModelConfig c = tiny("mot mot");
-    c.group_order = "random";
+    c.group_order = GroupOrder::random;
     const Tokens tokens = random_tokens(16 * 8, 3), targets = random_tokens(16 * 8, 4);
     auto losses_of = [&](int64_t number, int64_t micro_batches, int64_t seed = 1) {
         TrainConfig train = training(8, micro_batches);
@@ -127,10 +146,11 @@ TEST(MotTraining, EveryMicroBatchHasItsOwnOrder) {
 
 TEST(MotTraining, TemperaturesStartLateAndNeverDecay) {
     ModelConfig c = tiny("mot");
-    c.emit = "experts", c.learn_temperature = "separate", c.temperature_start = 2, c.controllers = "weighted";
+    c.emit = Emit::experts, c.learn_temperature = LearnTemperature::separate, c.temperature_start = 2,
+    c.controllers = Controllers::weighted;
     c.mixture_norm = true;  // decays, and is declared after the scalars
     TrainConfig train = training(8);
-    train.decay = "all", train.weight_decay = 0.5;
+    train.decay = Decay::all, train.weight_decay = 0.5;
     Trainee run(c, train);
     const Tokens tokens = random_tokens(8 * 8, 3), targets = random_tokens(8 * 8, 4);
     for (int step = 0; step < 4; step++) {
@@ -160,7 +180,7 @@ TEST(MotTraining, TemperaturesStartLateAndNeverDecay) {
 // Temperatures that are not trained yet train nothing else differently either.
 TEST(MotTraining, AFrozenTemperatureIsNone) {
     ModelConfig plain = tiny(mot_pattern), frozen = plain;
-    frozen.learn_temperature = "tied", frozen.temperature_start = 1000;
+    frozen.learn_temperature = LearnTemperature::tied, frozen.temperature_start = 1000;
     const Tokens tokens = random_tokens(8 * 8, 3), targets = random_tokens(8 * 8, 4);
     Trainee a(plain, training(8)), b(frozen, training(8));
     for (int step = 0; step < 3; step++) EXPECT_EQ(a(tokens, targets), b(tokens, targets));
@@ -187,29 +207,35 @@ TEST(MotRefusals, WhatContradictsOrChangesNothingIsNamed) {
         void (*change)(ModelConfig&);
     };
     const std::vector<Case> cases = {
-        {{"--emit group", "--emit shared"}, [](ModelConfig& c) { c.emit = "group"; }},
-        {{"--emit group"}, [](ModelConfig& c) { c.emit = "group", c.learn_temperature = "tied"; }},
-        {{"--controllers separate", "--emit shared"}, [](ModelConfig& c) { c.controllers = "separate"; }},
+        {{"--emit group", "--emit shared"}, [](ModelConfig& c) { c.emit = Emit::group; }},
+        {{"--emit group"}, [](ModelConfig& c) { c.emit = Emit::group, c.learn_temperature = LearnTemperature::tied; }},
+        {{"--controllers separate", "--emit shared"}, [](ModelConfig& c) { c.controllers = Controllers::separate; }},
         {{"--controllers common-base", "--emit raw"},
-         [](ModelConfig& c) { c.controllers = "common-base", c.emit = "raw"; }},
-        {{"--controllers weighted", "--emit top"}, [](ModelConfig& c) { c.controllers = "weighted", c.emit = "top"; }},
-        {{"--learn-temperature separate", "--emit shared"}, [](ModelConfig& c) { c.learn_temperature = "separate"; }},
+         [](ModelConfig& c) { c.controllers = Controllers::common_base, c.emit = Emit::raw; }},
+        {{"--controllers weighted", "--emit top"},
+         [](ModelConfig& c) { c.controllers = Controllers::weighted, c.emit = Emit::top; }},
+        {{"--learn-temperature separate", "--emit shared"},
+         [](ModelConfig& c) { c.learn_temperature = LearnTemperature::separate; }},
         {{"--learn-temperature separate", "--emit top"},
-         [](ModelConfig& c) { c.learn_temperature = "separate", c.emit = "top"; }},
+         [](ModelConfig& c) { c.learn_temperature = LearnTemperature::separate, c.emit = Emit::top; }},
         {{"--temperature-per-expert", "--learn-temperature"}, [](ModelConfig& c) { c.temperature_per_expert = true; }},
-        {{"--temperature-form", "--learn-temperature"}, [](ModelConfig& c) { c.temperature_form = "exp"; }},
+        {{"--temperature-form", "--learn-temperature"},
+         [](ModelConfig& c) { c.temperature_form = TemperatureForm::exp; }},
         {{"--temperature-start", "--learn-temperature"}, [](ModelConfig& c) { c.temperature_start = 5; }},
-        {{"--no-merge-softmax", "--emit experts"}, [](ModelConfig& c) { c.merge_softmax = false, c.emit = "experts"; }},
+        {{"--no-merge-softmax", "--emit experts"},
+         [](ModelConfig& c) { c.merge_softmax = false, c.emit = Emit::experts; }},
         {{"--no-merge-softmax", "--learn-temperature"},
-         [](ModelConfig& c) { c.merge_softmax = false, c.learn_temperature = "tied"; }},
+         [](ModelConfig& c) { c.merge_softmax = false, c.learn_temperature = LearnTemperature::tied; }},
         {{"--no-merge-softmax", "--temperature"}, [](ModelConfig& c) { c.merge_softmax = false, c.temperature = 0.5; }},
         {{"--router uniform", "--no-merge-softmax"},
-         [](ModelConfig& c) { c.router = "uniform", c.merge_softmax = false; }},
-        {{"--router uniform", "--emit"}, [](ModelConfig& c) { c.router = "uniform", c.emit = "top"; }},
+         [](ModelConfig& c) { c.router = Router::uniform, c.merge_softmax = false; }},
+        {{"--router uniform", "--emit"}, [](ModelConfig& c) { c.router = Router::uniform, c.emit = Emit::top; }},
         {{"--router uniform", "--learn-temperature"},
-         [](ModelConfig& c) { c.router = "uniform", c.learn_temperature = "tied"; }},
+         [](ModelConfig& c) { c.router = Router::uniform, c.learn_temperature = LearnTemperature::tied; }},
         {{"--router uniform", "--controllers"},
-         [](ModelConfig& c) { c.router = "uniform", c.controllers = "separate", c.emit = "experts"; }},
+         [](ModelConfig& c) {
+             c.router = Router::uniform, c.controllers = Controllers::separate, c.emit = Emit::experts;
+         }},
     };
     for (const Case& test : cases) {
         ModelConfig c = tiny(mot_pattern);

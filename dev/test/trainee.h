@@ -18,11 +18,8 @@ struct Trainee {
     std::unique_ptr<Step> step;
 
     Trainee(const ModelConfig& config, const TrainConfig& train_config, ContextOptions options = {.threads = 1})
-        : train(train_config),
-          plan(make_plan(config, train, true, options.threads)),
-          ctx(options),
-          model(config, Precision::from_name(train.precision), train.decay == "all", ctx),
-          arena("activations", ctx) {
+        : train(train_config), plan(make_plan(config, train, true, options.threads)), ctx(options),
+          model(config, Precision::of(train.precision), train.decay == Decay::all, ctx), arena("activations", ctx) {
         model.allocate(true);
         arena.allocate(plan.activation_bytes);
         reserve_workspace(plan.workspace_bytes, ctx);
@@ -45,7 +42,7 @@ struct Trainee {
 
 inline TrainConfig training(int64_t micro_batch, int64_t accumulation = 1, const std::string& precision = "fp32") {
     TrainConfig c;
-    c.micro_batch = micro_batch, c.grad_accumulation = accumulation, c.precision = precision;
+    c.micro_batch = micro_batch, c.grad_accumulation = accumulation, c.precision = from_word<PrecisionMode>(precision);
     c.lr = 5e-3, c.weight_decay = 0.01;
     return c;
 }

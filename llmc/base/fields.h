@@ -1,62 +1,119 @@
-// Reads and writes structs whose fields are listed by a visitor (see ModelConfig), so that one list serves flags, JSON
-// and comparison.
+// Reads and writes structs whose fields are listed once by a visitor (for_each_model_field, for_each_train_field): one
+// list serves flags, help texts, JSON, printing, and the rules for a resume or a transition.
 #pragma once
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "llmc/base/errors.h"
+#include "llmc/base/words.h"
 
 namespace llmc {
 
-// A check of CLI11 for options with a range: every comparison with NaN is false, so no range excludes it.
-inline std::string refuse_nan(const std::string& text) {
-    return text.find("nan") == std::string::npos && text.find("NaN") == std::string::npos
-               ? std::string()
-               : str(text, " is not a number");
+// May the field of a run that goes on be changed?
+enum class Change {
+    never,       // what was trained so far depends on it
+    transition,  // by a transition, which starts a new run from old weights
+    always,      // no step computes anything else because of it
+};
+
+// One field. Its flag is --name with dashes. Its default is that of the struct.
+struct FieldInfo {
+    const char *name, *help;
+    double least = 0, most = 1e18;          // of a number
+    std::vector<std::string> choices = {};  // of an enum, if these are not all its words
+    Change change = Change::never;
+    const char* group = "Model";  // heading in the help text
+    const char* only_kind = "";   // the one kind of blocks that it is about; "": several kinds, or the whole model
+};
+
+// The flag of a field: "--micro-batch" for micro_batch.
+inline std::string flag_of(std::string name) {
+    std::replace(name.begin(), name.end(), '_', '-');
+    return "--" + name;
+}
+
+// f, with the fields under this heading.
+template <class F>
+auto in_group(const char* group, F& f) {
+    return [group, &f](FieldInfo info, auto& field) {
+        info.group = group;
+        f(info, field);
+    };
+}
+
+// The words that a field of type E can have.
+template <HasWords E>
+std::vector<std::string> choices_of(const FieldInfo& info) {
+    return info.choices.empty() ? all_words<E>() : info.choices;
+}
+
+template <class T>
+nlohmann::json field_to_json(const T& field) {
+    if constexpr (HasWords<T>)
+        return name_of(field);
+    else
+        return field;
 }
 
 // The fields as a JSON object. visit(f) must call f(info, field) for every field; info.name is the key.
 template <class Visit>
 nlohmann::json fields_to_json(Visit&& visit) {
     nlohmann::json json = nlohmann::json::object();
-    visit([&](const auto& info, const auto& field) { json[info.name] = field; });
+    visit([&](const FieldInfo& info, const auto& field) { json[info.name] = field_to_json(field); });
     return json;
 }
 
-// InputError unless a word is one of info.choices (if there are any) and a number lies in [info.least, info.most].
-template <class Info, class T>
-void check_field(const Info& info, const T& field, const std::string& where) {
-    if constexpr (std::is_same_v<T, std::string>) {
-        if (info.choices.empty() || std::find(info.choices.begin(), info.choices.end(), field) != info.choices.end())
-            return;
-        std::string known;
-        for (const std::string& choice : info.choices) known += (known.empty() ? "" : ", ") + choice;
-        input_error(where, ": the field \"", info.name, "\" is \"", field, "\", not one of ", known);
-    } else if constexpr (!std::is_same_v<T, bool>) {
+// InputError if the field cannot have this word.
+template <HasWords E>
+void check_word(const FieldInfo& info, const std::string& word, const std::string& where) {
+    const std::vector<std::string> choices = choices_of<E>(info);
+    if (std::find(choices.begin(), choices.end(), word) == choices.end())
+        input_error(where, ": the field \"", info.name, "\" is \"", word, "\", not one of ", listed(choices));
+}
+
+// InputError if a word is none of the field's choices, or a number is outside its range.
+template <class T>
+void check_field(const FieldInfo& info, const T& field, const std::string& where) {
+    if constexpr (HasWords<T>) {
+        check_word<T>(info, name_of(field), where);
+    } else if constexpr (std::is_arithmetic_v<T> && !std::is_same_v<T, bool>) {
         if (!(double(field) >= info.least && double(field) <= info.most))
             input_error(where, ": the field \"", info.name, "\" is ", field, ", not between ", info.least, " and ",
                         info.most);
     }
 }
 
+// Sets one field. InputError as check_field, and if the value has the wrong type.
+template <class T>
+void field_from_json(const FieldInfo& info, T& field, const nlohmann::json& value, const std::string& where) {
+    std::conditional_t<HasWords<T>, std::string, T> read;
+    try {
+        value.get_to(read);
+    } catch (const nlohmann::json::exception&) {
+        input_error(where, ": the field \"", info.name, "\" has the wrong type: ", value.dump());
+    }
+    if constexpr (HasWords<T>) {
+        check_word<T>(info, read, where);
+        field = from_word<T>(read);
+    } else {
+        field = read;
+        check_field(info, field, where);
+    }
+}
+
 // Sets the fields that `json` has. A missing field keeps its default, because it may be newer than the file. InputError
-// naming the key and `where` for a wrong type, a value outside its range, or an unknown key.
+// as field_from_json, and for an unknown key.
 template <class Visit>
 void fields_from_json(Visit&& visit, const nlohmann::json& json, const std::string& where) {
     if (!json.is_object()) input_error(where, ": the configuration is not a JSON object");
     std::set<std::string> known;
-    visit([&](const auto& info, auto& field) {
+    visit([&](const FieldInfo& info, auto& field) {
         known.insert(info.name);
-        if (!json.contains(info.name)) return;
-        try {
-            json.at(info.name).get_to(field);
-        } catch (const nlohmann::json::exception&) {
-            input_error(where, ": the field \"", info.name, "\" has the wrong type: ", json.at(info.name).dump());
-        }
-        check_field(info, field, where);
+        if (json.contains(info.name)) field_from_json(info, field, json.at(info.name), where);
     });
     for (const auto& [key, value] : json.items())
         if (!known.count(key)) input_error(where, ": unknown field \"", key, "\"");

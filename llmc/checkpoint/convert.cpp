@@ -48,13 +48,15 @@ void check_convertible(const ModelConfig& c, const std::string& where) {
     auto refuse = [&](const std::string& flag, const char* why) {
         input_error("the model in ", where, " has ", flag, ": it cannot become a sparse mixture, ", why);
     };
-    if (c.router != "learned") refuse("--router " + c.router, "because it has no controller to make a router of");
-    if (c.controllers != "shared") refuse("--controllers " + c.controllers, "which has one router");
-    if (c.emit != "shared") refuse("--emit " + c.emit, "which has one gate a token and expert");
+    if (c.router != Router::learned)
+        refuse(str("--router ", c.router), "because it has no controller to make a router of");
+    if (c.controllers != Controllers::shared) refuse(str("--controllers ", c.controllers), "which has one router");
+    if (c.emit != Emit::shared) refuse(str("--emit ", c.emit), "which has one gate a token and expert");
     if (!c.merge_softmax) refuse("--no-merge-softmax", "whose gates are a softmax");
-    if (c.learn_temperature != "no") refuse("--learn-temperature " + c.learn_temperature, "which has no temperature");
+    if (c.learn_temperature != LearnTemperature::no)
+        refuse(str("--learn-temperature ", c.learn_temperature), "which has no temperature");
     if (c.mixture_norm) refuse("--mixture-norm", "which has no such norms");
-    if (c.group_axis != "batch") refuse("--group-axis " + c.group_axis, "which is to be causal");
+    if (c.group_axis != GroupAxis::batch) refuse(str("--group-axis ", c.group_axis), "which is to be causal");
 }
 
 ModelConfig to_sparse(ModelConfig c, Mixture to, const std::string& where) {
@@ -67,7 +69,7 @@ ModelConfig to_sparse(ModelConfig c, Mixture to, const std::string& where) {
     if (to == Mixture::expert_choice) {
         c.simulate_group_size = c.group_size;
         c.expert_choice_fraction = 1.0 / double(c.group_size);
-        c.expert_choice_over = "batch";
+        c.expert_choice_over = Candidates::batch;
         c.expert_choice_norm = false;  // it would change the size of what the layers above were trained on
     }
     return c;
@@ -85,13 +87,6 @@ ModelConfig to_mot(ModelConfig c, int64_t group_size, const std::string& where) 
 }
 
 }  // namespace
-
-Mixture mixture_from_name(const std::string& name) {
-    if (name == "mot") return Mixture::mot;
-    if (name == "token-choice") return Mixture::token_choice;
-    if (name == "expert-choice") return Mixture::expert_choice;
-    input_error(name, " is not a kind of mixture: use mot, token-choice or expert-choice");
-}
 
 const char* block_of(Mixture mixture) {
     return mixture == Mixture::mot            ? "mot"

@@ -10,7 +10,8 @@
 namespace llmc {
 
 enum class Mixture { mot, token_choice, expert_choice };
-Mixture mixture_from_name(const std::string& name);  // mot | token-choice | expert-choice; InputError otherwise
+template <>
+inline constexpr std::array words_of<Mixture> = {"mot", "token-choice", "expert-choice"};
 const char* block_of(Mixture mixture);               // the word in a pattern
 
 // The configuration `from` (resolved) with all its mixtures converted to the kind `to`.

@@ -81,7 +81,7 @@ std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const T
     if ((!text.empty() || config.eval_discrete) && !has_mot(model))
         input_error(text.empty() ? "--eval-discrete" : "--eval-group-sizes",
                     " needs Mixture-of-Tokens blocks, and this model has none");
-    const bool batch = model.group_axis == "batch";
+    const bool batch = model.group_axis == GroupAxis::batch;
     const int64_t whole = batch ? config.micro_batch : model.context;
     for (size_t begin = 0; begin <= text.size() && !text.empty();) {
         const size_t end = std::min(text.find(',', begin), text.size());

@@ -6,13 +6,6 @@
 
 namespace llmc {
 
-GroupFill group_fill_from_name(const std::string& name) {
-    if (name == "data") return GroupFill::data;
-    if (name == "self") return GroupFill::self;
-    if (name == "zero") return GroupFill::zero;
-    input_error("--group-fill ", name, " is unknown: use data, self or zero");
-}
-
 int64_t rows_with_fill(const ModelConfig& config, int64_t prompts) {
     const int64_t together = rows_together(config);
     return (prompts + together - 1) / together * together;

@@ -16,7 +16,8 @@
 namespace llmc {
 
 enum class GroupFill { data, self, zero };
-GroupFill group_fill_from_name(const std::string& name);  // InputError if there is no such rule
+template <>
+inline constexpr std::array words_of<GroupFill> = {"data", "self", "zero"};
 
 struct GenerateOptions {
     int64_t max_tokens = 128;  // new tokens per prompt, as far as the context allows

@@ -5,20 +5,9 @@
 #include <cmath>
 #include <numeric>
 
-#include "llmc/base/fields.h"
 #include "llmc/model/blocks/kinds.h"
 
 namespace llmc {
-
-nlohmann::json to_json(const ModelConfig& config) {
-    return fields_to_json([&](auto&& f) { for_each_model_field(config, f); });
-}
-
-ModelConfig model_config_from_json(const nlohmann::json& json, const std::string& where) {
-    ModelConfig config;
-    fields_from_json([&](auto&& f) { for_each_model_field(config, f); }, json, where);
-    return config;
-}
 
 namespace {
 
@@ -89,16 +78,6 @@ std::vector<std::string> parse_pattern(const std::string& pattern) {
     return parser.sequence(false);
 }
 
-const char* pattern_help() {
-    static const std::string help = [] {
-        std::string text = "blocks from bottom to top, e.g. \"4x(attention ffn) 4x(attention mot)\"; there are";
-        const char* before = " ";
-        for (const BlockKind& kind : block_kinds()) text += str(before, kind.name, " (", kind.help, ")"), before = ", ";
-        return text;
-    }();
-    return help.c_str();
-}
-
 bool has_block(const ModelConfig& config, const std::string& kind) {
     const std::vector<const BlockKind*> kinds = kinds_in(config);
     return std::find(kinds.begin(), kinds.end(), &block_kind(kind)) != kinds.end();
@@ -143,15 +122,24 @@ std::vector<std::string> warnings_of(const ModelConfig& c) {
     return list;
 }
 
-bool is_gated(const std::string& activation) { return activation == "swiglu" || activation == "geglu"; }
+bool is_gated(Hidden hidden) { return hidden == Hidden::swiglu || hidden == Hidden::geglu; }
 
-Activation activation_of(const std::string& word) {
-    if (word == "relu") return Activation::relu;
-    if (word == "gelu") return Activation::gelu;
-    if (word == "gelu_erf" || word == "geglu") return Activation::gelu_erf;
-    if (word == "silu" || word == "swiglu") return Activation::silu;
-    if (word == "linear") return Activation::none;
-    input_error("unknown activation \"", word, "\"");
+Activation activation_of(Hidden hidden) {
+    switch (hidden) {
+        case Hidden::relu:
+            return Activation::relu;
+        case Hidden::gelu:
+            return Activation::gelu;
+        case Hidden::gelu_erf:
+        case Hidden::geglu:
+            return Activation::gelu_erf;
+        case Hidden::silu:
+        case Hidden::swiglu:
+            return Activation::silu;
+        case Hidden::linear:
+            return Activation::none;
+    }
+    run_error("unknown activation ", int(hidden));
 }
 
 namespace {
@@ -171,10 +159,16 @@ double experts_of_a_token(const ModelConfig& c, const std::string& name) {
 
 int64_t outputs_that_add_up(const ModelConfig& c, const std::string& name) {
     const BlockKind& kind = kind_with_experts(name);
-    const std::string rule = c.expert_down_init == "default" ? kind.down_init : c.expert_down_init;
-    if (rule == "all") return c.experts;
-    // Shared experts are a sum of their own.
-    return rule == "one" ? 1 : std::max<int64_t>(1, std::llround(kind.experts_of_a_token(c)));
+    switch (c.expert_down_init == DownInit::of_kind ? kind.down_init : c.expert_down_init) {
+        case DownInit::of_kind:  // no row of the table says so
+        case DownInit::one:
+            return 1;
+        case DownInit::chosen:  // shared experts are a sum of their own
+            return std::max<int64_t>(1, std::llround(kind.experts_of_a_token(c)));
+        case DownInit::all:
+            return c.experts;
+    }
+    run_error("unknown rule of initialisation ", int(c.expert_down_init));
 }
 
 namespace {
@@ -243,7 +237,7 @@ ModelConfig with_expert_size(ModelConfig c) {
 
 ModelConfig resolved(ModelConfig c) {
     if (c.d_model % c.heads) input_error("--d-model ", c.d_model, " is not divisible by --heads ", c.heads);
-    if (c.positions == "rope" && (c.d_model / c.heads) % 2)
+    if (c.positions == Positions::rope && (c.d_model / c.heads) % 2)
         input_error("--positions rope needs an even head size, but --d-model ", c.d_model, " / --heads ", c.heads,
                     " is ", c.d_model / c.heads);
     if (c.d_ff == 0) c.d_ff = 4 * c.d_model;

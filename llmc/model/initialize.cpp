@@ -20,7 +20,7 @@ void draw(T* out, int64_t first, int64_t n, const ParamSpec& spec, const ModelCo
     RandomStream stream(seed, spec.name);
     const double fan_in = double(spec.init.fan_in), scale = config.init_scale;
     if (spec.init.kind == ParamInit::weight) {
-        const bool fixed = config.init == "truncated-normal-fixed";
+        const bool fixed = config.init == Init::truncated_normal_fixed;
         const double std = fixed ? scale / std::sqrt(fan_in) : std::sqrt(scale / fan_in);
         stream.truncated_normal_fill(out, first, n, std, fixed ? 2 * std : 2 * scale);
     } else {

@@ -28,10 +28,10 @@ struct Model::Kept {
 Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everything, Context& ctx,
              const Sharding& sharding, Mesh* mesh)
     : config(resolved(c)), precision(precision), sharding(sharding), buffers("parameters", ctx), ctx(ctx), mesh(mesh),
-      norm(config.norm == "rmsnorm" ? Norm::rmsnorm : Norm::layernorm) {
+      norm(config.norm == Norm::rmsnorm ? Norm::rmsnorm : Norm::layernorm) {
     const int64_t V = config.vocab_size, C = config.d_model;
     if (!backend_supports(precision.act))
-        input_error("--precision ", precision.name, " is for the CPU: this build's backend computes in fp32 and bf16");
+        input_error("--precision ", precision.mode, " is for the CPU: this build's backend computes in fp32 and bf16");
     if (V < 1) input_error("the vocabulary size is not known: set --vocab-size or give --data");
     auto add_unit = [&](const std::string& name, const std::string& prefix, bool experts = false) {
         table.units.push_back({name, experts, 0, 0, 0, {}, prefix});
@@ -44,7 +44,7 @@ Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everyt
 
     Unit& embedding = table.units[add_unit("embedding", "embedding")];
     embedding.weight("token.weight", {V, C}, 1);
-    if (config.positions == "learned") embedding.weight("position.weight", {config.context, C}, 1);
+    if (config.positions == Positions::learned) embedding.weight("position.weight", {config.context, C}, 1);
 
     int64_t first_metric = 0;
     for (const std::string& word : parse_pattern(config.pattern)) kinds.push_back(&block_kind(word));
@@ -263,7 +263,7 @@ Tensor Model::embed(Tensor tokens, const Run& run) {
     const Unit& unit = *table.find_unit("embedding");
     run.hooks.before(unit, Phase::forward);
     UnitView embedding = view("embedding", false);
-    Tensor positions = config.positions == "learned" ? embedding.param("position.weight") : Tensor{};
+    Tensor positions = config.positions == Positions::learned ? embedding.param("position.weight") : Tensor{};
     Tensor x = run.arena.tensor("x", precision.act, {run.B, run.T, config.d_model});
     embedding_forward(x, tokens, embedding.param("token.weight"), positions, run.first_position, ctx);
     run.hooks.after(unit, Phase::forward);
@@ -319,7 +319,7 @@ void Model::backward(Tensor dstream, Tensor tokens, const Run& run, std::vector<
     const Unit& unit = *table.find_unit("embedding");
     run.hooks.before(unit, Phase::backward);
     UnitView embedding = view("embedding", true);
-    Tensor dpositions = config.positions == "learned" ? embedding.grad("position.weight") : Tensor{};
+    Tensor dpositions = config.positions == Positions::learned ? embedding.grad("position.weight") : Tensor{};
     embedding_backward(embedding.grad("token.weight"), dpositions, dstream, tokens, run.accumulate || config.tied_head,
                        run.accumulate, ctx);
     run.hooks.after(unit, Phase::backward);

@@ -8,23 +8,32 @@
 //
 // Norm, softmax and loss arithmetic is f32 (f64) in every mode.
 #pragma once
-#include <string>
-
 #include "llmc/base/tensor.h"
+#include "llmc/base/words.h"
 
 namespace llmc {
 
+enum class PrecisionMode { fp32, bf16_mixed, bf16, fp64 };
+template <>
+inline constexpr std::array words_of<PrecisionMode> = {"fp32", "bf16-mixed", "bf16", "fp64"};
+
 struct Precision {
-    std::string name;
+    PrecisionMode mode;
     DType param, act, grad;
     bool compute_copy() const { return param != act; }
 
-    static Precision from_name(const std::string& name) {
-        if (name == "fp32") return {name, DType::f32, DType::f32, DType::f32};
-        if (name == "bf16-mixed") return {name, DType::f32, DType::bf16, DType::f32};
-        if (name == "bf16") return {name, DType::bf16, DType::bf16, DType::f32};
-        if (name == "fp64") return {name, DType::f64, DType::f64, DType::f64};
-        input_error("--precision ", name, " is unknown: use fp32, bf16-mixed, bf16 or fp64");
+    static Precision of(PrecisionMode mode) {
+        switch (mode) {
+            case PrecisionMode::fp32:
+                return {mode, DType::f32, DType::f32, DType::f32};
+            case PrecisionMode::bf16_mixed:
+                return {mode, DType::f32, DType::bf16, DType::f32};
+            case PrecisionMode::bf16:
+                return {mode, DType::bf16, DType::bf16, DType::f32};
+            case PrecisionMode::fp64:
+                return {mode, DType::f64, DType::f64, DType::f64};
+        }
+        run_error("unknown precision mode ", int(mode));
     }
 };
 

@@ -1,20 +1,6 @@
 #include "llmc/model/sharding.h"
 
-#include <array>
-
 namespace llmc {
-
-namespace {
-constexpr std::array names = {"none", "optimizer", "gradients", "parameters"};
-}
-
-ShardMode shard_from_name(const std::string& name) {
-    for (size_t i = 0; i < names.size(); i++)
-        if (name == names[i]) return ShardMode(i);
-    input_error("--shard ", name, " is not known: choose none, optimizer, gradients or parameters");
-}
-
-const char* name_of(ShardMode shard) { return names[size_t(shard)]; }
 
 void check_sharding(const Sharding& s) {
     if (s.ranks % s.expert_ranks)

@@ -10,13 +10,14 @@
 //   group_ranks   G consecutive ranks compute one micro-batch, B/G sequences each, and exchange positions for sequences
 //                 around every MoT block, so that groups may be larger than one rank's part of the batch
 #pragma once
+#include "llmc/base/words.h"
 #include "llmc/comm/comm.h"
 
 namespace llmc {
 
 enum class ShardMode { none, optimizer, gradients, parameters };
-ShardMode shard_from_name(const std::string& name);  // InputError if there is no such mode
-const char* name_of(ShardMode shard);
+template <>
+inline constexpr std::array words_of<ShardMode> = {"none", "optimizer", "gradients", "parameters"};
 
 struct Sharding {
     ShardMode shard = ShardMode::none;

@@ -34,7 +34,7 @@ OpTime op_time(const std::string& op, const OpCost& cost, DType act, const Gpu& 
     return {double(cost.flops) / rate, double(cost.bytes) / (gpu.bandwidth * shares.bandwidth)};
 }
 
-std::map<std::string, double> read_measured(const std::string& file, const std::string& precision) {
+std::map<std::string, double> read_measured(const std::string& file, PrecisionMode precision) {
     std::map<std::string, double> seconds, work;
     try {
         const nlohmann::json json = nlohmann::json::parse(read_file(file));
@@ -44,7 +44,7 @@ std::map<std::string, double> read_measured(const std::string& file, const std::
         else
             reports.push_back(json);
         for (const auto& report : reports) {
-            if (report.at("precision") != precision) continue;
+            if (report.at("precision") != name_of(precision)) continue;
             for (const auto& op : report.at("ops")) {
                 const std::string name = op.at("op");
                 seconds[name] += op.at("seconds").get<double>();

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "llmc/comm/comm.h"
+#include "llmc/model/precision.h"
 #include "llmc/ops/context.h"
 #include "llmc/ops/datasheets.h"
 
@@ -56,7 +57,7 @@ OpTime op_time(const std::string& op, const OpCost& cost, DType act, const Gpu& 
 
 // Seconds per FLOP of ops on tensor cores and per byte of all others, from the JSON that `roofline --measure --json` or
 // `make gpu-check` wrote; of the latter, all models in this precision together. InputError if it holds none.
-std::map<std::string, double> read_measured(const std::string& file, const std::string& precision);
+std::map<std::string, double> read_measured(const std::string& file, PrecisionMode precision);
 
 // Seconds of an op: from `measured` if it is there, else from op_time with the cluster's shares.
 double op_seconds(const std::string& op, const OpCost& cost, DType act, const Cluster& cluster);

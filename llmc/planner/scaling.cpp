@@ -22,8 +22,8 @@ double net_of_gpu(const std::string& text, int gpus_per_node) {
     return number * (rate == "Gb" ? 1e9 / 8 : 1e9) / (of_node ? gpus_per_node : 1);
 }
 
-Cluster cluster_of(const ScalingCommand& command, const std::string& precision) {
-    const DType act = Precision::from_name(precision).act;
+Cluster cluster_of(const ScalingCommand& command, PrecisionMode precision) {
+    const DType act = Precision::of(precision).act;
     if (act == DType::f64 && command.gpu != "cpu")
         input_error("--precision fp64 is for the CPU: plan ", command.gpu, " with fp32, bf16-mixed or bf16");
     Cluster cluster;
@@ -54,8 +54,6 @@ Cluster cluster_of(const ScalingCommand& command, const std::string& precision) 
 
 namespace {
 
-constexpr const char* shards[] = {"none", "optimizer", "gradients", "parameters"};
-
 // Of all GPUs in a step.
 int64_t micro_batches(const TrainConfig& train, int gpus, const ScalingCommand& command) {
     return train.grad_accumulation * (command.weak ? std::max<int64_t>(gpus / train.group_ranks, 1) : 1);
@@ -75,7 +73,7 @@ ScalingRow scaling_row(const ModelConfig& model, const TrainConfig& train, int g
     ScalingRow row;
     row.gpus = gpus, row.train = train;
     row.train.grad_accumulation = micro_batches(train, gpus, command);
-    const DType act = Precision::from_name(train.precision).act;
+    const DType act = Precision::of(train.precision).act;
     const StepTrace trace = record_step(model, row.train, gpus);
     row.memory = make_plan(model, row.train, true, command.threads, {}, {}, gpus).total();
     add_totals(row, trace.first, trace.micro_batches > 1);
@@ -97,7 +95,7 @@ std::vector<ScalingRow> scaling_rows(const ModelConfig& model, const TrainConfig
         for (int64_t n = 2, E = resolved(model).experts; n <= std::min<int64_t>(E, gpus); n++)
             if (E % n == 0 && gpus % n == 0) parts.push_back(n);
     std::vector<ScalingRow> rows;
-    for (const char* shard : shards) {
+    for (ShardMode shard : values_of<ShardMode>()) {
         std::vector<ScalingRow> choices;
         for (int64_t part : parts) {
             TrainConfig divided = train;
@@ -129,11 +127,11 @@ int best_row(const std::vector<ScalingRow>& rows) {
 namespace {
 
 void print_assumptions(const TrainConfig& train, const Cluster& c, const ScalingCommand& command) {
-    const DType act = Precision::from_name(train.precision).act;
+    const DType act = Precision::of(train.precision).act;
     std::printf(
         "%s: %.4g TFLOP/s %s, %.4g GB/s, %.4g GB; %d a node; to the others of the node %.4g GB/s, into the "
         "network %.4g GB/s, each way\n",
-        c.gpu.name.c_str(), c.gpu.peak(act) * 1e-12, train.precision.c_str(), c.gpu.bandwidth * 1e-9,
+        c.gpu.name.c_str(), c.gpu.peak(act) * 1e-12, name_of(train.precision), c.gpu.bandwidth * 1e-9,
         c.gpu.memory * 1e-9, c.gpu.per_node, c.gpu.link * 1e-9, c.net * 1e-9);
     std::printf(
         "assumed: %.0f %% of the peak in matrix products, %.0f %% of the memory's bandwidth, %.0f %% of the "
@@ -148,7 +146,7 @@ void print_assumptions(const TrainConfig& train, const Cluster& c, const Scaling
 
 void print_row(const ScalingRow& row, bool best) {
     std::printf("%6d  %-11s %8lld %11s%s %10s %9.1f %9.1f %9.1f %10s %5.0f %% %7.0f %%%s\n", row.gpus,
-                row.train.shard.c_str(), static_cast<long long>(row.train.expert_parallel),
+                name_of(row.train.shard), static_cast<long long>(row.train.expert_parallel),
                 bytes_text(double(row.memory)).c_str(), row.fits ? " " : "!", bytes_text(double(row.sent)).c_str(),
                 row.time.compute * 1e3, row.time.exposed() * 1e3, row.time.total * 1e3,
                 count_text(row.tokens_per_second).c_str(), 100 * row.mfu, 100 * row.time.exposed() / row.time.total,
@@ -192,7 +190,7 @@ void print_exchange(const ModelConfig& model, const ScalingRow& row, const Scali
                     .imbalance = command.imbalance};
     for (int64_t n = 2; n <= std::min<int64_t>(E, row.gpus) && row.train.expert_parallel == 1; n++)
         if (E % n == 0 && row.gpus % n == 0) of.ranks = int(n);
-    const DType act = Precision::from_name(row.train.precision).act;
+    const DType act = Precision::of(row.train.precision).act;
     std::printf("%s", describe_exchanges(model, of, act, cluster).c_str());
 }
 
@@ -209,7 +207,7 @@ int run_scaling(const ModelConfig& model, const TrainConfig& train, const Scalin
     }
     const ModelConfig whole = resolved(model);
     std::printf("%s, %s, micro-batches of %lld x %lld tokens, %lld %s\n", whole.pattern.c_str(),
-                train.precision.c_str(), static_cast<long long>(train.micro_batch),
+                name_of(train.precision), static_cast<long long>(train.micro_batch),
                 static_cast<long long>(whole.context), static_cast<long long>(train.grad_accumulation),
                 command.weak ? "of each GPU in a step (--weak)" : "in a step");
     print_assumptions(train, cluster, command);

@@ -30,7 +30,7 @@ double net_of_gpu(const std::string& text, int gpus_per_node);
 
 // The cluster of the command's flags, which replace the numbers of the GPU's datasheet. "cpu" has no datasheet:
 // InputError if a number is missing.
-Cluster cluster_of(const ScalingCommand& command, const std::string& precision);
+Cluster cluster_of(const ScalingCommand& command, PrecisionMode precision);
 
 // The estimate of a step on `gpus` GPUs, divided in one way.
 struct ScalingRow {

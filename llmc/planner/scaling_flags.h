@@ -2,7 +2,7 @@
 #pragma once
 #include <CLI/CLI.hpp>
 
-#include "llmc/base/fields.h"
+#include "llmc/base/flags.h"
 #include "llmc/planner/scaling.h"
 
 namespace llmc {

@@ -48,7 +48,7 @@ void Step::enqueue_micro_batch(bool accumulate, bool statistics) {
     const int64_t tokens_a_step = config.grad_accumulation * config.micro_batch * model.config.context;
     const double dloss = 1.0 / double(tokens_a_step);  // the step's loss is the mean over all tokens
     model.train({tokens, targets, losses, dloss, accumulate, statistics ? metric_values : Tensor{}, draw},
-                config.recompute == "blocks", arena, hooks);
+                config.recompute == Recompute::blocks, arena, hooks);
     loss_accumulate(step, losses, targets.view({targets.numel()}), ctx);
 }
 

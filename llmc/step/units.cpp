@@ -6,7 +6,7 @@ namespace llmc {
 
 Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ranks, int rank) {
     if (ranks == 1) return {};
-    Sharding s{shard_from_name(train.shard), ranks, rank, int(train.expert_parallel), int(train.group_ranks)};
+    Sharding s{train.shard, ranks, rank, int(train.expert_parallel), int(train.group_ranks)};
     check_sharding(s);
     if (train.grad_accumulation % s.batches())
         input_error("a step's ", train.grad_accumulation,
@@ -16,7 +16,7 @@ Sharding sharding_of(const ModelConfig& model, const TrainConfig& train, int ran
     if (s.expert_ranks > 1 && !has_experts(model))
         input_error("--expert-parallel ", s.expert_ranks, ": this model has no experts");
     if (s.group_ranks == 1) return s;
-    if (!mixtures_span_ranks(model) || model.group_axis != "batch")
+    if (!mixtures_span_ranks(model) || model.group_axis != GroupAxis::batch)
         input_error("--group-ranks ", s.group_ranks,
                     " needs a model whose mixtures are all Mixtures of Tokens with "
                     "groups over the batch");

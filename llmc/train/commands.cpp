@@ -10,13 +10,14 @@
 #include "llmc/infer/evaluate.h"
 #include "llmc/measure/profile.h"
 #include "llmc/planner/plan.h"
+#include "llmc/step/config_fields.h"
 #include "llmc/step/step.h"
 
 namespace llmc {
 
 int show_info(const ModelConfig& model_config, const TrainConfig& config, int threads, int ranks) {
     Context ctx({.threads = threads, .counting = true});
-    Model model(model_config, Precision::from_name(config.precision), config.decay == "all", ctx);
+    Model model(model_config, Precision::of(config.precision), config.decay == Decay::all, ctx);
     if (ranks == 1 && (config.expert_parallel > 1 || config.group_ranks > 1))
         input_error("--expert-parallel and --group-ranks need several processes: set their number with --ranks");
     const Plan plan = make_plan(model_config, config, true, threads, {}, {}, ranks);
@@ -53,11 +54,11 @@ struct Loaded {
             input_error(where, " is not the state of a training run: ", error.what());
         }
         ctx = std::make_unique<Context>(ContextOptions{.threads = threads, .profile = profile});
-        if (profile) machine = measure_machine(Precision::from_name(train.precision).act, *ctx);
+        if (profile) machine = measure_machine(Precision::of(train.precision).act, *ctx);
     }
 
     void load_parameters() {
-        model = std::make_unique<Model>(config, Precision::from_name(train.precision), true, *ctx);
+        model = std::make_unique<Model>(config, Precision::of(train.precision), true, *ctx);
         model->allocate(false);
         load_tensors(checkpoint, model_file, model->parameters(), *ctx);
         model->refresh_compute_copy();
@@ -79,13 +80,13 @@ bool consists_of(const ModelConfig& config, Mixture mixture) {
 ModelConfig config_of(const EvalCommand& command, const Loaded& loaded) {
     const std::string& where = loaded.checkpoint.directory;
     ModelConfig config = loaded.config;
-    if (!command.as.empty() && !consists_of(config, mixture_from_name(command.as))) {
-        config = converted(config, mixture_from_name(command.as), command.group_size, where);
+    if (command.as && !consists_of(config, *command.as)) {
+        config = converted(config, *command.as, command.group_size, where);
         if (has_moe(loaded.config) && !loaded.checkpoint.state.contains("transition") && !command.group_size)
-            input_error("--as ", command.as, ": the model in ", where,
+            input_error("--as ", *command.as, ": the model in ", where,
                         " was never a Mixture of Tokens: set the size of its groups with --group-size");
     }
-    const bool sizes = command.group_size && (command.as.empty() || has_mot(loaded.config));
+    const bool sizes = command.group_size && (!command.as || has_mot(loaded.config));
     if (!has_mot(config) && (command.discrete || sizes))
         input_error(command.discrete ? "--discrete" : "--group-size",
                     " needs Mixture-of-Tokens blocks, but the model in ", where, " is evaluated without any");
@@ -117,16 +118,16 @@ int run_eval(const EvalCommand& command) {
     config.eval_group_sizes = command.group_sizes;
     config.eval_discrete = false;
     EvalOptions options{.discrete = command.discrete, .group_size = command.group_size};
-    if (!command.group_fill.empty()) {
-        const GroupFill fill = group_fill_from_name(command.group_fill);
+    if (command.group_fill) {
         Loader loader(split, loaded.config.context, eval_seed, true);
         const int64_t count = std::min(command.batches, loader.windows());
         std::vector<int32_t> tokens(size_t(count * loaded.config.context)), targets(tokens.size());
         loader.fill(tokens.data(), targets.data(), count, 0);
         loaded.load_parameters();
-        const double loss = evaluate_filled(*loaded.model, tokens, targets, loaded.fillers, fill, *loaded.ctx);
+        const double loss =
+            evaluate_filled(*loaded.model, tokens, targets, loaded.fillers, *command.group_fill, *loaded.ctx);
         std::printf("%lld single sequences, groups filled by rule %s: loss %.4f  perplexity %.2f\n",
-                    static_cast<long long>(count), command.group_fill.c_str(), loss, std::exp(loss));
+                    static_cast<long long>(count), name_of(*command.group_fill), loss, std::exp(loss));
         loaded.report_profile("evaluation");
         return 0;
     }
@@ -149,7 +150,7 @@ int run_eval(const EvalCommand& command) {
     const Evaluator evaluator(data, as, config, &split);
     const EvalResult result = evaluator.run(step, options);
     std::printf("step %lld, %s split%s: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
-                command.as.empty() ? "" : str(", as ", command.as).c_str(), result.text().c_str());
+                command.as ? str(", as ", *command.as).c_str() : "", result.text().c_str());
     if (!command.group_sizes.empty()) print_table(evaluator, step, rows);
     loaded.report_profile("evaluation");
     return 0;
@@ -173,7 +174,6 @@ int run_generate(const GenerateCommand& command) {
         prompts.push_back(ids);
     }
     GenerateOptions options = command.options;
-    options.fill = group_fill_from_name(command.group_fill);
     options.end_of_text = tokenizer.eot_id();
     loaded.load_parameters();
     const bool stream = prompts.size() == 1;  // one prompt: text appears as it is drawn

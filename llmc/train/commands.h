@@ -1,8 +1,10 @@
 // The sub-commands info, eval and generate of train_mot. Each run_ function returns the exit code.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "llmc/checkpoint/convert.h"
 #include "llmc/infer/generate.h"
 #include "llmc/step/config.h"
 
@@ -18,8 +20,8 @@ struct EvalCommand {
     int64_t group_size = 0;                 // MoT group size; 0: as in training
     std::string group_sizes;                // not empty: print a table of the losses at these sizes, "8,16,32"
     bool discrete = false;
-    std::string as;          // not empty: use the weights in this kind of mixture, see mixture_from_name
-    std::string group_fill;  // not empty: evaluate single sequences in groups filled by this rule
+    std::optional<Mixture> as;            // use the weights in this kind of mixture
+    std::optional<GroupFill> group_fill;  // evaluate single sequences in groups filled by this rule
     int threads = 0;
     bool profile = false;
 };
@@ -28,7 +30,6 @@ int run_eval(const EvalCommand& command);
 struct GenerateCommand {
     std::string checkpoint, tokenizer;  // tokenizer: rank file; empty: that of the run
     std::vector<std::string> prompts;
-    std::string group_fill = "data";
     GenerateOptions options;
     int threads = 0;
     bool profile = false;

@@ -6,24 +6,24 @@
 #include <set>
 #include <string>
 
-#include "llmc/base/fields.h"
-#include "llmc/step/config.h"
+#include "llmc/base/flags.h"
+#include "llmc/model/config_fields.h"
+#include "llmc/step/config_fields.h"
 
 namespace llmc {
 
 // Adds the flag --some-field for one field; a bool also gets --no-some-field.
 template <class T>
 void add_field(CLI::App& app, const FieldInfo& info, T& field) {
-    std::string flag = info.name;
-    std::replace(flag.begin(), flag.end(), '_', '-');
+    const std::string flag = flag_of(info.name);
     CLI::Option* option;
     if constexpr (std::is_same_v<T, bool>) {
-        option = app.add_flag("--" + flag + ",!--no-" + flag, field, info.help);
+        option = app.add_flag(flag + ",!--no-" + flag.substr(2), field, info.help);
+    } else if constexpr (HasWords<T>) {
+        option = add_word(app, flag, field, info.help, info.choices)->default_str(name_of(field));
     } else {
-        option = app.add_option("--" + flag, field, info.help)->capture_default_str();
-        if constexpr (std::is_same_v<T, std::string>) {
-            if (!info.choices.empty()) option->check(CLI::IsMember(info.choices));
-        } else {
+        option = app.add_option(flag, field, info.help)->capture_default_str();
+        if constexpr (std::is_arithmetic_v<T>) {
             option->check(CLI::Range(T(info.least), T(std::min(info.most, 9e18))));
             option->check(refuse_nan);
         }
@@ -46,9 +46,7 @@ inline void add_fields(CLI::App& app, ModelConfig& model, TrainConfig& train) {
 inline std::set<std::string> given_fields(const CLI::App& app, ModelConfig& model, TrainConfig& train) {
     std::set<std::string> given;
     auto look = [&](const FieldInfo& info, auto&) {
-        std::string flag = info.name;
-        std::replace(flag.begin(), flag.end(), '_', '-');
-        if (app.get_option("--" + flag)->count() > 0) given.insert(info.name);
+        if (app.get_option(flag_of(info.name))->count() > 0) given.insert(info.name);
     };
     for_each_model_field(model, look);
     for_each_train_field(train, look);

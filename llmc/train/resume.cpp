@@ -68,45 +68,31 @@ StepState step_state_from(const nlohmann::json& saved) {
     return state;
 }
 
-std::string flag_of(std::string name) {
-    std::replace(name.begin(), name.end(), '_', '-');
-    return "--" + name;
-}
-
 namespace {
 
-// Fields of a resumed run that may be changed: none of them has a part in what a step computes.
-const std::set<std::string> free_to_change = {
-    "steps",        "recompute",     "max_skipped", "log_interval",  "statistics_interval", "eval_interval",
-    "eval_batches", "save_interval", "keep",        "eval_discrete", "eval_group_sizes",    "shard",
-    "expert_parallel", "group_ranks"};
-
-// Sets the configuration of the resumed run: `saved`, with those given fields of `wanted` that may differ.
-template <class Each>
-void merge(const nlohmann::json& saved, nlohmann::json wanted, const std::set<std::string>& given,
-           const std::string& where, const std::set<std::string>& also_free, Each&& apply) {
-    nlohmann::json result = saved;
+// The saved fields, with those of `wanted` that were given. InputError for one that may not be changed.
+nlohmann::json merged(nlohmann::json saved, const nlohmann::json& wanted, const std::set<std::string>& given,
+                      const std::string& where, Change how) {
     for (const auto& [name, value] : wanted.items()) {
         if (!given.count(name) || saved.at(name) == value) continue;
-        if (!free_to_change.count(name) && !also_free.count(name))
+        if (all_fields().at(name).change < how)
             input_error(flag_of(name), " is ", value.dump(), " but the run in ", where, " was started with ",
                         saved.at(name).dump(),
                         ": a resumed run keeps that value; leave the flag out, or start a new run");
-        result[name] = value;
+        saved[name] = value;
     }
-    apply(result);
+    return saved;
 }
 
 }  // namespace
 
 void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given,
-                              const nlohmann::json& saved, const std::string& where,
-                              const std::set<std::string>& also_free) {
+                              const nlohmann::json& saved, const std::string& where, Change how) {
     // Read and written again: fields younger than the checkpoint get their defaults.
-    merge(to_json(model_config_from_json(saved.at("model"), where)), to_json(model), given, where, also_free,
-          [&](const nlohmann::json& j) { model = model_config_from_json(j, where); });
-    merge(to_json(train_config_from_json(saved.at("train"), where)), to_json(config), given, where, also_free,
-          [&](const nlohmann::json& j) { config = train_config_from_json(j, where); });
+    const nlohmann::json old_model = to_json(model_config_from_json(saved.at("model"), where)),
+                         old_train = to_json(train_config_from_json(saved.at("train"), where));
+    model = model_config_from_json(merged(old_model, to_json(model), given, where, how), where);
+    config = train_config_from_json(merged(old_train, to_json(config), given, where, how), where);
 }
 
 void check_same_data(const nlohmann::json& saved, const Dataset& data, const std::string& where) {

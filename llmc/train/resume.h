@@ -5,7 +5,7 @@
 #include <string>
 
 #include "llmc/data/loader.h"
-#include "llmc/step/config.h"
+#include "llmc/step/config_fields.h"
 
 namespace llmc {
 
@@ -26,14 +26,10 @@ nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state,
 // The StepState from a checkpoint's state.json.
 StepState step_state_from(const nlohmann::json& saved);
 
-std::string flag_of(std::string name);  // the flag of a field: "--micro-batch" for micro_batch
-
-// Replaces the configuration by the saved one. Fields that the user gave (`given`) may differ from it only if they do
-// not change what is computed (lengths, intervals, recomputation) or are in `also_free`; InputError naming the flag
-// otherwise.
+// Replaces the configuration by the saved one, but for the fields that the user gave (`given`) and may change:
+// how = always: on a resume; transition: by a transition too. InputError naming the flag of any other.
 void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given,
-                              const nlohmann::json& saved, const std::string& where,
-                              const std::set<std::string>& also_free = {});
+                              const nlohmann::json& saved, const std::string& where, Change how = Change::always);
 
 // InputError if the data is not the data that the run was trained on.
 void check_same_data(const nlohmann::json& saved, const Dataset& data, const std::string& where);

@@ -81,11 +81,9 @@ struct Run {
     Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, const Dataset& d, const Plan& p,
         const json& identity, const std::optional<ModelConfig>& twin)
         : model_config(m), config(c), options(o), data(d), plan(p), world(o.world),
-          ctx({.threads = o.threads, .profile = o.profile, .device = o.device}),
-          mesh(make_mesh()),
-          model(m, Precision::from_name(c.precision), c.decay == "all", ctx, sharding(), mesh ? &*mesh : nullptr),
-          arena("activations", ctx),
-          loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
+          ctx({.threads = o.threads, .profile = o.profile, .device = o.device}), mesh(make_mesh()),
+          model(m, Precision::of(c.precision), c.decay == Decay::all, ctx, sharding(), mesh ? &*mesh : nullptr),
+          arena("activations", ctx), loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
           identity(identity), extras(extra_evaluations(m, c)), twin(twin),
           transition(identity.value("transition", json())) {
         if (rank() == 0) log.emplace(o.run_dir + "/log.jsonl", identity);
@@ -324,8 +322,8 @@ struct Run {
 // The configuration as a table, and what the run will need.
 void announce(const ModelConfig& model, const TrainConfig& config, const Dataset& data, const Plan& plan, int threads,
               int ranks) {
-    auto row = [](const auto& info, const auto& value) {
-        std::printf("  %-20s %s\n", info.name, json(value).dump().c_str());
+    auto row = [](const FieldInfo& info, const auto& value) {
+        std::printf("  %-20s %s\n", info.name, field_to_json(value).dump().c_str());
     };
     std::printf("configuration\n");
     for_each_model_field(model, row);
@@ -333,7 +331,7 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     std::printf("data\n  %s: %lld training tokens, %lld validation tokens\n", data.path.c_str(),
                 static_cast<long long>(data.train.tokens), static_cast<long long>(data.val.tokens));
     Context counting({.threads = threads, .counting = true});
-    Model shapes(model, Precision::from_name(config.precision), true, counting);
+    Model shapes(model, Precision::of(config.precision), true, counting);
     std::printf("%s", describe_plan(plan, shapes, config, ranks).c_str());
     for (const std::string& warning : warnings_of(model)) std::printf("warning: %s\n", warning.c_str());
     std::fflush(stdout);
@@ -394,7 +392,7 @@ Schedule schedule_of(const TrainConfig& c) {
 
 Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& options, const Dataset& data,
                int64_t first_step, const std::optional<ModelConfig>& twin) {
-    if (config.stochastic_rounding && config.precision != "bf16")
+    if (config.stochastic_rounding && config.precision != PrecisionMode::bf16)
         input_error("--stochastic-rounding is for --precision bf16: with ", config.precision,
                     " the parameters are not rounded");
     if (options.cuda_graph && !backend_has_graphs())
@@ -443,7 +441,8 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     }
     const json transition = found ? found->state.value("transition", json()) : json();
     std::optional<ModelConfig> twin;
-    const bool whole = config.shard != "parameters" && config.expert_parallel == 1;  // or the twin has no parameters
+    const bool whole =
+        config.shard != ShardMode::parameters && config.expert_parallel == 1;  // or the twin has no parameters
     if (!transition.is_null() && whole) twin = twin_of(model, config, found->directory);
     const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin);
     announce(model, config, data, plan, options.threads, options.world ? options.world->size : 1);

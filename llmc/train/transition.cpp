@@ -19,37 +19,14 @@ using nlohmann::json;
 
 namespace {
 
-// Fields that a transition may change in addition to those of every resume: the sparse mixture and the training.
-std::set<std::string> free_fields(ModelConfig model) {
-    std::set<std::string> names = {"lr",
-                                   "warmup_steps",
-                                   "decay_steps",
-                                   "final_lr_fraction",
-                                   "weight_decay",
-                                   "decay",
-                                   "beta1",
-                                   "beta2",
-                                   "adam_eps",
-                                   "clip",
-                                   "micro_batch",
-                                   "grad_accumulation",
-                                   "stochastic_rounding",
-                                   "steps"};
-    for_each_model_field(model, [&](const FieldInfo& info, auto&) {
-        if (info.group == std::string("Mixture of Experts")) names.insert(info.name);
-    });
-    return names;
-}
+// Whether the user decides about this field of the new run, whatever the old one had.
+bool is_free(const std::string& name) { return name == "steps" || all_fields().at(name).change == Change::transition; }
 
 // InputError for a flag about the other kind of sparse mixture, unless the old run had it the same.
-void check_kind(const std::string& to, const std::set<std::string>& given, const json& wanted, const json& old) {
-    const std::set<std::string> token_choice = {
-        "capacity_factor",     "dropless",        "drop_order", "renormalize_gates", "load_balancing_weight",
-        "load_balancing_over", "balanced_routing"};
+void check_kind(Mixture to, const std::set<std::string>& given, const json& wanted, const json& old) {
     for (const std::string& name : given) {
-        const bool expert_choice = name.starts_with("expert_choice_") || name == "simulate_group_size";
-        const bool other = to == "token-choice" ? expert_choice : token_choice.contains(name);
-        if (other && wanted.at(name) != old.at(name))
+        const std::string kind = all_fields().at(name).only_kind;
+        if (!kind.empty() && kind != block_of(to) && wanted.at(name) != old.at(name))
             input_error(flag_of(name), " has no effect on a transition --to ", to, ": leave it out");
     }
 }
@@ -57,9 +34,9 @@ void check_kind(const std::string& to, const std::set<std::string>& given, const
 // The given fields that say what the new run is to be. Not those that the transition sets and that say what the old run
 // was: its configuration file may be given again. InputError for any other value of such a field.
 std::set<std::string> without_the_old(std::set<std::string> given, const json& wanted, const json& old,
-                                      const json& start, const std::set<std::string>& free, const std::string& where) {
+                                      const json& start, const std::string& where) {
     for (const auto& [name, value] : start.items()) {
-        if (!given.contains(name) || free.contains(name) || old.at(name) == value) continue;
+        if (!given.contains(name) || is_free(name) || old.at(name) == value) continue;
         if (wanted.at(name) != old.at(name) && wanted.at(name) != value)
             input_error(flag_of(name), " is ", wanted.at(name).dump(), " but a transition makes it ", value.dump(),
                         " (the run in ", where, " has ", old.at(name).dump(), "): leave the flag out");
@@ -96,18 +73,17 @@ Configuration new_configuration(const TransitionCommand& command, const Checkpoi
     if (!has_mot(old.model) && has_moe(old.model))
         input_error("the run in ", where, " has no Mixture-of-Tokens block: it is sparse already (--pattern \"",
                     old.model.pattern, "\")");
-    Configuration start{converted(old.model, mixture_from_name(command.to), 0, where), old.train};
+    Configuration start{converted(old.model, command.to, 0, where), old.train};
     if (given.count("top_k") && !given.count("expert_choice_fraction"))
         start.model.expert_choice_fraction = 0;  // follows from top_k
     start.train.steps = from.step + std::max<int64_t>(1, (from.step + 9) / 10);
     start.train.eval_group_sizes.clear(), start.train.eval_discrete = false;
 
-    std::set<std::string> free = free_fields(start.model);
     check_kind(command.to, given, joined(wanted), joined(old));
     Configuration result = wanted;
-    take_saved_configuration(result.model, result.train,
-                             without_the_old(given, joined(wanted), joined(old), joined(start), free, where),
-                             {{"model", to_json(start.model)}, {"train", to_json(start.train)}}, where, free);
+    take_saved_configuration(
+        result.model, result.train, without_the_old(given, joined(wanted), joined(old), joined(start), where),
+        {{"model", to_json(start.model)}, {"train", to_json(start.train)}}, where, Change::transition);
     TrainConfig& c = result.train;
     if (result.model.shared_experts)
         input_error("--shared-experts ", result.model.shared_experts, ": the run in ", where,
@@ -179,20 +155,25 @@ void load(Model& model, const Checkpoint& from, const Configuration& c, bool res
 json compare(const TransitionCommand& command, const Checkpoint& from, Model& model,
              const std::optional<ModelConfig>& twin, const TrainConfig& config, const Evaluator& evaluator,
              Arena& arena, Context& ctx) {
-    json transition = {{"from", from.directory}, {"step", from.step},       {"mode", command.to}, {"mot_loss", nullptr},
-                       {"sparse_loss", nullptr}, {"recovered_at", nullptr}, {"tokens", 0}};
+    json transition = {{"from", from.directory},
+                       {"step", from.step},
+                       {"mode", name_of(command.to)},
+                       {"mot_loss", nullptr},
+                       {"sparse_loss", nullptr},
+                       {"recovered_at", nullptr},
+                       {"tokens", 0}};
     if (!evaluator.batches()) return transition;
     const EvalResult sparse = evaluator.run(model, config, {}, arena, ctx);
     transition["sparse_loss"] = sparse.loss, transition["tokens"] = sparse.tokens;
     const std::string step = str("step ", from.step);
     if (!twin) {
-        std::printf("%s, validation loss as %s %.4f\n", step.c_str(), command.to.c_str(), sparse.loss);
+        std::printf("%s, validation loss as %s %.4f\n", step.c_str(), name_of(command.to), sparse.loss);
         return transition;
     }
     const EvalResult mot = evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx);
     transition["mot_loss"] = mot.loss;
     watch_recovery(transition, from.step, sparse);
-    std::printf("%s, validation loss as mot %.4f, as %s %.4f\n", step.c_str(), mot.loss, command.to.c_str(),
+    std::printf("%s, validation loss as mot %.4f, as %s %.4f\n", step.c_str(), mot.loss, name_of(command.to),
                 sparse.loss);
     return transition;
 }
@@ -203,7 +184,7 @@ void convert(const TransitionCommand& command, const Checkpoint& from, const Con
     Context ctx({.threads = options.threads});
     check_memory(plan, ctx);
     Arena arena("activations", ctx);
-    Model model(c.model, Precision::from_name(c.train.precision), c.train.decay == "all", ctx);
+    Model model(c.model, Precision::of(c.train.precision), c.train.decay == Decay::all, ctx);
     const Evaluator evaluator(data, c.model, c.train);
     reserve_workspace(plan.workspace_bytes, ctx);
     arena.allocate(plan.activation_bytes);

@@ -4,12 +4,14 @@
 #pragma once
 #include <string>
 
+#include "llmc/checkpoint/convert.h"
 #include "llmc/train/trainer.h"
 
 namespace llmc {
 
 struct TransitionCommand {
-    std::string from, to;  // run or checkpoint directory; token-choice | expert-choice
+    std::string from;  // run or checkpoint directory
+    Mixture to = Mixture::token_choice;
     bool reset_optimizer = false, reset_schedule = false, dry_run = false;
 };
 

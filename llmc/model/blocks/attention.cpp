@@ -47,7 +47,7 @@ public:
         matmul(dattended, dout, p.param("proj.weight"), {}, p.ctx);
         matmul(p.grad("proj.weight"), dout, attended, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
         attention_backward(dqkv, dattended, qkv, attended, lse, config.heads, p.ctx);
-        if (config.positions == "rope") rope(dqkv, config.heads, 0, true, p.ctx);
+        if (config.positions == Positions::rope) rope(dqkv, config.heads, 0, true, p.ctx);
         matmul(dx, dqkv, p.param("qkv.weight"), {}, p.ctx);
         matmul(p.grad("qkv.weight"), dqkv, x, {.transpose_a = true, .accumulate = p.accumulate}, p.ctx);
         if (config.attention_bias) {
@@ -68,7 +68,7 @@ private:
 
     void project_qkv(const Pass& p, Tensor qkv, Tensor x) const {
         matmul(qkv, x, p.param("qkv.weight"), {.transpose_b = true, .bias = bias(p, "qkv.bias")}, p.ctx);
-        if (config.positions == "rope") rope(qkv, config.heads, p.first_position, false, p.ctx);
+        if (config.positions == Positions::rope) rope(qkv, config.heads, p.first_position, false, p.ctx);
     }
     void project_out(const Pass& p, Tensor out, Tensor attended) const {
         matmul(out, attended, p.param("proj.weight"), {.transpose_b = true, .bias = bias(p, "proj.bias")}, p.ctx);

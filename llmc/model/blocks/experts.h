@@ -14,7 +14,7 @@ namespace llmc {
 class Experts {
 public:
     // sizes.experts: E, the number of experts on all ranks together.
-    Experts(const std::string& activation, const FeedForward::Sizes& sizes)
+    Experts(Hidden activation, const FeedForward::Sizes& sizes)
         : one("experts.", activation, sizes), experts(sizes.experts) {}
 
     void declare_params(Unit& unit) const { one.declare_params(unit); }

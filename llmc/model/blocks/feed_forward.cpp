@@ -2,7 +2,7 @@
 
 namespace llmc {
 
-FeedForward::FeedForward(const std::string& prefix, const std::string& activation, const Sizes& sizes)
+FeedForward::FeedForward(const std::string& prefix, Hidden activation, const Sizes& sizes)
     : weights{prefix + "up.weight", prefix + "gate.weight", prefix + "down.weight", prefix + "up.bias",
               prefix + "down.bias"},
       saved{prefix + "up", prefix + "gate", prefix + "hidden"}, f(activation_of(activation)),

@@ -19,7 +19,7 @@ public:
         bool bias = false;        // not with a gated activation
     };
     // prefix is put before the names of parameters and saved tensors: "", "experts.", "shared."
-    FeedForward(const std::string& prefix, const std::string& activation, const Sizes& sizes);
+    FeedForward(const std::string& prefix, Hidden activation, const Sizes& sizes);
 
     void declare_params(Unit& unit) const;
     // `input` is the shape of x.

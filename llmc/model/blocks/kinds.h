@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "llmc/model/options.h"
+
 namespace llmc {
 
 class Block;
@@ -24,7 +26,7 @@ struct BlockKind {
     // Of kinds with experts.
     double (*experts_of_a_token)(const ModelConfig&) = nullptr;  // on average, without shared ones; null: no experts
     int64_t (*mixed_tokens)(const ModelConfig&) = nullptr;       // tokens that an expert sees as one; null: 1
-    const char* down_init = "one";                               // what --expert-down-init default stands for
+    DownInit down_init = DownInit::one;                          // what --expert-down-init default stands for
     bool shared_experts = false;                                 // --shared-experts is about this kind too
     bool group_ranks = false;                                    // --group-ranks can share its mixtures
 

@@ -193,7 +193,7 @@ private:
         return ragged(p) ? 0 : expert_capacity(config, B * T);
     }
     ExpertChoices choices() const {
-        return {config.top_k, config.drop_order == "gate" ? DropOrder::gate : DropOrder::position,
+        return {config.top_k, config.drop_order == DropOrder::gate ? DropOrder::gate : DropOrder::position,
                 config.balanced_routing};
     }
     Tensor gates(const Pass& p) const { return p.saved(config.renormalize_gates ? "gates" : "probs"); }
@@ -265,7 +265,7 @@ private:
     }
     // Over the tokens of one candidate set: with [B,T,E] seen as [g, B/g * T, E], a set is one column of g rows.
     RouterSoftmax router_softmax(const Pass& p) const override {
-        if (config.expert_choice_softmax == "experts") return Moe::router_softmax(p);
+        if (config.expert_choice_softmax == ChoiceSoftmax::experts) return Moe::router_softmax(p);
         const int64_t group = candidates(p.B, p.T).group, size = group ? group : p.B * p.T;
         return {SoftmaxOver::group, {.size = size}, {size, p.B * p.T / size, config.experts}};
     }

@@ -17,7 +17,7 @@ void resolve_moe(ModelConfig& c) {
     if (c.top_k > c.experts)
         input_error("--top-k ", c.top_k, " is more than there are experts (--experts ", c.experts, ")");
     if (!(c.capacity_factor > 0)) input_error("--capacity-factor is ", c.capacity_factor, ", it must be positive");
-    if (c.expert_choice_over == "all" && c.simulate_group_size)
+    if (c.expert_choice_over == Candidates::all && c.simulate_group_size)
         input_error("--simulate-group-size ", c.simulate_group_size, " is about choosing among sequences at one "
                     "position, not among all tokens (--expert-choice-over all)");
     if (c.expert_choice_fraction == 0) c.expert_choice_fraction = double(c.top_k) / double(c.experts);
@@ -34,7 +34,8 @@ double aux_loss_weight(const ModelConfig& c, const std::string& metric) {
     if (metric != "balance_loss") return 0;
     const std::vector<std::string> blocks = parse_pattern(c.pattern);
     const auto layers = std::count(blocks.begin(), blocks.end(), token_choice);
-    return c.load_balancing_over == "mean" ? c.load_balancing_weight / double(layers) : c.load_balancing_weight;
+    return c.load_balancing_over == OverLayers::mean ? c.load_balancing_weight / double(layers)
+                                                     : c.load_balancing_weight;
 }
 
 // ---------------------------------------------------------------------------------------------------- token choice
@@ -56,14 +57,14 @@ void resolve_token_choice(ModelConfig& c) {
                     "are any experts and their gates may all be 0");
     if (c.renormalize_gates && c.top_k == 1)
         input_error("--renormalize-gates makes the only gate of --top-k 1 a constant: the router would learn nothing");
-    if (c.dropless && c.drop_order == "gate")
+    if (c.dropless && c.drop_order == DropOrder::gate)
         input_error("--drop-order gate orders dropped tokens, but with --dropless there are none");
 }
 
 std::vector<std::string> token_choice_warnings(const ModelConfig& c) {
     std::vector<std::string> list;
     if (c.balanced_routing) list.push_back("--balanced-routing ignores what the router says: it is for timings");
-    if (c.drop_order == "gate")
+    if (c.drop_order == DropOrder::gate)
         list.push_back("--drop-order gate drops a token for a later one: the model sees its own future");
     return list;
 }
@@ -71,7 +72,7 @@ std::vector<std::string> token_choice_warnings(const ModelConfig& c) {
 // --------------------------------------------------------------------------------------------------- expert choice
 
 int64_t competing_sequences(const ModelConfig& c, int64_t rows) {
-    if (c.expert_choice_over == "all") return 0;
+    if (c.expert_choice_over == Candidates::all) return 0;
     return c.simulate_group_size ? c.simulate_group_size : rows;
 }
 
@@ -87,7 +88,7 @@ double expert_choice_experts_of_a_token(const ModelConfig& c) { return c.expert_
 
 void resolve_expert_choice(ModelConfig& c) {
     resolve_moe(c);
-    if (c.router_z_loss_weight > 0 && c.expert_choice_softmax == "tokens")
+    if (c.router_z_loss_weight > 0 && c.expert_choice_softmax == ChoiceSoftmax::tokens)
         input_error(
             "--router-z-loss-weight needs a softmax over experts: it cannot be used with --expert-choice-softmax "
             "tokens");
@@ -100,7 +101,7 @@ void resolve_expert_choice(ModelConfig& c) {
 }
 
 int64_t expert_choice_rows_together(const ModelConfig& c) {
-    return c.expert_choice_over == "batch" && c.simulate_group_size ? c.simulate_group_size : 1;
+    return c.expert_choice_over == Candidates::batch && c.simulate_group_size ? c.simulate_group_size : 1;
 }
 
 void check_expert_choice_rows(const ModelConfig& c, int64_t rows, int64_t) {
@@ -112,11 +113,13 @@ void check_expert_choice_rows(const ModelConfig& c, int64_t rows, int64_t) {
 }
 
 std::string expert_choice_sees_the_future(const ModelConfig& c) {
-    return c.expert_choice_over == "all" ? "whose experts choose among all positions (--expert-choice-over all)" : "";
+    return c.expert_choice_over == Candidates::all
+               ? "whose experts choose among all positions (--expert-choice-over all)"
+               : "";
 }
 
 std::vector<std::string> expert_choice_warnings(const ModelConfig& c) {
-    if (c.expert_choice_over != "all") return {};
+    if (c.expert_choice_over != Candidates::all) return {};
     return {"--expert-choice-over all compares positions of one sequence: the model sees its own future"};
 }
 

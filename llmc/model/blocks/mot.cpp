@@ -89,7 +89,7 @@ private:
         if (!shuffled(p)) return mix(p, out, x);
         if (!p.recomputing)  // the block's name gives every layer another order
             random_order(p.saved("slots"), p.saved("where"), p.draw, hash_of(p.dense.unit->prefix),
-                         config.group_axis == "sequence", p.ctx);
+                         config.group_axis == GroupAxis::sequence, p.ctx);
         Tensor mixed_out = p.temp("mixed_out", out.shape);
         mix(p, mixed_out, put_in_order(p, x));
         put_back(p, out, mixed_out);
@@ -102,10 +102,10 @@ private:
         put_back(p, dx, mixed_dx);
     }
 
-    Group group(const Pass& p) const { return {p.group_size, config.group_axis == "sequence"}; }
+    Group group(const Pass& p) const { return {p.group_size, config.group_axis == GroupAxis::sequence}; }
 
     // ---- random order. Generation keeps the order of its rows: --group-fill decides about its groups.
-    bool shuffled(const Pass& p) const { return config.group_order == "random" && !p.generating; }
+    bool shuffled(const Pass& p) const { return config.group_order == GroupOrder::random && !p.generating; }
     Tensor put_in_order(const Pass& p, Tensor x) const {
         Tensor ordered = p.temp("ordered", x.shape);
         moe_gather(ordered.view({1, p.B * p.T, config.d_model}), x, p.saved("slots"), 1, {}, p.ctx);

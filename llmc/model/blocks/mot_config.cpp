@@ -8,20 +8,21 @@ namespace {
 
 // A fixed router has no logits for these options to change.
 void check_uniform(const ModelConfig& c) {
-    const char* flag = c.controllers != "shared"                   ? "--controllers"
-                       : c.learn_temperature != "no"               ? "--learn-temperature"
-                       : c.temperature != 1                        ? "--temperature"
-                       : !c.merge_softmax                          ? "--no-merge-softmax"
-                       : c.emit != "shared" && c.emit != "experts" ? "--emit"
-                                                                   : nullptr;
+    const char* flag = c.controllers != Controllers::shared                ? "--controllers"
+                       : c.learn_temperature != LearnTemperature::no       ? "--learn-temperature"
+                       : c.temperature != 1                                ? "--temperature"
+                       : !c.merge_softmax                                  ? "--no-merge-softmax"
+                       : c.emit != Emit::shared && c.emit != Emit::experts ? "--emit"
+                                                                           : nullptr;
     if (flag)
         input_error(flag, " changes what the controller learns, but --router uniform has none: choose one of the two");
 }
 
 void check_emit(const ModelConfig& c) {
-    const bool softmax = c.emit == "group" || c.emit == "experts";
-    const bool own_controller = c.controllers != "shared", own_temperature = c.learn_temperature == "separate";
-    if (c.emit == "group" && !own_controller && !own_temperature)
+    const bool softmax = c.emit == Emit::group || c.emit == Emit::experts;
+    const bool own_controller = c.controllers != Controllers::shared,
+               own_temperature = c.learn_temperature == LearnTemperature::separate;
+    if (c.emit == Emit::group && !own_controller && !own_temperature)
         input_error(
             "--emit group equals --emit shared when merge and emit have the same logits: give emit its own controller "
             "(--controllers) or temperature (--learn-temperature separate)");
@@ -34,19 +35,19 @@ void check_emit(const ModelConfig& c) {
 }
 
 void check_temperature(const ModelConfig& c) {
-    if (c.learn_temperature != "no") return;
-    const char* flag = c.temperature_per_expert        ? "--temperature-per-expert"
-                       : c.temperature_form != "plain" ? "--temperature-form"
-                       : c.temperature_start != 0      ? "--temperature-start"
-                                                       : nullptr;
+    if (c.learn_temperature != LearnTemperature::no) return;
+    const char* flag = c.temperature_per_expert                       ? "--temperature-per-expert"
+                       : c.temperature_form != TemperatureForm::plain ? "--temperature-form"
+                       : c.temperature_start != 0                     ? "--temperature-start"
+                                                                      : nullptr;
     if (flag) input_error(flag, " needs a learned temperature: set --learn-temperature tied or separate");
 }
 
 void check_no_softmax(const ModelConfig& c) {
-    if (c.emit != "shared")
+    if (c.emit != Emit::shared)
         input_error("--no-merge-softmax uses the logits as weights of both merge and emit: --emit ", c.emit,
                     " cannot be used with it");
-    if (c.learn_temperature != "no" || c.temperature != 1)
+    if (c.learn_temperature != LearnTemperature::no || c.temperature != 1)
         input_error("--no-merge-softmax has no softmax for ",
                     c.temperature != 1 ? "--temperature" : "--learn-temperature", " to change");
 }
@@ -54,42 +55,42 @@ void check_no_softmax(const ModelConfig& c) {
 }  // namespace
 
 bool has_mot(const ModelConfig& config) { return has_block(config, "mot"); }
-bool shuffles_groups(const ModelConfig& config) { return config.group_order == "random" && has_mot(config); }
+bool shuffles_groups(const ModelConfig& config) { return config.group_order == GroupOrder::random && has_mot(config); }
 
 double mot_experts_of_a_token(const ModelConfig& c) { return double(c.experts) / double(c.group_size); }
 int64_t mot_group_size(const ModelConfig& c) { return c.group_size; }
 
 void resolve_mot(ModelConfig& c) {
-    if (c.router == "uniform") check_uniform(c);
+    if (c.router == Router::uniform) check_uniform(c);
     check_emit(c);
     check_temperature(c);
     if (!c.merge_softmax) check_no_softmax(c);
-    if (c.group_axis == "sequence" && c.context % c.group_size)
+    if (c.group_axis == GroupAxis::sequence && c.context % c.group_size)
         input_error("--group-size ", c.group_size, " does not divide --context ", c.context,
                     " (--group-axis sequence)");
 }
 
 void check_mot_rows(const ModelConfig& c, int64_t rows, int64_t group_size) {
     const int64_t g = group_size ? group_size : c.group_size;
-    if (c.group_axis == "batch" && rows % g)
+    if (c.group_axis == GroupAxis::batch && rows % g)
         input_error("a batch of ", rows, " sequences cannot be cut into MoT groups of ", g, ": make the micro-batch (",
                     rows, ") a multiple of the group size (", g, ")");
-    if (c.group_axis == "sequence" && c.context % g)
+    if (c.group_axis == GroupAxis::sequence && c.context % g)
         input_error("a sequence of ", c.context, " tokens cannot be cut into MoT groups of ", g,
                     ": choose a group size that divides it");
 }
 
 std::string mot_sees_the_future(const ModelConfig& c) {
-    return c.group_axis == "sequence" ? "whose MoT groups lie within a sequence (--group-axis sequence)" : "";
+    return c.group_axis == GroupAxis::sequence ? "whose MoT groups lie within a sequence (--group-axis sequence)" : "";
 }
 
 std::vector<std::string> mot_warnings(const ModelConfig& c) {
-    if (c.group_axis != "sequence") return {};
+    if (c.group_axis != GroupAxis::sequence) return {};
     return {"--group-axis sequence mixes positions of one sequence: the model sees its own future"};
 }
 
 void check_discrete(const ModelConfig& c) {
-    if (has_mot(c) && (!c.merge_softmax || c.router == "uniform"))
+    if (has_mot(c) && (!c.merge_softmax || c.router == Router::uniform))
         input_error("discrete evaluation puts a one at the maximum of each softmax, but this model has none (",
                     c.merge_softmax ? "--router uniform" : "--no-merge-softmax", ")");
 }

@@ -21,21 +21,22 @@ MotWeights::MotWeights(const ModelConfig& c)
                             "controller_mix", "temperature", SoftmaxOver::group},
       emit_path{merge_path} {
     emit_path.weights = "emit", emit_path.scaled = "emit_scaled";
-    emit_path.over = c.emit == "experts" ? SoftmaxOver::experts : SoftmaxOver::group;
-    if (c.controllers != "shared") emit_path.controller = "emit_controller.weight";
-    if (c.controllers == "weighted") emit_path.mix = "emit_controller_mix";
-    if (c.learn_temperature == "separate") emit_path.temperature = "emit_temperature";
+    emit_path.over = c.emit == Emit::experts ? SoftmaxOver::experts : SoftmaxOver::group;
+    if (c.controllers != Controllers::shared) emit_path.controller = "emit_controller.weight";
+    if (c.controllers == Controllers::weighted) emit_path.mix = "emit_controller_mix";
+    if (c.learn_temperature == LearnTemperature::separate) emit_path.temperature = "emit_temperature";
 }
 
 void MotWeights::declare_params(Unit& unit) const {
     if (!learned()) return;
-    const int64_t C = config.d_model, E = config.experts, fan_in = config.controllers == "common-base" ? 2 * C : C;
+    const int64_t C = config.d_model, E = config.experts,
+                  fan_in = config.controllers == Controllers::common_base ? 2 * C : C;
     unit.weight(merge_path.controller, {E, C}, fan_in);
     if (emit_path.controller != merge_path.controller) unit.weight(emit_path.controller, {E, C}, fan_in);
     if (based()) unit.weight("base_controller.weight", {E, C}, fan_in);
     if (weighted()) unit.scalar(merge_path.mix, {1}, 0.5);
     if (weighted() && emit_path.mix != merge_path.mix) unit.scalar(emit_path.mix, {1}, 0.5);
-    if (config.learn_temperature == "no") return;
+    if (config.learn_temperature == LearnTemperature::no) return;
     const Shape shape{config.temperature_per_expert ? E : 1};
     unit.scalar(merge_path.temperature, shape, 1, config.temperature_start);
     if (emit_path.temperature != merge_path.temperature)
@@ -45,8 +46,8 @@ void MotWeights::declare_params(Unit& unit) const {
 void MotWeights::declare_saved(std::vector<SavedSpec>& saved, int64_t B, int64_t T, const Pass& p) const {
     const Shape shape{B, T, config.experts};
     saved.push_back({"merge", p.stat(), shape});
-    if (config.emit != "shared") saved.push_back({"emit", p.stat(), shape, config.emit == "top"});
-    if (config.learn_temperature == "no") return;
+    if (config.emit != Emit::shared) saved.push_back({"emit", p.stat(), shape, config.emit == Emit::top});
+    if (config.learn_temperature == LearnTemperature::no) return;
     saved.push_back({merge_path.scaled, p.stat(), shape});
     if (emit_logits()) saved.push_back({emit_path.scaled, p.stat(), shape});
 }
@@ -60,8 +61,8 @@ std::vector<std::string> MotWeights::declare_metrics() const {
     };
     add("merge", config.merge_softmax);
     if (emit_softmax()) add("emit", true);
-    if (config.learn_temperature != "no") names.push_back(merge_path.temperature);
-    if (config.learn_temperature == "separate") names.push_back(emit_path.temperature);
+    if (config.learn_temperature != LearnTemperature::no) names.push_back(merge_path.temperature);
+    if (config.learn_temperature == LearnTemperature::separate) names.push_back(emit_path.temperature);
     return names;
 }
 
@@ -78,21 +79,21 @@ void MotWeights::forward(const Pass& p, Tensor x) const {
     Tensor merge = this->merge(p);
     if (!learned()) {
         fill(merge, 1.0 / double(p.group_size), p.ctx);
-        if (config.emit == "experts") fill(emit(p), 1.0 / double(config.experts), p.ctx);
+        if (config.emit == Emit::experts) fill(emit(p), 1.0 / double(config.experts), p.ctx);
         return;
     }
     Tensor logits = config.merge_softmax ? p.temp("logits", p.stat(), merge.shape) : merge;
     matmul(logits, x, controller(p, merge_path), {.transpose_b = true}, p.ctx);
     Tensor scaled = scale(p, merge_path, logits);
     weigh(p, merge_path, logits, scaled);
-    if (config.emit != "shared") emit_forward(p, x, logits, scaled);
+    if (config.emit != Emit::shared) emit_forward(p, x, logits, scaled);
 }
 
 // logits, scaled: those of merge.
 void MotWeights::emit_forward(const Pass& p, Tensor x, Tensor logits, Tensor scaled) const {
     Tensor emit = this->emit(p);
-    if (config.emit == "raw") return fill(emit, 1, p.ctx);
-    if (config.emit == "top") {
+    if (config.emit == Emit::raw) return fill(emit, 1, p.ctx);
+    if (config.emit == Emit::top) {
         if (p.recomputing) return;  // a decision
         copy(emit, merge(p), p.ctx);
         return mot_discretize(emit, SoftmaxOver::group, group(p), p.ctx);
@@ -116,7 +117,7 @@ Tensor MotWeights::controller(const Pass& p, const Path& path) const {
 
 // logits / tau [B,T,E].
 Tensor MotWeights::scale(const Pass& p, const Path& path, Tensor logits) const {
-    if (config.learn_temperature == "no") return logits;
+    if (config.learn_temperature == LearnTemperature::no) return logits;
     Tensor scaled = p.saved(path.scaled), temperature = p.param(path.temperature);
     temperature_forward(scaled, logits, temperature, exponential(), p.ctx);
     if (p.metrics) temperature_mean(metric(p, path.temperature, 1), temperature, exponential(), p.ctx);
@@ -144,7 +145,7 @@ void MotWeights::backward(const Pass& p, Tensor dx, Tensor dout, Tensor x, Tenso
     if (!learned()) return;
     Tensor merge = this->merge(p), dweights = p.temp("dweights", p.stat(), merge.shape);  // [B,T,E]
     Tensor dscaled = config.merge_softmax ? p.temp("dscaled", p.stat(), merge.shape) : dweights;
-    const bool shared = config.emit == "shared";  // raw and top are constants
+    const bool shared = config.emit == Emit::shared;  // raw and top are constants
     if (shared || emit_softmax()) mot_weights_backward(dweights, dout, output, group(p), false, p.ctx);
     if (emit_softmax()) {
         mot_softmax_backward(dscaled, dweights, emit(p), emit_path.over, group(p), config.temperature, false, p.ctx);
@@ -160,7 +161,7 @@ void MotWeights::backward(const Pass& p, Tensor dx, Tensor dout, Tensor x, Tenso
 // Back from the gradient of `scaled`, which is overwritten. second: the other path has been here in this pass.
 void MotWeights::path_backward(const Pass& p, const Path& path, Tensor dx, Tensor dscaled, Tensor x,
                                bool second) const {
-    if (config.learn_temperature != "no")
+    if (config.learn_temperature != LearnTemperature::no)
         temperature_backward(dscaled, p.grad(path.temperature), dscaled, p.saved(path.scaled),
                              p.param(path.temperature), exponential(),
                              p.accumulate || (second && emit_path.temperature == merge_path.temperature), p.ctx);

@@ -22,7 +22,7 @@ public:
     void forward(const Pass& p, Tensor x) const;
     // The weights, [B,T,E] stat, after forward.
     Tensor merge(const Pass& p) const { return p.saved("merge"); }
-    Tensor emit(const Pass& p) const { return p.saved(config.emit == "shared" ? "merge" : "emit"); }
+    Tensor emit(const Pass& p) const { return p.saved(config.emit == Emit::shared ? "merge" : "emit"); }
     // Gradients of the controllers and temperatures (to p.grad), and of the tokens (added to dx [B,T,C] act). The
     // weights get gradients from two sides: from merge, given dmixed [E,R,C], the gradient of the mixtures; and from
     // emit, given dout [B,T,C] and output [E,R,C], the experts' output. x [B,T,C] is forward's input.
@@ -35,17 +35,21 @@ private:
         const char *weights, *scaled, *controller, *mix, *temperature;
         SoftmaxOver over;
     };
-    bool learned() const { return config.router == "learned"; }
-    bool emit_softmax() const { return config.emit == "group" || config.emit == "experts"; }
+    bool learned() const { return config.router == Router::learned; }
+    bool emit_softmax() const { return config.emit == Emit::group || config.emit == Emit::experts; }
     bool emit_logits() const {  // emit has logits of its own
         return emit_softmax() &&
                (emit_path.controller != merge_path.controller || emit_path.temperature != merge_path.temperature);
     }
     // The controllers are added to, or averaged with, a base controller; the average has a learned weight.
-    bool based() const { return config.controllers != "shared" && config.controllers != "separate"; }
-    bool weighted() const { return config.controllers == "weighted" || config.controllers == "weighted-common"; }
-    bool exponential() const { return config.temperature_form == "exp"; }
-    Group group(const Pass& p) const { return {p.group_size, config.group_axis == "sequence"}; }
+    bool based() const {
+        return config.controllers != Controllers::shared && config.controllers != Controllers::separate;
+    }
+    bool weighted() const {
+        return config.controllers == Controllers::weighted || config.controllers == Controllers::weighted_common;
+    }
+    bool exponential() const { return config.temperature_form == TemperatureForm::exp; }
+    Group group(const Pass& p) const { return {p.group_size, config.group_axis == GroupAxis::sequence}; }
 
     void emit_forward(const Pass& p, Tensor x, Tensor logits, Tensor scaled) const;
     Tensor controller(const Pass& p, const Path& path) const;
