@@ -332,7 +332,8 @@ struct Run {
         std::vector<NamedTensor> optimizer = named_tensors(gpt.table, gpt.moment1, "m.");
         for (const NamedTensor& t : named_tensors(gpt.table, gpt.moment2, "v.")) optimizer.push_back(t);
         try {
-            save_checkpoint(o.run_dir, step, named_tensors(gpt.table, gpt.params, ""), optimizer, j, o.train.keep, ctx);
+            save_checkpoint(o.run_dir, step, named_tensors(gpt.table, gpt.params, ""), optimizer, j, o.train.keep, ctx,
+                            World::alone());
             return true;
         } catch (const RunError& e) {
             std::fprintf(stderr, "warning: the checkpoint of step %lld was not saved: %s\n", (long long)step, e.what());

@@ -163,14 +163,13 @@ struct CommandLine {
             input_error("only training can use several processes, but there are ", world.size,
                         ": start this without "
                         "the launcher");
-        if (world.size > 1) run.world = &world;
         world.set_timeout(comm_timeout);
         run.device = choose_device(world);
         if (trains && ranks > 1)
             input_error("--ranks is for info and --dry-run: start ", ranks, " processes with mpirun -np ", ranks);
         if (*plan_app && ranks > 1) input_error("--ranks is for info and --dry-run: say --gpus ", ranks);
-        if (*eval_app) return run_eval(eval);
-        if (*generate_app) return run_generate(generate);
+        if (*eval_app) return run_eval(eval, world);
+        if (*generate_app) return run_generate(generate, world);
         if ((dry_run && !*transition_app) || *info_app || *plan_app) {
             if (!run.data.empty() && !given_fields(app, model, train).count("vocab_size")) model.vocab_size = 0;
             if (!run.data.empty() && model.vocab_size == 0) model.vocab_size = open_dataset(run.data).vocab_size;
@@ -189,9 +188,9 @@ struct CommandLine {
             if (run.resume != Resume::never)
                 input_error("transition starts a new run: to continue it, use train --resume --run-dir ", run.run_dir);
             transition.dry_run = dry_run;
-            return run_transition(transition, model, train, run);
+            return run_transition(transition, model, train, run, world);
         }
-        return llmc::train(model, train, run);
+        return llmc::train(model, train, run, world);
     }
 };
 

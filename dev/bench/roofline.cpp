@@ -37,16 +37,12 @@ Measured measure(const ModelConfig& model_config, const TrainConfig& train, int 
     Measured result;
     const Plan plan = make_plan(model_config, train, true, threads);
     for (bool profile : {false, true}) {
-        Context ctx({.threads = threads, .profile = profile});
+        Session session(model_config, train, World::alone(), {.threads = threads, .profile = profile});
+        Context& ctx = session.ctx;
         check_memory(plan, ctx);
-        reserve_workspace(plan.workspace_bytes, ctx);
-        Arena arena("activations", ctx);
-        arena.allocate(plan.activation_bytes);
-        Model model(model_config, Precision::of(train.precision), true, ctx);
-        model.allocate(true);
-        model.initialize(1);
-        UnitHooks hooks;
-        Step step(model, train, arena, hooks, ctx, !profile && backend_has_graphs());
+        session.allocate(true, plan.activation_bytes, plan.workspace_bytes, !profile && backend_has_graphs());
+        session.initialize();
+        Step& step = *session.step;
         std::vector<int32_t> tokens(size_t(train.micro_batch * model_config.context));
         RandomStream random(1, "bench tokens");
         for (size_t i = 0; i < tokens.size(); i++)

@@ -111,22 +111,14 @@ inline int train_worker(const ModelConfig& config, const WorkerOptions& o, World
     train.micro_batch = o.batch / world.size, train.grad_accumulation = world.size;
     train.shard = o.shard;
     const Plan plan = make_plan(config, train, true, o.threads, {}, {}, world.size);
-    const Sharding sharding = sharding_of(config, train, world.size, world.rank);
-    Context ctx({.threads = o.threads, .profile = o.profile});
-    Mesh mesh(world, ctx, sharding);
+    Session session(config, train, world, {.threads = o.threads, .profile = o.profile});
+    Context& ctx = session.ctx;
     check_memory(plan, ctx);
-    reserve_workspace(plan.workspace_bytes, ctx);
-    Model model(config, Precision::of(PrecisionMode::fp32), true, ctx, sharding, &mesh);
-    model.allocate(true);
-    model.initialize(1);
+    session.allocate(true, plan.activation_bytes, plan.workspace_bytes);
+    session.initialize();
+    Step& step = *session.step;
     const BenchBatch batch(train.micro_batch * config.context, config.vocab_size);
-    if (!o.weights.empty()) write_start(o.weights, model, batch, train.micro_batch, ctx);
-    Arena arena("activations", ctx);
-    arena.allocate(plan.activation_bytes);
-    SharedUnits units(model, mesh, ctx);
-    units.allocate(true);
-    UnitHooks hooks;
-    Step step(model, train, arena, hooks, ctx, false, world.size > 1 ? &units : nullptr);
+    if (!o.weights.empty()) write_start(o.weights, session.model, batch, train.micro_batch, ctx);
 
     auto one_step = [&] {
         const Range range("step", ctx);
@@ -147,10 +139,10 @@ inline int train_worker(const ModelConfig& config, const WorkerOptions& o, World
     }
     if (ctx.profile) ctx.profile->clear();
     std::cout << json{{"tokens", int64_t(batch.tokens.size()) * world.size},
-                      {"parameters", model.table.count()},
+                      {"parameters", session.model.table.count()},
                       {"flops", plan.step_flops},
                       {"planned_bytes", plan.total()},
-                      {"arena_bytes", arena.bytes() + model.buffers.bytes() + units.bytes() + plan.workspace_bytes},
+                      {"arena_bytes", session.bytes()},
                       {"losses", losses},
                       {"norms", norms}}
               << std::endl;

@@ -65,15 +65,15 @@ struct TestRun {
         model.set_all(double(step));
         optimizer.set_all(double(step) + 0.5);
         nlohmann::json state = {{"loss", 1.0 / double(step + 1)}};
-        return save_checkpoint(run, step, model.list, optimizer.list, state, keep, model.ctx);
+        return save_checkpoint(run, step, model.list, optimizer.list, state, keep, model.ctx, World::alone());
     }
     // The step of the checkpoint at `path` if all of it is right, else -1.
     int64_t load(const std::string& path) {
         Checkpoint c = open_checkpoint(path);
         model.set_all(-1);
         optimizer.set_all(-1);
-        load_tensors(c, model_file, model.list, model.ctx);
-        load_tensors(c, optimizer_file, optimizer.list, model.ctx);
+        load_tensors(c, model_file, model.list, model.ctx, World::alone());
+        load_tensors(c, optimizer_file, optimizer.list, model.ctx, World::alone());
         bool good = model.holds(double(c.step)) && optimizer.holds(double(c.step) + 0.5) &&
                     c.state["loss"] == 1.0 / double(c.step + 1);
         return good ? c.step : -1;

@@ -4,7 +4,7 @@
 
 #include "dev/test/reference.h"
 #include "llmc/model/model.h"
-#include "llmc/step/step.h"
+#include "llmc/step/session.h"
 
 namespace llmc::test {
 

@@ -6,34 +6,16 @@
 namespace llmc::test {
 
 // A training run with exactly the memory that its plan asks for, on every rank.
-struct SharedTrainee {
+struct SharedTrainee : Session {
     TrainConfig train;
     Plan plan;
-    Context ctx;
-    Mesh mesh;
-    Model model;
-    SharedUnits units;
-    Arena arena;
-    UnitHooks no_hooks;
-    std::unique_ptr<Step> step;
 
     SharedTrainee(const ModelConfig& config, const TrainConfig& train_config)
-        : train(train_config), plan(make_plan(config, train, true, 1, {}, {}, world().size)),
-          ctx({.threads = 1, .device = choose_device(world())}), mesh(world(), ctx, sharding(config)),
-          model(config, Precision::of(train.precision), train.decay == Decay::all, ctx, sharding(config), &mesh),
-          units(model, mesh, ctx), arena("activations", ctx) {
-        model.allocate(true);
-        units.allocate(true);
-        arena.allocate(plan.activation_bytes);
-        reserve_workspace(plan.workspace_bytes, ctx);
-        model.initialize(uint64_t(train.seed));
-        units.spread_parameters();
-        step = std::make_unique<Step>(model, train, arena, no_hooks, ctx, false, world().size > 1 ? &units : nullptr);
+        : Session(config, train_config, test::world(), {.threads = 1, .device = choose_device(test::world())}),
+          train(train_config), plan(make_plan(config, train, true, 1, {}, {}, world.size)) {
+        allocate(true, plan.activation_bytes, plan.workspace_bytes);
+        initialize();
     }
-    Sharding sharding(const ModelConfig& config) const {
-        return sharding_of(resolved(config), train, world().size, world().rank);
-    }
-    int64_t bytes() const { return model.buffers.bytes() + units.bytes() + arena.bytes() + ctx.workspace.bytes; }
 
     // This rank's part of one step on grad_accumulation x micro_batch rows; the state after it, equal on all ranks.
     StepState operator()(const Tokens& tokens, const Tokens& targets, int64_t number, bool statistics = false) {

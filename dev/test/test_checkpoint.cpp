@@ -43,7 +43,8 @@ TEST_F(CheckpointTest, WhatIsSavedComesBack) {
     optimizer.add("a.m", DType::f32, {3, 5}, 2).add("state", DType::i32, {4}, 2);
     json state = {{"data", {1, 2}}, {"best", NAN}, {"path", "bad \xff"}};
     state["config"] = {{"d_model", 64}, {"lr", 0.1 + 0.2}};
-    EXPECT_EQ(save_checkpoint(run, 1000, model.list, optimizer.list, state, 2, ctx), run + "/step-00001000");
+    EXPECT_EQ(save_checkpoint(run, 1000, model.list, optimizer.list, state, 2, ctx, World::alone()),
+              run + "/step-00001000");
     EXPECT_EQ(read_file(run + "/latest"), "step-00001000\n");
 
     for (const std::string& path : {run, run + "/", run + "/step-00001000", run + "/step-00001000/"}) {
@@ -58,8 +59,8 @@ TEST_F(CheckpointTest, WhatIsSavedComesBack) {
         EXPECT_EQ(c.state["path"], "bad \xef\xbf\xbd");
         model.set_all(9);
         optimizer.set_all(9);
-        load_tensors(c, model_file, model.list, ctx);
-        load_tensors(c, optimizer_file, optimizer.list, ctx);
+        load_tensors(c, model_file, model.list, ctx, World::alone());
+        load_tensors(c, optimizer_file, optimizer.list, ctx, World::alone());
         EXPECT_TRUE(model.holds(1));
         EXPECT_TRUE(optimizer.holds(2));
     }
@@ -67,9 +68,9 @@ TEST_F(CheckpointTest, WhatIsSavedComesBack) {
     std::vector<char> bytes = model.expected(0, 1);
     EXPECT_EQ(open_checkpoint(run).state["files"]["model.safetensors"]["tensors"]["a"],
               hex32(crc32_of(bytes.data(), bytes.size())));
-    EXPECT_THROW(save_checkpoint(run, 1, {}, {}, {{"step", 1}}, 0, ctx), RunError);
-    EXPECT_THROW(save_checkpoint(run, -1, {}, {}, json::object(), 0, ctx), RunError);
-    EXPECT_THROW(save_checkpoint(run, 1, {}, {}, json::array(), 0, ctx), RunError);
+    EXPECT_THROW(save_checkpoint(run, 1, {}, {}, {{"step", 1}}, 0, ctx, World::alone()), RunError);
+    EXPECT_THROW(save_checkpoint(run, -1, {}, {}, json::object(), 0, ctx, World::alone()), RunError);
+    EXPECT_THROW(save_checkpoint(run, 1, {}, {}, json::array(), 0, ctx, World::alone()), RunError);
 }
 
 TEST_F(CheckpointTest, KeepsTheNewest) {
@@ -93,12 +94,12 @@ TEST_F(CheckpointTest, TheSameStepIsReplaced) {
     TestRun run(directory, ctx);
     run.save(7);
     run.model.set_all(70);
-    save_checkpoint(directory, 7, run.model.list, run.optimizer.list, {{"again", true}}, 0, ctx);
+    save_checkpoint(directory, 7, run.model.list, run.optimizer.list, {{"again", true}}, 0, ctx, World::alone());
     EXPECT_EQ(listing(), (Names{"latest", "step-00000007"}));
     Checkpoint c = open_checkpoint(directory);
     EXPECT_TRUE(c.state["again"].get<bool>());
     run.model.set_all(0);
-    load_tensors(c, model_file, run.model.list, ctx);
+    load_tensors(c, model_file, run.model.list, ctx, World::alone());
     EXPECT_TRUE(run.model.holds(70));
 }
 
@@ -206,7 +207,7 @@ TEST_F(CheckpointTest, OtherModelsAreRefusedByName) {
     const std::string step = run.save(1), path = step + "/model.safetensors";
     const Checkpoint c = open_checkpoint(step);
     const auto say = [&](const std::vector<NamedTensor>& tensors) {
-        return complaint([&] { load_tensors(c, model_file, tensors, ctx); });
+        return complaint([&] { load_tensors(c, model_file, tensors, ctx, World::alone()); });
     };
     std::vector<NamedTensor> list = run.model.list;
     list.pop_back();

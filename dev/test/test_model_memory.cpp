@@ -37,15 +37,11 @@ TEST(Memory, OneByteLessIsNotEnough) {
     const Plan plan = make_plan(config, train, true, 1);
     const Tokens tokens = random_tokens(8 * T, 1), targets = random_tokens(8 * T, 2);
     for (bool arena_short : {true, false}) {
-        Context ctx({.threads = 1});
-        Model model(config, Precision::of(PrecisionMode::fp32), true, ctx);
-        model.allocate(true);
-        model.initialize(1);
-        Arena arena("activations", ctx);
-        arena.allocate(plan.activation_bytes - (arena_short ? 1 : 0));
-        reserve_workspace(plan.workspace_bytes - (arena_short ? 0 : 1), ctx);
-        UnitHooks hooks;
-        Step step(model, train, arena, hooks, ctx);
+        Session session(config, train, World::alone(), {.threads = 1});
+        session.allocate(true, plan.activation_bytes - (arena_short ? 1 : 0),
+                         plan.workspace_bytes - (arena_short ? 0 : 1));
+        session.initialize();
+        Step& step = *session.step;
         step.begin(1e-3);
         EXPECT_TRUE(refuses(
             [&] {

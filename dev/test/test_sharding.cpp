@@ -287,7 +287,7 @@ void expect_golden_trajectory(const std::string& file, ShardMode shard) {
         const auto first = all.begin() + part.first;
         write_tensor(part.tensor, Vector(first, first + part.tensor.numel()), run.ctx);
     }
-    run.units.spread_parameters();
+    run.shared.spread_parameters();
     const int64_t steps = train.steps, size = golden.B * golden.T;
     const Shape batches{steps, golden.B, golden.T};
     const Tokens tokens = golden.integers("tokens", batches), targets = golden.integers("targets", batches);
@@ -329,7 +329,7 @@ TEST(DISABLED_OnRanks, ANanOnOneRankMakesAllSkipTheStep) {
         EXPECT_EQ(bad.skipped, 1) << shard;
         EXPECT_EQ(bad.t, 1) << shard;
         write_tensor(held, good, run.ctx);
-        run.units.spread_parameters();
+        run.shared.spread_parameters();
         EXPECT_TRUE(identical(read_all(run.model.parameter_parts(true), run.ctx), before)) << shard;
         const StepState next = run(tokens_of(2, 1), tokens_of(2, 2), 2);
         EXPECT_EQ(next.skipped, 1) << shard;

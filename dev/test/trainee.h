@@ -8,23 +8,15 @@ namespace llmc::test {
 constexpr int64_t T = 8;  // the context of tiny models
 
 // A training run with exactly the memory that its plan asks for.
-struct Trainee {
+struct Trainee : Session {
     TrainConfig train;
     Plan plan;
-    Context ctx;
-    Model model;
-    Arena arena;
-    UnitHooks hooks;
-    std::unique_ptr<Step> step;
 
     Trainee(const ModelConfig& config, const TrainConfig& train_config, ContextOptions options = {.threads = 1})
-        : train(train_config), plan(make_plan(config, train, true, options.threads)), ctx(options),
-          model(config, Precision::of(train.precision), train.decay == Decay::all, ctx), arena("activations", ctx) {
-        model.allocate(true);
-        arena.allocate(plan.activation_bytes);
-        reserve_workspace(plan.workspace_bytes, ctx);
-        model.initialize(uint64_t(train.seed));
-        step = std::make_unique<Step>(model, train, arena, hooks, ctx);
+        : Session(config, train_config, World::alone(), options), train(train_config),
+          plan(make_plan(config, train, true, options.threads)) {
+        allocate(true, plan.activation_bytes, plan.workspace_bytes);
+        initialize();
     }
     // One step on grad_accumulation x micro_batch rows; its mean loss.
     double operator()(const Tokens& tokens, const Tokens& targets, bool statistics = false, int64_t number = 0) {

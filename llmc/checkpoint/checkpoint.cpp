@@ -64,14 +64,14 @@ void remove_quietly(const std::string& path) {
 // ------------------------------------------------------------------------------------------------------ saving
 // Runs f on all ranks. If it fails on any, all of them get a RunError with the reason of the first.
 template <class F>
-void together(World* world, const F& f) {
+void together(World& world, const F& f) {
     std::string problem;
     try {
         f();
     } catch (const std::exception& error) {
         problem = error.what();
     }
-    const std::vector<std::string> problems = world ? world->all_gather(problem) : std::vector{problem};
+    const std::vector<std::string> problems = world.all_gather(problem);
     for (size_t rank = 0; rank < problems.size(); rank++)
         if (!problems[rank].empty())
             run_error(problems.size() > 1 ? str("rank ", rank, ": ") : "", problems[rank]);
@@ -137,23 +137,20 @@ json join_parts(const SafetensorsLayout& layout, std::vector<WrittenPart> parts)
 
 // Writes one file by all ranks, and returns what state.json says about it: {"bytes": n, "tensors": {name: crc32}}.
 json write_tensors(const std::string& path, const std::vector<NamedTensor>& tensors, int64_t step, Context& ctx,
-                   World* world) {
-    const bool first = !world || world->rank == 0;
+                   World& world) {
+    const bool first = world.rank == 0;
     const SafetensorsLayout layout = layout_of(tensors, step);
     together(world, [&] {
         if (first) PartFile::create(path, layout.bytes);
     });
     std::vector<WrittenPart> parts;
     together(world, [&] { parts = write_parts(path, layout, tensors, first, ctx); });
-    if (world) {
-        const std::string mine(reinterpret_cast<const char*>(parts.data()), parts.size() * sizeof parts[0]);
-        const std::vector<std::string> all = world->all_gather(mine);
-        parts.clear();
-        for (const std::string& bytes : all) {
-            const size_t old = parts.size();
-            parts.resize(old + bytes.size() / sizeof parts[0]);
-            std::memcpy(parts.data() + old, bytes.data(), bytes.size());
-        }
+    const std::string mine(reinterpret_cast<const char*>(parts.data()), parts.size() * sizeof parts[0]);
+    parts.clear();
+    for (const std::string& bytes : world.all_gather(mine)) {
+        const size_t old = parts.size();
+        parts.resize(old + bytes.size() / sizeof parts[0]);
+        std::memcpy(parts.data() + old, bytes.data(), bytes.size());
     }
     return join_parts(layout, parts);
 }
@@ -203,7 +200,7 @@ void delete_old(const std::string& run, const std::string& written, int64_t keep
 
 std::string save_checkpoint(const std::string& run_directory, int64_t step, const std::vector<NamedTensor>& model,
                             const std::vector<NamedTensor>& optimizer, const json& given, int64_t keep, Context& ctx,
-                            World* world) {
+                            World& world) {
     if (!given.is_object()) run_error("save_checkpoint: state must be a JSON object");
     for (const char* key : {"format_version", "step", "files", "checksum"})
         if (given.contains(key)) run_error("save_checkpoint: the key ", key, " of state is reserved");
@@ -211,7 +208,7 @@ std::string save_checkpoint(const std::string& run_directory, int64_t step, cons
     if (step < 0 || step_of_name(name) != step)
         run_error("save_checkpoint: step ", step, " is negative or has more than 18 digits");
     const std::string temporary = str(run_directory, "/.", name, ".tmp"), replaced = final + replaced_suffix;
-    const bool first = !world || world->rank == 0;
+    const bool first = world.rank == 0;
     json state = given;
     try {
         together(world, [&] {
@@ -353,7 +350,7 @@ void check_fits(const std::string& path, const SafetensorsEntry& saved, const Na
 }  // namespace
 
 void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors, Context& ctx,
-                  World* world) {
+                  World& world) {
     const std::string path = checkpoint.directory + "/" + file;
     const json& checksums = checkpoint.state.at("files").at(file).at("tensors");
     const SafetensorsFile saved(path);
@@ -372,7 +369,7 @@ void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vec
     int64_t number = 0;
     for (const SafetensorsEntry& entry : saved.tensors()) {  // in the order on disk
         const char* bytes = saved.bytes(entry);
-        const bool to_verify = !world || number++ % world->size == world->rank;
+        const bool to_verify = number++ % world.size == world.rank;
         if (to_verify && (!checksums.contains(entry.name) ||
                           checksums[entry.name] != hex32(crc32_of(bytes, size_t(entry.bytes())))))
             input_error(path, ": tensor ", entry.name, " is damaged: its bytes do not match the checksum in ",

@@ -35,7 +35,7 @@ inline constexpr const char* optimizer_file = "optimizer.safetensors";
 // tensors, and fail together.
 std::string save_checkpoint(const std::string& run_directory, int64_t step, const std::vector<NamedTensor>& model,
                             const std::vector<NamedTensor>& optimizer, const nlohmann::json& state, int64_t keep,
-                            Context& ctx, World* world = nullptr);
+                            Context& ctx, World& world);
 
 struct Checkpoint {
     std::string directory;
@@ -57,6 +57,6 @@ std::optional<Checkpoint> find_latest(const std::string& run_directory);
 // InputError naming file and tensor if one is missing, unknown, damaged, or of another shape or dtype; the tensors may
 // then be partly filled. world: its ranks call this together, each for its own parts, and divide the verification.
 void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors, Context& ctx,
-                  World* world = nullptr);
+                  World& world);
 
 }  // namespace llmc

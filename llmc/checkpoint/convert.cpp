@@ -127,7 +127,7 @@ std::unique_ptr<Model> model_as(const ModelConfig& other, const Model& source, C
 }
 
 void load_converted(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors,
-                    Context& ctx) {
+                    Context& ctx, World& world) {
     const nlohmann::json& saved = checkpoint.state.at("files").at(file).at("tensors");
     std::vector<NamedTensor> wanted;
     for (NamedTensor t : tensors) {
@@ -135,7 +135,7 @@ void load_converted(const Checkpoint& checkpoint, const char* file, const std::v
         if (!saved.contains(t.name)) t.name = counterpart(t.name);
         wanted.push_back(t);
     }
-    load_tensors(checkpoint, file, wanted, ctx);
+    load_tensors(checkpoint, file, wanted, ctx, world);
 }
 
 namespace {

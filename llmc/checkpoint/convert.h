@@ -33,7 +33,7 @@ std::unique_ptr<Model> model_as(const ModelConfig& other, const Model& source, C
 // load_tensors for a model that was converted from the checkpoint's. Tensors of an output norm that the checkpoint does
 // not have are not changed.
 void load_converted(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors,
-                    Context& ctx);
+                    Context& ctx, World& world);
 
 // Multiplies every controller and router among these tensors by `factor`. To include a temperature t in the weights the
 // factor is 1 / t, because logits / t = x (controller / t)^T. The gradient of controller / t is t times as large, so

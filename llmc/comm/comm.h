@@ -44,6 +44,7 @@ public:
     // A simulated world: rank `rank` of `size` ranks that do not exist, for plans and for tests. The functions below do
     // nothing, and collectives on tensors can only be counted.
     static World pretend(int size, int rank) { return World(size, rank); }
+    static World& alone();  // the world of a process that works by itself, whatever started it
 
     int rank = 0, size = 1;
     int local_rank = 0, local_size = 1;  // among the ranks on this host

@@ -45,11 +45,10 @@ Sums collect(const Sums& mine, int64_t count, int group_ranks, World& world) {
 
 }  // namespace
 
-EvalResult Evaluator::run(Step& step, const EvalOptions& options, World* world) const {
+EvalResult Evaluator::run(Step& step, const EvalOptions& options, World& world) const {
     EvalResult result;
-    const int ranks = world ? world->size : 1, rank = world ? world->rank : 0;
-    const int group_ranks = step.sharding().group_ranks;
-    const int64_t at_a_time = ranks / group_ranks, first_row = rank % group_ranks * step.rows();
+    const int rank = world.rank, group_ranks = step.sharding().group_ranks;
+    const int64_t at_a_time = world.size / group_ranks, first_row = rank % group_ranks * step.rows();
     std::vector<int32_t> tokens(size_t(step.rows() * context)), targets(tokens.size());
     Sums sums;
     for (int64_t first = 0; first < count; first += at_a_time) {
@@ -57,7 +56,7 @@ EvalResult Evaluator::run(Step& step, const EvalOptions& options, World* world) 
         loader->fill(tokens.data(), targets.data(), step.rows(), i * micro_batch + first_row);
         sums.push_back(step.evaluate(tokens.data(), targets.data(), options));
     }
-    if (world) sums = collect(sums, count, group_ranks, *world);
+    sums = collect(sums, count, group_ranks, world);
     for (const Step::LossSum& sum : sums) result.loss += sum.mean() / double(count);
     result.perplexity = std::exp(result.loss);
     result.bits_per_byte = bytes_per_token > 0 ? result.loss / (std::log(2.0) * bytes_per_token) : 0;
@@ -66,7 +65,7 @@ EvalResult Evaluator::run(Step& step, const EvalOptions& options, World* world) 
 }
 
 EvalResult Evaluator::run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
-                          Context& ctx, World* world) const {
+                          Context& ctx, World& world) const {
     const int64_t mark = arena.mark();
     UnitHooks hooks;
     Step step(model, config, arena, hooks, ctx);

@@ -38,10 +38,10 @@ public:
     // Evaluates the model of `step`. world: the processes that divide the batches; all of them call this, and their
     // number does not change the result. All evaluate the same number of batches, some of which may not count, because
     // a divided model needs all ranks.
-    EvalResult run(Step& step, const EvalOptions& options, World* world = nullptr) const;
+    EvalResult run(Step& step, const EvalOptions& options, World& world) const;
     // Evaluates a model that is not in training: its buffers are on `arena` during the call only.
-    EvalResult run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
-                   Context& ctx, World* world = nullptr) const;
+    EvalResult run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena, Context& ctx,
+                   World& world) const;
 
     // Sequences [context] of the training data, as many as a group has (rows_together), to fill groups in generation.
     const std::vector<std::vector<int32_t>>& fillers() const { return filler_rows; }

@@ -70,30 +70,31 @@ void add_step_costs(Plan& plan, Count before, Count after, int64_t times) {
 Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool training, int threads,
                const EvalOptions& eval, const std::optional<ModelConfig>& twin, int ranks) {
     CountedStep counted(model_config, config, training, ranks, threads, eval.group_size);
-    Context& ctx = counted.ctx;
-    Model& model = counted.model;
-    Step& step = *counted.step;
+    Session& session = counted.session;
+    Context& ctx = session.ctx;
+    Model& model = session.model;
+    Step& step = *session.step;
 
     Plan plan;
     const int64_t before = ctx.flops;
     step.evaluate(nullptr, nullptr, eval);
-    plan.forward_flops = (ctx.flops - before) * counted.sharding.group_ranks;
+    plan.forward_flops = (ctx.flops - before) * model.sharding.group_ranks;
     for (const ExtraEvaluation& extra : extra_evaluations(model.config, config))
         step.evaluate(nullptr, nullptr, extra.options);
     if (twin) {
-        const int64_t mark = counted.arena.mark();
+        const int64_t mark = session.arena.mark();
         const std::unique_ptr<Model> other = model_as(*twin, model, ctx);
         other->check_rows(config.micro_batch, eval.group_size);
-        Step(*other, config, counted.arena, counted.hooks, ctx).evaluate(nullptr, nullptr, eval);
-        counted.arena.release(mark);
+        Step(*other, config, session.arena, session.hooks, ctx).evaluate(nullptr, nullptr, eval);
+        session.arena.release(mark);
     }
     if (training) {
         auto count = [&](int64_t times, const auto& run) {
-            const Count before(ctx, counted.mesh);
+            const Count before(ctx, session.mesh);
             run();
-            add_step_costs(plan, before, Count(ctx, counted.mesh), times);
+            add_step_costs(plan, before, Count(ctx, session.mesh), times);
         };
-        const int64_t at_a_time = counted.sharding.batches(), mine = config.grad_accumulation / at_a_time;
+        const int64_t at_a_time = model.sharding.batches(), mine = config.grad_accumulation / at_a_time;
         auto micro_batch = [&](int64_t i) { step.micro_batch(nullptr, nullptr, i * at_a_time, true); };
         count(1, [&] { micro_batch(0); });
         // Those in the middle are alike, but for adding the second one's sums to the slices, which the third does.
@@ -109,8 +110,8 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
     plan.copy_bytes = model.precision.compute_copy() ? model.compute.bytes() : 0;
     plan.gradient_bytes = model.grads.data ? model.grads.bytes() : 0;
     plan.moment_bytes = model.moment1.data ? model.moment1.bytes() + model.moment2.bytes() : 0;
-    plan.unit_bytes = counted.shared.bytes();
-    plan.activation_bytes = counted.arena.peak();
+    plan.unit_bytes = session.shared.bytes();
+    plan.activation_bytes = session.arena.peak();
     plan.workspace_bytes = ctx.workspace_needed;
     return plan;
 }

@@ -6,19 +6,20 @@ namespace llmc {
 
 StepTrace record_step(const ModelConfig& model_config, const TrainConfig& train, int ranks) {
     CountedStep counted(model_config, train, true, ranks);
-    Step& step = *counted.step;
+    Step& step = *counted.session.step;
+    const int64_t at_a_time = step.sharding().batches();
     step.begin(0);
 
     StepTrace trace;
-    trace.micro_batches = train.grad_accumulation / counted.sharding.batches();
+    trace.micro_batches = train.grad_accumulation / at_a_time;
     auto micro_batch = [&](std::vector<Event>& events, int64_t i) {
-        counted.ctx.events = &events;
-        step.micro_batch(nullptr, nullptr, i * counted.sharding.batches(), false);
+        counted.session.ctx.events = &events;
+        step.micro_batch(nullptr, nullptr, i * at_a_time, false);
     };
     if (trace.micro_batches > 1) micro_batch(trace.first, 0);
     if (trace.micro_batches > 2) micro_batch(trace.middle, 1);
     micro_batch(trace.last, trace.micro_batches - 1);
-    counted.ctx.events = &trace.update;
+    counted.session.ctx.events = &trace.update;
     step.update();
     return trace;
 }

@@ -57,10 +57,10 @@ struct Loaded {
         if (profile) machine = measure_machine(Precision::of(train.precision).act, *ctx);
     }
 
-    void load_parameters() {
+    void load_parameters(World& world) {
         model = std::make_unique<Model>(config, Precision::of(train.precision), true, *ctx);
         model->allocate(false);
-        load_tensors(checkpoint, model_file, model->parameters(), *ctx);
+        load_tensors(checkpoint, model_file, model->parameters(), *ctx, world);
         model->refresh_compute_copy();
     }
 
@@ -94,10 +94,10 @@ ModelConfig config_of(const EvalCommand& command, const Loaded& loaded) {
 }
 
 // A line for every group size.
-void print_table(const Evaluator& evaluator, Step& step, const std::vector<ExtraEvaluation>& rows) {
+void print_table(const Evaluator& evaluator, Step& step, const std::vector<ExtraEvaluation>& rows, World& world) {
     std::printf("%12s %10s %12s\n", "group size", "loss", "perplexity");
     for (const ExtraEvaluation& row : rows) {
-        const EvalResult result = evaluator.run(step, row.options);
+        const EvalResult result = evaluator.run(step, row.options, world);
         std::printf("%12lld %10.4f %12.2f\n", static_cast<long long>(row.options.group_size), result.loss,
                     result.perplexity);
     }
@@ -105,7 +105,7 @@ void print_table(const Evaluator& evaluator, Step& step, const std::vector<Extra
 
 }  // namespace
 
-int run_eval(const EvalCommand& command) {
+int run_eval(const EvalCommand& command, World& world) {
     Loaded loaded(command.checkpoint, command.threads, command.profile);
     const Dataset data = open_dataset(command.data);
     check_vocabulary(data, loaded.config.vocab_size);
@@ -123,7 +123,7 @@ int run_eval(const EvalCommand& command) {
         const int64_t count = std::min(command.batches, loader.windows());
         std::vector<int32_t> tokens(size_t(count * loaded.config.context)), targets(tokens.size());
         loader.fill(tokens.data(), targets.data(), count, 0);
-        loaded.load_parameters();
+        loaded.load_parameters(world);
         const double loss =
             evaluate_filled(*loaded.model, tokens, targets, loaded.fillers, *command.group_fill, *loaded.ctx);
         std::printf("%lld single sequences, groups filled by rule %s: loss %.4f  perplexity %.2f\n",
@@ -136,7 +136,7 @@ int run_eval(const EvalCommand& command) {
     for (ExtraEvaluation& row : rows) row.options.discrete = command.discrete;
     const Plan plan = make_plan(as, config, false, command.threads, options);
     check_memory(plan, *loaded.ctx);
-    loaded.load_parameters();
+    loaded.load_parameters(world);
     if (has_mot(loaded.config) && !has_mot(as)) {  // a sparse mixture has no temperature
         scale_routers(loaded.model->parameters(), 1 / loaded.config.temperature, *loaded.ctx);
         loaded.model->refresh_compute_copy();
@@ -148,15 +148,15 @@ int run_eval(const EvalCommand& command) {
     UnitHooks hooks;
     Step step(*model, config, arena, hooks, *loaded.ctx);
     const Evaluator evaluator(data, as, config, &split);
-    const EvalResult result = evaluator.run(step, options);
+    const EvalResult result = evaluator.run(step, options, world);
     std::printf("step %lld, %s split%s: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
                 command.as ? str(", as ", *command.as).c_str() : "", result.text().c_str());
-    if (!command.group_sizes.empty()) print_table(evaluator, step, rows);
+    if (!command.group_sizes.empty()) print_table(evaluator, step, rows, world);
     loaded.report_profile("evaluation");
     return 0;
 }
 
-int run_generate(const GenerateCommand& command) {
+int run_generate(const GenerateCommand& command, World& world) {
     Loaded loaded(command.checkpoint, command.threads, command.profile);
     std::string rank_file = command.tokenizer;
     if (rank_file.empty())
@@ -175,7 +175,7 @@ int run_generate(const GenerateCommand& command) {
     }
     GenerateOptions options = command.options;
     options.end_of_text = tokenizer.eot_id();
-    loaded.load_parameters();
+    loaded.load_parameters(world);
     const bool stream = prompts.size() == 1;  // one prompt: text appears as it is drawn
     if (stream) std::printf("%s", command.prompts[0].c_str());
     auto show = [&](int64_t, int32_t token) {

@@ -25,7 +25,7 @@ struct EvalCommand {
     int threads = 0;
     bool profile = false;
 };
-int run_eval(const EvalCommand& command);
+int run_eval(const EvalCommand& command, World& world);
 
 struct GenerateCommand {
     std::string checkpoint, tokenizer;  // tokenizer: rank file; empty: that of the run
@@ -34,6 +34,6 @@ struct GenerateCommand {
     int threads = 0;
     bool profile = false;
 };
-int run_generate(const GenerateCommand& command);
+int run_generate(const GenerateCommand& command, World& world);
 
 }  // namespace llmc

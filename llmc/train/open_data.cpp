@@ -4,16 +4,15 @@
 
 namespace llmc {
 
-Dataset open_dataset_on_all(const std::string& path, World* world) {
-    if (!world) return open_dataset(path);
+Dataset open_dataset_on_all(const std::string& path, World& world) {
     Dataset data;
     std::string problem;
     try {
-        data = open_dataset(path, world->rank == 0);
+        data = open_dataset(path, world.rank == 0);
     } catch (const InputError& error) {
         problem = error.what();
     }
-    const std::vector<std::string> problems = world->all_gather(problem), hosts = world->all_gather(world->host);
+    const std::vector<std::string> problems = world.all_gather(problem), hosts = world.all_gather(world.host);
     if (!problems[0].empty()) input_error(problems[0]);
     for (size_t rank = 1; rank < problems.size(); rank++)
         if (!problems[rank].empty())

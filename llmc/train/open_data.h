@@ -6,7 +6,7 @@
 namespace llmc {
 
 // open_dataset on every rank; only rank 0 reads the tokens of bare shards to check them. InputError on all ranks, with
-// the same sentence, if any of them cannot use the data. world: nullptr for one process.
-Dataset open_dataset_on_all(const std::string& path, World* world);
+// the same sentence, if any of them cannot use the data.
+Dataset open_dataset_on_all(const std::string& path, World& world);
 
 }  // namespace llmc

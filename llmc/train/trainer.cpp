@@ -17,8 +17,7 @@
 #include "llmc/measure/trace.h"
 #include "llmc/planner/plan.h"
 #include "llmc/step/schedule.h"
-#include "llmc/step/step.h"
-#include "llmc/step/units.h"
+#include "llmc/step/session.h"
 #include "llmc/train/log.h"
 #include "llmc/train/open_data.h"
 #include "llmc/train/recovery.h"
@@ -47,23 +46,15 @@ std::string duration_text(double seconds) {
     return text;
 }
 
-// A run in progress. Members in the order in which they depend on each other.
-struct Run {
+// A run in progress.
+struct Run : Session {
     const ModelConfig model_config;
     const TrainConfig config;
     const RunOptions& options;
     const Dataset& data;
     const Plan plan;
-    World* world;  // nullptr: one process
-    Context ctx;
-    std::optional<Mesh> mesh;  // several processes
-    UnitHooks hooks;
-    Model model;
-    std::optional<SharedUnits> shared;  // several processes
-    Arena arena;
     Loader loader;
     Evaluator evaluator;
-    std::unique_ptr<Step> step;
     std::optional<RunLog> log;  // rank 0
     const json identity;  // what every checkpoint says of itself
     const std::vector<ExtraEvaluation> extras;
@@ -78,43 +69,24 @@ struct Run {
     int64_t busy_steps = 0;
     StepState last_state;
 
-    Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, const Dataset& d, const Plan& p,
+    Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, World& world, const Dataset& d, const Plan& p,
         const json& identity, const std::optional<ModelConfig>& twin)
-        : model_config(m), config(c), options(o), data(d), plan(p), world(o.world),
-          ctx({.threads = o.threads, .profile = o.profile, .device = o.device}), mesh(make_mesh()),
-          model(m, Precision::of(c.precision), c.decay == Decay::all, ctx, sharding(), mesh ? &*mesh : nullptr),
-          arena("activations", ctx), loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c),
-          identity(identity), extras(extra_evaluations(m, c)), twin(twin),
+        : Session(m, c, world, {.threads = o.threads, .profile = o.profile, .device = o.device}), model_config(m),
+          config(c), options(o), data(d), plan(p), loader(d.train, m.context, uint64_t(c.seed), true),
+          evaluator(d, m, c), identity(identity), extras(extra_evaluations(m, c)), twin(twin),
           transition(identity.value("transition", json())) {
-        if (rank() == 0) log.emplace(o.run_dir + "/log.jsonl", identity);
+        if (world.rank == 0) log.emplace(o.run_dir + "/log.jsonl", identity);
         if (!o.trace.empty()) ctx.profile->keep_spans("step", traced_spans);
-        reserve_workspace(plan.workspace_bytes, ctx);
-        arena.allocate(plan.activation_bytes);
-        model.allocate(true);
-        if (mesh) shared.emplace(model, *mesh, ctx), shared->allocate(true);
-        step =
-            std::make_unique<Step>(model, config, arena, hooks, ctx, options.cuda_graph, shared ? &*shared : nullptr);
+        allocate(true, plan.activation_bytes, plan.workspace_bytes, o.cuda_graph);
         tokens.resize(size_t(step->rows() * m.context)), targets.resize(tokens.size());
     }
 
-    int rank() const { return world ? world->rank : 0; }
-    int ranks() const { return world ? world->size : 1; }
-    Sharding sharding() const { return sharding_of(model_config, config, ranks(), rank()); }
-    std::optional<Mesh> make_mesh() {
-        if (ranks() == 1) return {};
-        return std::make_optional<Mesh>(*world, ctx, sharding());
-    }
-
     // ---- start
-    void start_fresh() {
-        model.initialize(uint64_t(config.seed));
-        if (shared) shared->spread_parameters();
-    }
     void start_from(const Checkpoint& checkpoint) {
         load_tensors(checkpoint, model_file, model.parameter_parts(false), ctx, world);
         load_tensors(checkpoint, optimizer_file, model.optimizer_parts(false), ctx, world);
         model.refresh_compute_copy();
-        if (shared) shared->spread_parameters();
+        shared.spread_parameters();
         first_step = steps_done = checkpoint.step;
         all_busy_seconds = checkpoint.state.at("seconds");
         const StepState state = step_state_from(checkpoint.state);
@@ -218,7 +190,7 @@ struct Run {
                             config.keep, ctx, world);
             return true;
         } catch (const RunError& error) {
-            if (rank() == 0) std::fprintf(stderr, "warning: %s\n", error.what());
+            if (world.rank == 0) std::fprintf(stderr, "warning: %s\n", error.what());
             record({{"event", "save failed"}, {"step", steps_done}, {"reason", error.what()}});
             return false;
         }
@@ -257,8 +229,8 @@ struct Run {
     // The signal that asks to stop, on any rank; all get the same answer at the same step.
     int stop_requested() {
         int signal = stop_signal();
-        if (ranks() == 1) return signal;
-        for (const std::string& theirs : world->all_gather(std::to_string(signal)))
+        if (world.size == 1) return signal;
+        for (const std::string& theirs : world.all_gather(std::to_string(signal)))
             signal = std::max(signal, std::stoi(theirs));
         return signal;
     }
@@ -293,7 +265,7 @@ struct Run {
                     retry_at = std::min(steps_done + retry_after, config.steps);
                     if (config.save_interval)
                         retry_at = std::min(retry_at, (steps_done / config.save_interval + 1) * config.save_interval);
-                    if (rank() == 0)
+                    if (world.rank == 0)
                         std::fprintf(stderr, "training goes on; the next try is after step %lld\n",
                                      static_cast<long long>(retry_at));
                 }
@@ -315,7 +287,7 @@ struct Run {
         json line = print_profile(*ctx.profile, "step", machine);
         line["event"] = "profile", line["step"] = steps_done;
         record(line);
-        return options.trace.empty() || print_trace(*ctx.profile, options.trace, steps_done, rank(), ranks());
+        return options.trace.empty() || print_trace(*ctx.profile, options.trace, steps_done, world.rank, world.size);
     }
 };
 
@@ -338,13 +310,11 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
 }
 
 // The checkpoint to resume from, chosen by rank 0 for all ranks.
-std::optional<Checkpoint> find_checkpoint(const RunOptions& options) {
-    World* world = options.world;
-    if (!world || world->size == 1) return find_latest(options.run_dir);
+std::optional<Checkpoint> find_checkpoint(const std::string& run_dir, World& world) {
     std::optional<Checkpoint> found;
-    if (world->rank == 0) found = find_latest(options.run_dir);
-    const std::string directory = world->all_gather(found ? found->directory : "")[0];
-    if (world->rank > 0 && !directory.empty()) found = open_checkpoint(directory);
+    if (world.rank == 0) found = find_latest(run_dir);
+    const std::string directory = world.all_gather(found ? found->directory : "")[0];
+    if (world.rank > 0 && !directory.empty()) found = open_checkpoint(directory);
     return found;
 }
 
@@ -391,13 +361,13 @@ Schedule schedule_of(const TrainConfig& c) {
 }
 
 Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& options, const Dataset& data,
-               int64_t first_step, const std::optional<ModelConfig>& twin) {
+               int64_t first_step, const std::optional<ModelConfig>& twin, const World& world) {
     if (config.stochastic_rounding && config.precision != PrecisionMode::bf16)
         input_error("--stochastic-rounding is for --precision bf16: with ", config.precision,
                     " the parameters are not rounded");
     if (options.cuda_graph && !backend_has_graphs())
         input_error("--cuda-graph needs a GPU: leave it out with this build, which is for the CPU");
-    const int ranks = options.world ? options.world->size : 1;
+    const int ranks = world.size;
     if (ranks == 1)
         for (const auto& [field, value] : {std::pair("expert_parallel", config.expert_parallel),
                                            std::pair("group_ranks", config.group_ranks)})
@@ -408,8 +378,7 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
         input_error("--cuda-graph is for one process: this run has ", ranks);
     if (options.cuda_graph && options.profile)
         input_error("--profile times single ops and --cuda-graph launches them all at once: choose one");
-    if (!options.trace.empty())
-        check_trace_path(trace_path(options.trace, options.world ? options.world->rank : 0, ranks));
+    if (!options.trace.empty()) check_trace_path(trace_path(options.trace, world.rank, ranks));
     model = resolved(model);
     check_vocabulary(data, model.vocab_size);
     check_schedule(schedule_of(config));
@@ -421,14 +390,14 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
     return make_plan(model, config, true, options.threads, {}, twin, ranks);
 }
 
-int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
+int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world) {
     catch_stop_signals();
-    const Dataset data = open_dataset_on_all(options.data, options.world);
+    const Dataset data = open_dataset_on_all(options.data, world);
     if (model.vocab_size == 0) model.vocab_size = data.vocab_size;
     if (config.decay_steps == 0) config.decay_steps = config.steps;
 
-    const bool first = !options.world || options.world->rank == 0;
-    std::optional<Checkpoint> found = find_checkpoint(options);
+    const bool first = world.rank == 0;
+    std::optional<Checkpoint> found = find_checkpoint(options.run_dir, world);
     if (found && options.resume == Resume::never)
         input_error(options.run_dir, " holds a run already: go on with --resume, or choose another --run-dir");
     if (!found && options.resume != Resume::never) refuse_interrupted_transition(options.run_dir);
@@ -444,28 +413,28 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options) {
     const bool whole =
         config.shard != ShardMode::parameters && config.expert_parallel == 1;  // or the twin has no parameters
     if (!transition.is_null() && whole) twin = twin_of(model, config, found->directory);
-    const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin);
-    announce(model, config, data, plan, options.threads, options.world ? options.world->size : 1);
+    const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin, world);
+    announce(model, config, data, plan, options.threads, world.size);
 
     Context device({.threads = options.threads, .device = options.device});
     const bool on_cpu = options.device < 0;  // GPUs are not shared
-    check_memory(plan, device, options.world && on_cpu ? options.world->local_size : 1);
+    check_memory(plan, device, on_cpu ? world.local_size : 1);
     const Bandwidth bandwidth = options.profile ? peak_bandwidth(device) : Bandwidth{};  // while memory is free
     json identity = describe_run(model, config, data);
     if (!transition.is_null()) identity["transition"] = transition;
     if (first) prepare_run_directory(options.run_dir, identity, data, found);
-    if (options.world) check_shared(options.run_dir, identity, *options.world);
-    Run run(model, config, options, data, plan, identity, twin);
+    if (world.size > 1) check_shared(options.run_dir, identity, world);
+    Run run(model, config, options, world, data, plan, identity, twin);
     const Peak peak = peak_flops(run.model.precision.act, run.ctx);
-    run.peak_flops = peak.flops * run.ranks();
-    const std::string processes = run.ranks() > 1 ? str(run.ranks(), " processes, each: ") : "";
+    run.peak_flops = peak.flops * world.size;
+    const std::string processes = world.size > 1 ? str(world.size, " processes, each: ") : "";
     std::printf("%s%s; peak %.0f GFLOP/s, %s\n", processes.c_str(), backend_description(run.ctx).c_str(),
                 peak.flops * 1e-9, peak.how.c_str());
-    if (options.world) warn_about_threads(*options.world, run.ctx.threads);
+    warn_about_threads(world, run.ctx.threads);
     if (found)
         run.start_from(*found);
     else
-        run.start_fresh();
+        run.initialize();
     const int code = run.loop();
     if (!options.profile || run.report_profile({peak.flops, bandwidth.bytes})) return code;
     return std::max(code, 1);

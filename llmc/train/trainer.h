@@ -19,7 +19,6 @@ namespace llmc {
 enum class Resume { never, must, if_there };
 
 struct RunOptions {
-    World* world = nullptr;  // the processes of the run; nullptr: only this one
     std::string data, run_dir;
     Resume resume = Resume::never;
     std::set<std::string> given;   // fields that the user set; on resume they must agree with the saved run
@@ -35,11 +34,11 @@ Schedule schedule_of(const TrainConfig& config);
 // Checks a run that starts at step `first_step` before anything is allocated or written. Resolves `model` and returns
 // the plan. InputError if the run is impossible. twin: see make_plan.
 Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& options, const Dataset& data,
-               int64_t first_step, const std::optional<ModelConfig>& twin);
+               int64_t first_step, const std::optional<ModelConfig>& twin, const World& world);
 
 // Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps, or the last checkpoint could not be saved;
-// 130, 143 interrupted and saved. InputError for bad input, before anything large is allocated. All processes of a run
+// 130, 143 interrupted and saved. InputError for bad input, before anything large is allocated. All processes of `world`
 // call this; only rank 0 writes to the run directory.
-int train(ModelConfig model, TrainConfig config, const RunOptions& options);
+int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world);
 
 }  // namespace llmc

@@ -8,6 +8,7 @@
 #include "llmc/base/files.h"
 #include "llmc/checkpoint/convert.h"
 #include "llmc/infer/evaluate.h"
+#include "llmc/step/session.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/log.h"
 #include "llmc/train/recovery.h"
@@ -139,22 +140,23 @@ void remove_leftovers(const std::string& run_dir) {
 }
 
 // Weights and moments of the converted model.
-void load(Model& model, const Checkpoint& from, const Configuration& c, bool reset_optimizer, Context& ctx) {
-    model.initialize(uint64_t(c.train.seed));  // for what the old model did not have
-    load_converted(from, model_file, model.parameters(), ctx);
+void load(Session& session, const Checkpoint& from, bool reset_optimizer) {
+    Model& model = session.model;
+    Context& ctx = session.ctx;
+    session.initialize();  // for what the old model did not have
+    load_converted(from, model_file, model.parameters(), ctx, session.world);
     const double temperature = saved_configuration(from).model.temperature;
     scale_routers(model.parameters(), 1 / temperature, ctx);
     model.refresh_compute_copy();
     if (reset_optimizer) return;
-    load_converted(from, optimizer_file, model.optimizer(), ctx);
+    load_converted(from, optimizer_file, model.optimizer(), ctx, session.world);
     for (const NamedTensor& t : model.optimizer())
         scale_routers({t}, t.name.starts_with("m.") ? temperature : temperature * temperature, ctx);
 }
 
 // The losses of both modes at the switch, as state.json keeps them.
-json compare(const TransitionCommand& command, const Checkpoint& from, Model& model,
-             const std::optional<ModelConfig>& twin, const TrainConfig& config, const Evaluator& evaluator,
-             Arena& arena, Context& ctx) {
+json compare(const TransitionCommand& command, const Checkpoint& from, Session& session,
+             const std::optional<ModelConfig>& twin, const TrainConfig& config, const Evaluator& evaluator) {
     json transition = {{"from", from.directory},
                        {"step", from.step},
                        {"mode", name_of(command.to)},
@@ -163,14 +165,15 @@ json compare(const TransitionCommand& command, const Checkpoint& from, Model& mo
                        {"recovered_at", nullptr},
                        {"tokens", 0}};
     if (!evaluator.batches()) return transition;
-    const EvalResult sparse = evaluator.run(model, config, {}, arena, ctx);
+    const EvalResult sparse = evaluator.run(*session.step, {}, session.world);
     transition["sparse_loss"] = sparse.loss, transition["tokens"] = sparse.tokens;
     const std::string step = str("step ", from.step);
     if (!twin) {
         std::printf("%s, validation loss as %s %.4f\n", step.c_str(), name_of(command.to), sparse.loss);
         return transition;
     }
-    const EvalResult mot = evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx);
+    const std::unique_ptr<Model> other = model_as(*twin, session.model, session.ctx);
+    const EvalResult mot = evaluator.run(*other, config, {}, session.arena, session.ctx, session.world);
     transition["mot_loss"] = mot.loss;
     watch_recovery(transition, from.step, sparse);
     std::printf("%s, validation loss as mot %.4f, as %s %.4f\n", step.c_str(), mot.loss, name_of(command.to),
@@ -180,19 +183,16 @@ json compare(const TransitionCommand& command, const Checkpoint& from, Model& mo
 
 // The run directory with its first checkpoint.
 void convert(const TransitionCommand& command, const Checkpoint& from, const Configuration& c,
-             const std::optional<ModelConfig>& twin, const Plan& plan, const RunOptions& options, const Dataset& data) {
-    Context ctx({.threads = options.threads});
-    check_memory(plan, ctx);
-    Arena arena("activations", ctx);
-    Model model(c.model, Precision::of(c.train.precision), c.train.decay == Decay::all, ctx);
+             const std::optional<ModelConfig>& twin, const Plan& plan, const RunOptions& options, const Dataset& data,
+             World& world) {
+    Session session(c.model, c.train, world, {.threads = options.threads});
+    check_memory(plan, session.ctx);
     const Evaluator evaluator(data, c.model, c.train);
-    reserve_workspace(plan.workspace_bytes, ctx);
-    arena.allocate(plan.activation_bytes);
-    model.allocate(true);
-    load(model, from, c, command.reset_optimizer, ctx);
+    session.allocate(true, plan.activation_bytes, plan.workspace_bytes);
+    load(session, from, command.reset_optimizer);
 
     json identity = describe_run(c.model, c.train, data);
-    identity["transition"] = compare(command, from, model, twin, c.train, evaluator, arena, ctx);
+    identity["transition"] = compare(command, from, session, twin, c.train, evaluator);
     remove_leftovers(options.run_dir);
     start_run_directory(options.run_dir, identity, data);
     json event = identity.at("transition");
@@ -203,14 +203,15 @@ void convert(const TransitionCommand& command, const Checkpoint& from, const Con
     if (command.reset_optimizer) state.t = 0;
     const Loader loader(data.train, c.model.context, uint64_t(c.train.seed), true);
     const LoaderState position = loader.state_at(from.step * c.train.micro_batch * c.train.grad_accumulation);
-    save_checkpoint(options.run_dir, from.step, model.parameters(), model.optimizer(),
+    save_checkpoint(options.run_dir, from.step, session.model.parameters(), session.model.optimizer(),
                     checkpoint_state(identity, state, position, from.state.at("seconds"), evaluator.fillers()),
-                    c.train.keep, ctx);
+                    c.train.keep, session.ctx, world);
 }
 
 }  // namespace
 
-int run_transition(const TransitionCommand& command, ModelConfig model, TrainConfig config, const RunOptions& options) {
+int run_transition(const TransitionCommand& command, ModelConfig model, TrainConfig config, const RunOptions& options,
+                   World& world) {
     const Checkpoint from = open_checkpoint(command.from);
     if (!from.note.empty()) std::fprintf(stderr, "warning: %s\n", from.note.c_str());
     check_new_directory(options.run_dir);
@@ -225,14 +226,14 @@ int run_transition(const TransitionCommand& command, ModelConfig model, TrainCon
             "--micro-batch %lld is no multiple of the %lld sequences that were mixed together: the weights are "
             "not evaluated as a Mixture of Tokens, and there is no recovery to tell\n",
             static_cast<long long>(c.train.micro_batch), static_cast<long long>(c.model.group_size));
-    const Plan plan = check_run(c.model, c.train, options, data, from.step, twin);
+    const Plan plan = check_run(c.model, c.train, options, data, from.step, twin, world);
     if (command.dry_run) return show_info(c.model, c.train, options.threads);
-    convert(command, from, c, twin, plan, options, data);
+    convert(command, from, c, twin, plan, options, data, world);
 
     RunOptions resumed = options;
     resumed.resume = Resume::must;
     resumed.given.clear();
-    return train(c.model, c.train, resumed);
+    return train(c.model, c.train, resumed, world);
 }
 
 }  // namespace llmc

@@ -19,6 +19,7 @@ struct TransitionCommand {
 // (options.given). Returns the exit code of the training. InputError before anything is written if the model cannot be
 // converted (see converted()), for fields that may not change or have no effect on this kind, or for a run directory
 // that is in use. What a transition left that was killed before its first checkpoint is replaced.
-int run_transition(const TransitionCommand& command, ModelConfig model, TrainConfig config, const RunOptions& options);
+int run_transition(const TransitionCommand& command, ModelConfig model, TrainConfig config, const RunOptions& options,
+                   World& world);
 
 }  // namespace llmc
