@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
     llmc::add_word(app, "--precision", options.precision, "fp32 or fp64", {"fp32", "fp64"})
         ->default_str(name_of(options.precision));
     app.add_option("--threads", options.threads, "number of CPU threads; 0: all")
-        ->check(CLI::Range(0, 4096))
+        ->transform(llmc::whole_number(0, 4096))
         ->capture_default_str();
     app.set_version_flag("--version", version);
     return llmc::run_program(app, argc, argv, [&] { return run(options); });

@@ -397,12 +397,12 @@ int main(int argc, char** argv) {
     CLI::App app{"Trains a dense GPT: the short program to read first. train_mot is the full trainer."};
     app.add_option("--data", o.data, "data directory made by data/prepare, or a .bin shard")->required();
     app.add_option("--run-dir", o.run_dir, "directory for the log and checkpoints; without it nothing is saved");
-    app.add_option("--layers", o.layers, "number of layers")->check(CLI::Range(1, 10000))->capture_default_str();
+    app.add_option("--layers", o.layers, "number of layers")->transform(whole_number(1, 10000))->capture_default_str();
     app.add_option("--batch", o.train.micro_batch, "sequences in a step")
-        ->check(CLI::Range(1, 1 << 24))
+        ->transform(whole_number(1, 1 << 24))
         ->capture_default_str();
     app.add_option("--threads", o.threads, "number of CPU threads; 0: all")
-        ->check(CLI::Range(0, 4096))
+        ->transform(whole_number(0, 4096))
         ->capture_default_str();
     app.set_version_flag("--version", [] {
         Context ctx({.counting = true});

@@ -47,16 +47,16 @@ struct CommandLine {
         app.add_flag("--auto-resume", auto_resume, "continue if --run-dir holds a checkpoint, else start a new run")
             ->group("Run");
         app.add_option("--threads", run.threads, "number of CPU threads; 0: all that this process may use")
-            ->check(CLI::Range(0, 4096))
+            ->transform(whole_number(0, 4096))
             ->group("Run");
         app.add_option("--comm-timeout", comm_timeout,
                        "end the run when a process waits this many seconds for the others")
-            ->check(CLI::Range(1.0, 1e9))
+            ->transform(real_number(1.0, 1e9))
             ->capture_default_str()
             ->group("Run");
         app.add_flag("--dry-run", dry_run, "print parameters, FLOPs and memory of the run, and stop")->group("Run");
         app.add_option("--ranks", ranks, "info and --dry-run: number of processes to plan for")
-            ->check(CLI::Range(1, 1 << 20))
+            ->transform(whole_number(1, 1 << 20))
             ->capture_default_str()
             ->group("Run");
         app.add_flag("--profile", run.profile, "time every op and print a table at the end")->group("Run");
@@ -97,12 +97,12 @@ struct CommandLine {
             ->check(CLI::IsMember({"train", "val"}));
         eval_app->add_option("--eval-batches", eval.batches, "number of micro-batches; with --group-fill, of sequences")
             ->capture_default_str()
-            ->check(CLI::PositiveNumber);
+            ->transform(whole_number(1));
         auto* rows =
             eval_app->add_option("--micro-batch", eval.micro_batch, "sequences in a micro-batch; 0: as in training")
-                ->check(CLI::NonNegativeNumber);
+                ->transform(whole_number());
         auto* group = eval_app->add_option("--group-size", eval.group_size, "MoT group size; 0: as in training")
-                          ->check(CLI::NonNegativeNumber);
+                          ->transform(whole_number());
         auto* sizes = eval_app
                           ->add_option("--eval-group-sizes", eval.group_sizes,
                                        "print a table for these MoT group sizes, e.g. 8,16,32")
@@ -117,7 +117,8 @@ struct CommandLine {
             ->excludes(sizes)
             ->excludes(group)
             ->excludes(discrete);
-        eval_app->add_option("--threads", eval.threads, "number of CPU threads; 0: all")->check(CLI::Range(0, 4096));
+        eval_app->add_option("--threads", eval.threads, "number of CPU threads; 0: all")
+            ->transform(whole_number(0, 4096));
         eval_app->add_flag("--profile", eval.profile, "time every op and print a table at the end");
 
         generate_app = app.add_subcommand("generate", "generate text that continues prompts");
@@ -125,34 +126,37 @@ struct CommandLine {
             ->required();
         generate_app->add_option("--prompt", generate.prompts, "text to continue; repeat the flag for several prompts")
             ->required()
-            ->take_all();
+            ->take_all()
+            ->allow_extra_args(false);  // or CLI11 takes "[INST] a, b [/INST]" for a list
         generate_app->add_option("--tokenizer", generate.tokenizer,
                                  "tokenizer rank file; default: the one saved with the run");
         generate_app
             ->add_option("--max-tokens", generate.options.max_tokens, "number of tokens to generate for each prompt")
             ->capture_default_str()
-            ->check(CLI::PositiveNumber);
+            ->transform(whole_number(1));
         generate_app
             ->add_option("--temperature", generate.options.sampling.temperature,
                          "sampling temperature; 0: always the likeliest token")
             ->capture_default_str()
-            ->check(CLI::NonNegativeNumber);
+            ->transform(real_number());
         generate_app
             ->add_option("--top-k", generate.options.sampling.top_k, "sample among the k likeliest tokens; 0: all")
             ->capture_default_str()
-            ->check(CLI::NonNegativeNumber);
+            ->transform(whole_number());
         generate_app
             ->add_option("--top-p", generate.options.sampling.top_p,
                          "sample among the fewest tokens of this total probability")
             ->capture_default_str()
-            ->check(CLI::Range(0.0, 1.0));
-        generate_app->add_option("--seed", generate.options.seed, "random seed for sampling")->capture_default_str();
+            ->transform(real_number(0.0, 1.0));
+        generate_app->add_option("--seed", generate.options.seed, "random seed for sampling")
+            ->transform(whole_number())
+            ->capture_default_str();
         add_word(*generate_app, "--group-fill", generate.options.fill,
                  "what to fill incomplete MoT groups with: data, self, zero")
             ->default_str(name_of(generate.options.fill));
         generate_app->add_flag("--discrete", generate.options.discrete, "use one-hot merge and emit weights");
         generate_app->add_option("--threads", generate.threads, "number of CPU threads; 0: all")
-            ->check(CLI::Range(0, 4096));
+            ->transform(whole_number(0, 4096));
         generate_app->add_flag("--profile", generate.profile, "time every op and print a table at the end");
     }
 

@@ -10,6 +10,7 @@
 #include <iostream>
 
 #include "llmc/base/errors.h"
+#include "llmc/base/flags.h"
 #include "llmc/data/prepare.h"
 
 using namespace llmc;
@@ -89,26 +90,27 @@ int run(int argc, char** argv) {
         "Inputs are C4's *.json.gz, .jsonl or .json (one JSON object a line), and .txt, each plain or gzipped; or "
         "directories of such files. In a .txt file a line that is only <|endoftext|> separates documents. The "
         "result is the same whatever the number of threads.\n"};
-    app.add_option("INPUT", options.inputs, "input files or directories");
+    app.add_option("INPUT", options.inputs, "input files or directories")
+        ->allow_extra_args(false);  // or CLI11 takes the name [x] for a list
     app.add_option("--out", options.out, "data directory to create");
     auto* tokenizer = app.add_option("--tokenizer", options.tokenizer,
                                      "rank file (tiktoken's format, plain or gzipped); default: GPT-2's vocabulary");
     app.add_option("--train-bpe", options.train_bpe, "train a vocabulary of N tokens, <|endoftext|> included, first")
-        ->check(CLI::Range(257, 65535))
+        ->transform(whole_number(257, 65535))
         ->excludes(tokenizer)
         ->type_name("N");
     app.add_option("--bpe-megabytes", bpe_megabytes,
                    "train the vocabulary on this many megabytes, the same fraction of every file")
-        ->check(CLI::Range(0.001, 1e6))
+        ->transform(real_number(0.001, 1e6))
         ->capture_default_str();
     app.add_option("--val-fraction", options.val_fraction, "fraction of the documents kept for validation")
-        ->check(CLI::Range(0.0, 0.999))
+        ->transform(real_number(0.0, 0.999))
         ->capture_default_str();
     app.add_option("--shard-tokens", options.shard_tokens, "number of tokens in a shard file")
-        ->check(CLI::Range(int64_t(1), int64_t(INT32_MAX)))
+        ->transform(whole_number(1, INT32_MAX))
         ->capture_default_str();
     app.add_option("--threads", options.threads, "number of threads, one file each; default: one per processor")
-        ->check(CLI::Range(1, 4096));
+        ->transform(whole_number(1, 4096));
     app.add_option("--text-key", options.text_key, "name of the JSON member that holds the text")
         ->capture_default_str();
     app.add_flag("--skip-bad", options.skip_bad, "skip broken lines and cut-off files, and count them");

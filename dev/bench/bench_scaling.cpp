@@ -171,9 +171,9 @@ int main(int argc, char** argv) {
     CLI::App app{"How the cost of a training step grows with each size."};
     app.add_option("--sweeps", o.sweeps, "which; default: all")->delimiter(',')->check(CLI::IsMember(names));
     app.add_option("--samples", o.samples, "timed steps of each point that must count")
-        ->check(CLI::Range(1, 1000))
+        ->transform(whole_number(1, 1000))
         ->capture_default_str();
-    app.add_option("--threads", o.worker.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
+    app.add_option("--threads", o.worker.threads, "CPU threads; 0: all")->transform(whole_number(0, 4096));
     app.add_flag("--busy", o.busy, "for a machine that is never quiet: one thread, by its processor time");
     app.add_flag("--profile", o.worker.profile, "a table of op times for each point");
     app.add_option("--json", o.json_file, "also write the results here");

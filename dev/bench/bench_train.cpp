@@ -200,12 +200,12 @@ int main(int argc, char** argv) {
     CLI::App app{"Speed and memory of training steps."};
     app.add_option("--models", o.models, "which")->delimiter(',')->check(CLI::IsMember(all_bench_models()));
     app.add_option("--samples", o.samples, "timed steps of each that must count")
-        ->check(CLI::Range(1, 1000))
+        ->transform(whole_number(1, 1000))
         ->capture_default_str();
     app.add_option("--batch", o.worker.batch, "sequences in a step; MoT needs a multiple of 32")
-        ->check(CLI::Range(1, 4096))
+        ->transform(whole_number(1, 4096))
         ->capture_default_str();
-    app.add_option("--threads", o.worker.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
+    app.add_option("--threads", o.worker.threads, "CPU threads; 0: all")->transform(whole_number(0, 4096));
     app.add_flag("--profile", o.worker.profile, "a table of op times for each model");
     app.add_flag("--bound", o.bound, "the least time a step needs, from rates of its products and of memory");
     app.add_option("--pytorch", o.pytorch, "a Python interpreter with torch, which trains each model in turn with us");
@@ -214,7 +214,7 @@ int main(int argc, char** argv) {
         ->check(CLI::IsMember({"eager", "compile"}));
     app.add_option("--json", o.json_file, "also write the results here");
     app.add_option("--ranks", o.ranks, "also measure each model shared by so many processes")
-        ->check(CLI::Range(1, 1024));
+        ->transform(whole_number(1, 1024));
     app.add_option("--shards", o.shards, "divided like this: none, optimizer, gradients, parameters")->delimiter(',');
     app.add_option("--worker", o.worker_model, "run as the process of one model")->group("");
     add_word(app, "--shard", o.worker.shard, "of that process")->group("");

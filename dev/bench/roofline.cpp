@@ -154,8 +154,8 @@ int main(int argc, char** argv) {
     CLI::App app{"The least time of a training step on a GPU, op by op; --measure: and its time here."};
     add_fields(app, options.model, options.train);
     app.add_flag("--measure", options.measure, "also run the step on this build's device and time every op");
-    app.add_option("--measured-steps", options.steps, "steps to time")->check(CLI::PositiveNumber);
-    app.add_option("--threads", options.threads, "CPU threads; 0: all")->check(CLI::Range(0, 4096));
+    app.add_option("--measured-steps", options.steps, "steps to time")->transform(whole_number(1));
+    app.add_option("--threads", options.threads, "CPU threads; 0: all")->transform(whole_number(0, 4096));
     app.add_option("--json", options.json_file, "also write the numbers to this file");
     return run_program(app, argc, argv, [&] { return run(options); });
 }

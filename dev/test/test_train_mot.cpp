@@ -61,7 +61,12 @@ TEST_F(TrainMot, RefusesBadInput) {
     expect_refusal(recipe("x", {"--run-dir", "/proc/no/such/place"}), {"/proc/no/such/place"});
     EXPECT_FALSE(path_exists(dir / "x"));  // and nothing was made
     std::ofstream(dir / "bad.toml") << "d-model = 16\nno-such-key = 3\n";
-    expect_refusal(recipe("x", {"--config", dir / "bad.toml"}), {"no-such-key"});
+    expect_refusal(recipe("x", {"--config", dir / "bad.toml"}), {"bad.toml:2: ", "no-such-key"});
+    std::ofstream(dir / "comma.toml") << "d-model = 16\nweight-decay = 0,0005\n";
+    expect_refusal(recipe("x", {"--config", dir / "comma.toml"}),
+                   {"comma.toml:2: --weight-decay: \"0,0005\" is not a number"});
+    expect_refusal(recipe("x", {"--config", dir / "comma.toml", "--config", dir / "comma.toml"}),
+                   {"--config", "twice"});
 }
 
 TEST_F(TrainMot, DamagedCheckpointsAreRefusedByTensor) {

@@ -1,6 +1,8 @@
 // What command lines need beside CLI11's own options.
 #pragma once
 #include <CLI/CLI.hpp>
+#include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,12 +11,10 @@
 
 namespace llmc {
 
-// A check for options with a range: every comparison with NaN is false, so no range excludes it.
-inline std::string refuse_nan(const std::string& text) {
-    return text.find("nan") == std::string::npos && text.find("NaN") == std::string::npos
-               ? std::string()
-               : str(text, " is not a number");
-}
+// Transforms of options, `->transform(whole_number(0, 4096))`: the value is one decimal number in this range, or it is
+// refused. CLI11 by itself reads 010 as 8 and 0x10 as 16, and turns what is too large into the largest number there is.
+CLI::Validator whole_number(int64_t least = 0, int64_t most = INT64_MAX);
+CLI::Validator real_number(double least = 0, double most = 1e308);
 
 template <class T>
 struct ValueOf {
@@ -37,5 +37,19 @@ CLI::Option* add_word(CLI::App& app, const std::string& flag, Field& field, cons
             flag, [&field](const std::string& word) { field = from_word<E>(word); }, help)
         ->check(CLI::IsMember(choices));
 }
+
+// Reads --config files by config_file.h for an app, and remembers where each flag was set.
+class ConfigReader : public CLI::Config {
+public:
+    explicit ConfigReader(const CLI::App& app) : app(app) {}
+    std::vector<CLI::ConfigItem> from_config(std::istream&) const override;
+    std::string to_config(const CLI::App*, bool, bool, std::string) const override { return ""; }
+    // "file:3: " for a sentence about a flag that the file has set, else "".
+    std::string place_of(const std::string& flag) const;
+
+private:
+    const CLI::App& app;
+    mutable std::map<std::string, std::string> places;  // from_config is const in CLI11
+};
 
 }  // namespace llmc

@@ -88,7 +88,7 @@ void for_each_run_field(Config& c, F&& f) {
          .help = "number of micro-batches in a validation, always the same ones",
          .least = 1, .most = 1e9, .change = Change::always}, c.eval_batches);
     run({.name = "eval_group_sizes",
-         .help = "also validate with these MoT group sizes, e.g. \"8,16,32\" (a config file needs the quotes)",
+         .help = "also validate with these MoT group sizes, e.g. \"8,16,32\"",
          .change = Change::always}, c.eval_group_sizes);
     run({.name = "eval_discrete",
          .help = "also validate with one-hot merge and emit weights",

@@ -23,10 +23,8 @@ void add_field(CLI::App& app, const FieldInfo& info, T& field) {
         option = add_word(app, flag, field, info.help, info.choices)->default_str(name_of(field));
     } else {
         option = app.add_option(flag, field, info.help)->capture_default_str();
-        if constexpr (std::is_arithmetic_v<T>) {
-            option->check(CLI::Range(T(info.least), T(std::min(info.most, 9e18))));
-            option->check(refuse_nan);
-        }
+        if constexpr (std::is_integral_v<T>) option->transform(whole_number(int64_t(info.least), int64_t(info.most)));
+        if constexpr (std::is_floating_point_v<T>) option->transform(real_number(info.least, info.most));
     }
     option->group(info.group);
 }
@@ -39,7 +37,7 @@ inline void add_fields(CLI::App& app, ModelConfig& model, TrainConfig& train) {
     app.set_config("--config", "",
                    "read flags from this file, one `flag = value` a line, without dashes; the command line wins")
         ->group("Run");
-    app.allow_config_extras(CLI::config_extras_mode::error);
+    app.config_formatter(std::make_shared<ConfigReader>(app));
 }
 
 // The fields that the user set, by flag or config file.
@@ -62,6 +60,15 @@ inline void check_overruled(const ModelConfig& model, const std::set<std::string
                         got[name].dump(), ", but you asked for ", asked[name].dump());
 }
 
+// What a parse error says, after the file and line if the flag that it begins with stands in a file only.
+inline std::string with_place(const CLI::App& app, const std::string& what, int argc, char** argv) {
+    const auto* reader = dynamic_cast<const ConfigReader*>(app.get_config_formatter().get());
+    const std::string flag = what.substr(0, what.find(':'));
+    const bool on_command_line = std::any_of(
+        argv + 1, argv + argc, [&](const std::string& word) { return word == flag || word.starts_with(flag + "="); });
+    return (reader && !on_command_line ? reader->place_of(flag) : "") + what;
+}
+
 // The end of every main: parses the arguments and returns the exit code of `body`. An exception becomes one sentence on
 // stderr and exit code 2 (bad input) or 1 (failure); `also` is called with both before that.
 template <class Body, class Also>
@@ -77,7 +84,7 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body, Also&& also) 
         return body();
     } catch (const CLI::ParseError& error) {
         if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-        return fail(str(error.what(), " (see --help)"), 2);
+        return fail(with_place(app, error.what(), argc, argv) + " (see --help)", 2);
     } catch (const InputError& error) {
         return fail(error.what(), 2);
     } catch (const std::exception& error) {

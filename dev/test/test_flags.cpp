@@ -1,0 +1,139 @@
+// What flags and configuration files take for a number or a text, and the sentences for all else.
+#include "llmc/base/flags.h"
+
+#include <gtest/gtest.h>
+
+#include "dev/test/temp_dir.h"
+#include "llmc/base/config_file.h"
+#include "llmc/base/files.h"
+
+namespace llmc::test {
+namespace {
+
+// What CLI11 gets to convert, or the refusal.
+std::string taken(const CLI::Validator& transform, std::string text) {
+    const std::string refusal = transform(text);
+    return refusal.empty() ? text : refusal;
+}
+
+TEST(Numbers, WholeOnesAreDecimal) {
+    const CLI::Validator from_1 = whole_number(1, 4096), any = whole_number(INT64_MIN, INT64_MAX);
+    EXPECT_EQ(taken(from_1, "12"), "12");
+    EXPECT_EQ(taken(from_1, "+12"), "12");
+    EXPECT_EQ(taken(from_1, "010"), "10");  // not 8
+    EXPECT_EQ(taken(any, "-0007"), "-7");
+    EXPECT_EQ(taken(any, "9223372036854775807"), "9223372036854775807");
+    EXPECT_EQ(taken(from_1, "0"), "0 is too small, the least is 1");
+    EXPECT_EQ(taken(from_1, "4097"), "4097 is too large, the most is 4096");
+    EXPECT_EQ(taken(from_1, "18446744073709551617"), "18446744073709551617 is too large, the most is 4096");
+    EXPECT_EQ(taken(from_1, "-18446744073709551617"), "-18446744073709551617 is too small, the least is 1");
+    for (const char* text : {"1.5", "1e3", "-1e400", "12.", "inf", "nan"})
+        EXPECT_EQ(taken(any, text), str('"', text, "\" is not a whole number"));
+    for (const char* text : {"", " ", "+", "-", "0x10", "1,000", "1 2", "12a", "[3]", "ten"})
+        EXPECT_EQ(taken(any, text), str('"', text, "\" is not a number"));
+}
+
+TEST(Numbers, RealOnesAreDecimalAndFinite) {
+    const CLI::Validator share = real_number(0, 1);
+    for (const char* text : {"0", "1", "0.25", ".5", "1e-3", "+1e-3", "00.5"}) EXPECT_EQ(taken(share, text), text);
+    EXPECT_EQ(taken(share, "-0.5"), "-0.5 is too small, the least is 0");
+    EXPECT_EQ(taken(share, "1.5"), "1.5 is too large, the most is 1");
+    EXPECT_EQ(taken(share, "inf"), "inf is too large, the most is 1");
+    EXPECT_EQ(taken(share, "1e999"), "1e999 is too large or too small for a number");
+    for (const char* text : {"", "0,5", "0x1", "nan", "-nan", "1e", "[0.5]", "0.5 0.5", "0.5f"})
+        EXPECT_EQ(taken(share, text), str('"', text, "\" is not a number"));
+}
+
+class ConfigFile : public testing::Test {
+protected:
+    // "flag=value|..." or the refusal without the path.
+    std::string read(const std::string& text) const {
+        const std::string path = dir / "c.toml";
+        write_file_atomic(path, text);
+        try {
+            std::string all;
+            for (const Setting& s : read_config_file(path)) all += (all.empty() ? "" : "|") + s.flag + "=" + s.value;
+            return all;
+        } catch (const InputError& error) {
+            return std::string(error.what()).substr(path.size() + 1);
+        }
+    }
+    TempDir dir;
+};
+
+TEST_F(ConfigFile, AValueIsTheRestOfTheLineOrOneQuotedText) {
+    EXPECT_EQ(read("lr = 1e-3\nsteps=5  # few\r\n\n  # nothing\n\theads\t=\t2\t"), "lr=1e-3|steps=5|heads=2");
+    EXPECT_EQ(read("a = \"x # y\" # z\nb = 'it\"s'\nc = \"\""), "a=x # y|b=it\"s|c=");
+    EXPECT_EQ(read("lr = 0,0005\ngroup_sizes = 8, 16\npattern = 2x(a b) c"),
+              "lr=0,0005|group-sizes=8, 16|pattern=2x(a b) c");
+    EXPECT_EQ(read("\xEF\xBB\xBFlr = 1"), "lr=1");
+    EXPECT_EQ(read("data = a=b"), "data=a=b");
+    EXPECT_EQ(read(""), "");
+}
+
+TEST_F(ConfigFile, AnythingElseIsRefusedByLine) {
+    EXPECT_EQ(read("lr = 1\n\nlr = 2"), "3: lr is set in line 1 already");
+    EXPECT_EQ(read("d_model = 1\nd-model = 1"), "2: d-model is set in line 1 already");
+    EXPECT_EQ(read("lr"), "1: this is not `flag = value`: lr");
+    EXPECT_EQ(read("[train]\nlr = 1"), "1: this is not `flag = value`: [train]");
+    EXPECT_EQ(read("= 3"), "1: this is not `flag = value`: = 3");
+    EXPECT_EQ(read("learning rate = 3"), "1: this is not `flag = value`: learning rate = 3");
+    EXPECT_EQ(read("--lr = 3"), "1: flags have no dashes before them here: --lr");
+    EXPECT_EQ(read("a = \"b"), "1: a quote is not closed: \"b");
+    EXPECT_EQ(read("a = \"b\" c"), "1: there is more after the quoted value: c");
+    EXPECT_EQ(read("a ="), "1: a has no value: give one, or \"\" for an empty text");
+    EXPECT_EQ(read("a = # b"), "1: a has no value: give one, or \"\" for an empty text");
+    EXPECT_TRUE(read("a = 1\n\xff\xfe"
+                     "b = 2")
+                    .starts_with("2: this is not"));
+}
+
+// The sentence of a whole program for arguments after its name, or "" if it takes them.
+struct Program {
+    double lr = 1;
+    int64_t steps = 1;
+    std::vector<std::string> texts;
+    CLI::App app;
+
+    Program() {
+        app.add_option("--lr", lr)->transform(real_number(0, 10));
+        app.add_option("--steps", steps)->transform(whole_number(0, 100));
+        app.add_option("--text", texts)->take_all()->allow_extra_args(false);
+        app.set_config("--config");
+        app.config_formatter(std::make_shared<ConfigReader>(app));
+    }
+    std::string parse(const std::string& arguments) {
+        try {
+            app.parse(arguments);
+        } catch (const std::exception& error) {
+            return error.what();
+        }
+        return "";
+    }
+};
+
+TEST_F(ConfigFile, AProgramTakesItsFlags) {
+    const std::string path = dir / "c.toml";
+    write_file_atomic(path, "lr = 0.5\nsteps = 010\n");
+    Program from_file, over_file, twice;
+    EXPECT_EQ(from_file.parse("--config " + path), "");
+    EXPECT_EQ(from_file.lr, 0.5);
+    EXPECT_EQ(from_file.steps, 10);
+    EXPECT_EQ(over_file.parse("--lr 2 --config " + path), "");
+    EXPECT_EQ(over_file.lr, 2);
+    EXPECT_NE(twice.parse("--config " + path + " --config " + path), "");
+
+    write_file_atomic(path, "# none\nlrr = 0.5\n");
+    EXPECT_EQ(Program().parse("--config " + path), path + ":2: there is no flag --lrr");
+    write_file_atomic(path, "config = other.toml\n");
+    EXPECT_EQ(Program().parse("--config " + path), path + ":1: a file cannot set --config");
+}
+
+TEST(Flags, ATextInBracketsIsAText) {
+    Program program;
+    EXPECT_EQ(program.parse("--text \"[INST] a, b [/INST]\" --text [c]"), "");
+    EXPECT_EQ(program.texts, (std::vector<std::string>{"[INST] a, b [/INST]", "[c]"}));
+}
+
+}  // namespace
+}  // namespace llmc::test
