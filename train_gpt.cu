@@ -390,6 +390,7 @@ int run(Options o) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    take_signals_in_their_own_thread();
     Options o;
     o.model.vocab_size = 0, o.model.d_model = 128, o.model.heads = 4, o.model.context = 128, o.model.init_scale = 1;
     o.train.steps = 1000, o.train.lr = 6e-3, o.train.warmup_steps = 60;

@@ -8,6 +8,7 @@
 #include "llmc/planner/scaling_flags.h"
 #include "llmc/train/commands.h"
 #include "llmc/train/flags.h"
+#include "llmc/train/signals.h"
 #include "llmc/train/trainer.h"
 #include "llmc/train/transition.h"
 
@@ -201,6 +202,7 @@ struct CommandLine {
 }  // namespace
 
 int main(int argc, char** argv) {
+    take_signals_in_their_own_thread();
     CommandLine line;
     std::optional<World> world;  // outlives the run: a rank that fails must still be able to end the others
     try {

@@ -140,3 +140,26 @@ TEST(Signals, FirstIsNotedSecondInterruptEnds) {
     }), 130);
     EXPECT_EQ(in_child([] { raise(SIGTERM); }), killed_by(SIGTERM));  // not caught unless asked for
 }
+
+// No thread that computes has a handler on its stack, and what is not caught still ends the process.
+TEST(Signals, HaveAThreadOfTheirOwn) {
+    const auto send = [](int signal) {
+        kill(getpid(), signal);
+        while (!stop_signal()) usleep(1000);
+    };
+    EXPECT_EQ(in_child([&] {
+        if (!freopen("/dev/null", "w", stderr)) _exit(99);
+        take_signals_in_their_own_thread();
+        catch_stop_signals();
+        sigset_t blocked;
+        pthread_sigmask(SIG_BLOCK, nullptr, &blocked);
+        if (!sigismember(&blocked, SIGINT) || !sigismember(&blocked, SIGTERM)) _exit(1);
+        send(SIGINT);
+        send(SIGINT);
+        for (;;) pause();
+    }), 130);
+    EXPECT_EQ(in_child([&] {
+        take_signals_in_their_own_thread();
+        send(SIGTERM);
+    }), killed_by(SIGTERM));
+}

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <thread>
 
 namespace llmc {
 
@@ -29,6 +30,18 @@ void handle(int signal_number) {
 }
 
 }  // namespace
+
+void take_signals_in_their_own_thread() {
+    sigset_t signals;
+    sigemptyset(&signals);
+    for (int number : {SIGINT, SIGTERM}) sigaddset(&signals, number);
+    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    // Not sigwait: a debugger does not see signals that are waited for.
+    std::thread([signals] {
+        pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+        for (;;) ::pause();
+    }).detach();
+}
 
 void catch_stop_signals() {
     struct sigaction action {};
