@@ -314,6 +314,7 @@ struct Run {
         const int64_t B = o.train.micro_batch,
                       batches = std::clamp<int64_t>(val_loader->windows() / B, 1, o.train.eval_batches);
         for (int64_t i = 0; i < batches; i++) {
+            if (stop_signal()) return;
             val_loader->fill(tokens.data(), targets.data(), B, i * B);
             gpt.evaluate(tokens.data(), targets.data());
         }

@@ -90,8 +90,7 @@ int run(int argc, char** argv) {
         "Inputs are C4's *.json.gz, .jsonl or .json (one JSON object a line), and .txt, each plain or gzipped; or "
         "directories of such files. In a .txt file a line that is only <|endoftext|> separates documents. The "
         "result is the same whatever the number of threads.\n"};
-    app.add_option("INPUT", options.inputs, "input files or directories")
-        ->allow_extra_args(false);  // or CLI11 takes the name [x] for a list
+    app.add_option("INPUT", options.inputs, "input files or directories")->allow_extra_args(false);  // [x] is a name
     app.add_option("--out", options.out, "data directory to create");
     auto* tokenizer = app.add_option("--tokenizer", options.tokenizer,
                                      "rank file (tiktoken's format, plain or gzipped); default: GPT-2's vocabulary");

@@ -9,7 +9,8 @@
 #                  cannot reach (1800; more than steps between console lines, a validation and --comm-timeout take)
 #
 # It restarts after exit code 1, a signal or a failure of the launcher. It ends, with the command's exit code, after 0
-# (done), 2 (bad input: it would fail again), 130 and 143 (interrupted and saved). SIGINT and SIGTERM are passed on.
+# (done), 2 (bad input: it would fail again), 129, 130 and 143 (interrupted and saved). SIGINT and SIGTERM are passed
+# on, SIGHUP, SIGUSR1 and SIGUSR2 as SIGTERM, which every launcher understands.
 set -um  # -m: the command is a process group of its own, so that Ctrl-C reaches it once, from here
 say() { echo "run_until_done: $*" >&2; }
 refuse() { say "$*"; exit 2; }
@@ -61,7 +62,8 @@ pass_on() {  # SIGNAL EXIT_CODE
     [ -z "$child" ] || kill "-$1" "$child" 2> /dev/null
 }
 trap 'pass_on INT 130' INT
-trap 'pass_on TERM 143' TERM
+trap 'pass_on TERM 143' TERM USR1 USR2
+trap 'pass_on TERM 129' HUP
 
 run_once() {  # COMMAND...: leaves its exit code in `code`
     "$@" < /dev/null &
@@ -81,7 +83,7 @@ while :; do
     case ${stop:-$code} in
         0) exit 0 ;;
         2) say "exit code 2: bad input, which a restart does not mend"; exit 2 ;;
-        130 | 143) say "interrupted, at $(checkpoint)"; exit "${stop:-$code}" ;;
+        129 | 130 | 143) say "interrupted, at $(checkpoint)"; exit "${stop:-$code}" ;;
     esac
     [ "$(checkpoint)" = "$before" ] || failures=0 wait_for=$pause
     failures=$((failures + 1))

@@ -101,7 +101,7 @@ TEST_F(RunUntilDone, ItNeedsToKnowTheRun) {
 }
 
 TEST_F(RunUntilDone, SignalsArePassedOn) {
-    for (int signal : {SIGINT, SIGTERM}) {
+    for (int signal : {SIGINT, SIGTERM, SIGHUP}) {
         const std::string name = str("run", signal);
         std::vector<std::string> words =
             recipe(1, name, with(flags, {"--steps", "100000", "--save-interval", "5", "--auto-resume"}));

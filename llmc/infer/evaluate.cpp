@@ -45,13 +45,14 @@ Sums collect(const Sums& mine, int64_t count, int group_ranks, World& world) {
 
 }  // namespace
 
-EvalResult Evaluator::run(Step& step, const EvalOptions& options, World& world) const {
+EvalResult Evaluator::run(Step& step, const EvalOptions& options, World& world, const Stop& stop) const {
     EvalResult result;
     const int rank = world.rank, group_ranks = step.sharding().group_ranks;
     const int64_t at_a_time = world.size / group_ranks, first_row = rank % group_ranks * step.rows();
     std::vector<int32_t> tokens(size_t(step.rows() * context)), targets(tokens.size());
     Sums sums;
     for (int64_t first = 0; first < count; first += at_a_time) {
+        if (stop && stop()) return {.abandoned = true};
         const int64_t i = std::min(first + rank / group_ranks, count - 1);
         loader->fill(tokens.data(), targets.data(), step.rows(), i * micro_batch + first_row);
         sums.push_back(step.evaluate(tokens.data(), targets.data(), options));
@@ -65,11 +66,11 @@ EvalResult Evaluator::run(Step& step, const EvalOptions& options, World& world) 
 }
 
 EvalResult Evaluator::run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena,
-                          Context& ctx, World& world) const {
+                          Context& ctx, World& world, const Stop& stop) const {
     const int64_t mark = arena.mark();
     UnitHooks hooks;
     Step step(model, config, arena, hooks, ctx);
-    const EvalResult result = run(step, options, world);
+    const EvalResult result = run(step, options, world, stop);
     arena.release(mark);
     return result;
 }

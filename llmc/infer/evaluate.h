@@ -1,5 +1,6 @@
 // Validation on fixed batches: the same sequences in the same groups at every call, so that losses can be compared.
 #pragma once
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -15,6 +16,7 @@ struct EvalResult {
     double perplexity = 0;     // exp(loss)
     double bits_per_byte = 0;  // 0 if the number of bytes of the data is unknown
     int64_t tokens = 0;
+    bool abandoned = false;    // asked to stop before the end: there are no numbers
     std::string text() const;  // for the console
     // Adds the numbers to `json` with keys that begin with `prefix`.
     void add_to(nlohmann::json& json, const std::string& prefix) const;
@@ -37,11 +39,12 @@ public:
     int64_t batches() const { return count; }  // 0 if there is no validation data
     // Evaluates the model of `step`. world: the processes that divide the batches; all of them call this, and their
     // number does not change the result. All evaluate the same number of batches, some of which may not count, because
-    // a divided model needs all ranks.
-    EvalResult run(Step& step, const EvalOptions& options, World& world) const;
+    // a divided model needs all ranks. stop: asked before every micro-batch on all ranks, which must get one answer.
+    using Stop = std::function<bool()>;
+    EvalResult run(Step& step, const EvalOptions& options, World& world, const Stop& stop = {}) const;
     // Evaluates a model that is not in training: its buffers are on `arena` during the call only.
     EvalResult run(Model& model, const TrainConfig& config, const EvalOptions& options, Arena& arena, Context& ctx,
-                   World& world) const;
+                   World& world, const Stop& stop = {}) const;
 
     // Sequences [context] of the training data, as many as a group has (rows_together), to fill groups in generation.
     const std::vector<std::vector<int32_t>>& fillers() const { return filler_rows; }

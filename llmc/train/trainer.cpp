@@ -62,6 +62,7 @@ struct Run : Session {
     json transition;                        // see recovery.h; null for any other run
     double peak_flops = 0;
     int64_t first_step = 0, steps_done = 0;
+    bool evaluation_missing = false;  // that of steps_done: a signal ended it
     std::vector<int32_t> tokens, targets;  // one micro-batch on the host
 
     // The meter behind the console line: time and losses since the last line, without validation and saving.
@@ -89,6 +90,7 @@ struct Run : Session {
         shared.spread_parameters();
         first_step = steps_done = checkpoint.step;
         all_busy_seconds = checkpoint.state.at("seconds");
+        evaluation_missing = checkpoint.state.value("evaluation_missing", false);
         const StepState state = step_state_from(checkpoint.state);
         step->set_state(state);
         last_state = state;
@@ -145,16 +147,30 @@ struct Run : Session {
         record(line);
     }
 
-    void validate() {
-        const EvalResult result = evaluator.run(*step, {}, world);
+    // The signal that asks to stop, on any rank; all get the same answer at the same moment.
+    int stop_requested() {
+        int signal = stop_signal();
+        if (world.size > 1)
+            for (const std::string& theirs : world.all_gather(std::to_string(signal)))
+                signal = std::max(signal, std::stoi(theirs));
+        if (signal && world.rank == 0) say_stopping(signal);  // here, if only another rank has heard it
+        return signal;
+    }
+    const Evaluator::Stop stop = [this] { return stop_requested() != 0; };
+
+    // False if a signal asked to stop.
+    bool validate() {
+        const EvalResult result = evaluator.run(*step, {}, world, stop);
+        if (result.abandoned) return false;
         std::printf("  step %lld: validation %s\n", static_cast<long long>(steps_done), result.text().c_str());
         std::fflush(stdout);
         json line = {{"step", steps_done}, {"seconds", all_busy_seconds}};
         result.add_to(line, "val_");
         for (const ExtraEvaluation& extra : extras) {
-            const double loss = evaluator.run(*step, extra.options, world).loss;
-            std::printf("    %-12s validation loss %.4f\n", extra.name.c_str(), loss);
-            line["val_loss_" + extra.name] = loss;
+            const EvalResult other = evaluator.run(*step, extra.options, world, stop);
+            if (other.abandoned) return false;
+            std::printf("    %-12s validation loss %.4f\n", extra.name.c_str(), other.loss);
+            line["val_loss_" + extra.name] = other.loss;
         }
         std::fflush(stdout);
         record(line);
@@ -163,13 +179,19 @@ struct Run : Session {
                         static_cast<long long>(steps_done), transition.at("mot_loss").get<double>());
             record({{"event", "recovered"}, {"step", steps_done}, {"val_loss", result.loss}});
         }
+        return true;
     }
 
-    // The end of a run that was a Mixture of Tokens: its weights in both modes.
-    void compare_with_mot() {
-        const EvalResult sparse = evaluator.run(*step, {}, world);
-        const json mot_loss =
-            twin ? json(evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx, world).loss) : json();
+    // The end of a run that was a Mixture of Tokens: its weights in both modes. False if a signal asked to stop.
+    bool compare_with_mot() {
+        const EvalResult sparse = evaluator.run(*step, {}, world, stop);
+        if (sparse.abandoned) return false;
+        json mot_loss;
+        if (twin) {
+            const EvalResult mot = evaluator.run(*model_as(*twin, model, ctx), config, {}, arena, ctx, world, stop);
+            if (mot.abandoned) return false;
+            mot_loss = mot.loss;
+        }
         std::printf("%s", transition_table(transition, steps_done, mot_loss, sparse).c_str());
         record({{"event", "transition end"},
                 {"step", steps_done},
@@ -177,6 +199,17 @@ struct Run : Session {
                 {"sparse_loss", sparse.loss},
                 {"tokens", sparse.tokens},
                 {"recovered_at", transition.at("recovered_at")}});
+        return true;
+    }
+
+    // What is due after a step. If a signal ends it, the run that is resumed makes up for it.
+    void evaluate() {
+        evaluation_missing = false;
+        if (!evaluator.batches()) return;
+        const bool last = steps_done == config.steps;
+        const bool validates = config.eval_interval && (due(config.eval_interval, steps_done) || last);
+        const bool compares = last && !transition.is_null();
+        evaluation_missing = (validates && !validate()) || (compares && !compare_with_mot());
     }
 
     // False if it failed: reported, and the last good checkpoint is still there. All ranks write what they own.
@@ -185,6 +218,7 @@ struct Run : Session {
         const LoaderState position = loader.state_at(steps_done * samples_per_step());
         json j = checkpoint_state(identity, state, position, all_busy_seconds, evaluator.fillers());
         if (!transition.is_null()) j["transition"] = transition;
+        if (evaluation_missing) j["evaluation_missing"] = true;
         try {
             save_checkpoint(options.run_dir, steps_done, model.parameter_parts(true), model.optimizer_parts(true), j,
                             config.keep, ctx, world);
@@ -226,21 +260,13 @@ struct Run : Session {
         all_busy_seconds += seconds_now() - start;
     }
 
-    // The signal that asks to stop, on any rank; all get the same answer at the same step.
-    int stop_requested() {
-        int signal = stop_signal();
-        if (world.size == 1) return signal;
-        for (const std::string& theirs : world.all_gather(std::to_string(signal)))
-            signal = std::max(signal, std::stoi(theirs));
-        return signal;
-    }
-
     static bool due(int64_t interval, int64_t step) { return interval > 0 && step % interval == 0; }
 
     int loop() {
         constexpr int64_t retry_after = 10;  // steps until a failed save is tried again
         const Schedule schedule = schedule_of(config);
         int64_t retry_at = -1, saved_at = first_step > 0 ? first_step : -1;
+        if (evaluation_missing) evaluate(), saved_at = -1;
         int signal = 0;
         while (steps_done < config.steps && !(signal = stop_requested())) {
             const double lr = learning_rate(schedule, steps_done);
@@ -255,9 +281,7 @@ struct Run : Session {
                           " steps in a row had a loss or gradient that is not finite: stopping; lower --lr, or look at "
                           "the data");
             if (statistics) report_statistics();
-            if (evaluator.batches() && config.eval_interval && (due(config.eval_interval, steps_done) || last))
-                validate();
-            if (last && !transition.is_null() && evaluator.batches()) compare_with_mot();
+            evaluate();
             if (due(config.save_interval, steps_done) || steps_done == retry_at) {
                 if (save())
                     saved_at = steps_done, retry_at = -1;
@@ -271,6 +295,7 @@ struct Run : Session {
                 }
             }
         }
+        if (evaluation_missing) signal = stop_requested();
         if (saved_at != steps_done && !save()) return 1;
         if (signal) {
             std::printf("interrupted after step %lld; saved in %s: go on with --resume\n",
@@ -391,12 +416,12 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
 }
 
 int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world) {
-    catch_stop_signals();
+    const bool first = world.rank == 0;
+    catch_stop_signals(first);
     const Dataset data = open_dataset_on_all(options.data, world);
     if (model.vocab_size == 0) model.vocab_size = data.vocab_size;
     if (config.decay_steps == 0) config.decay_steps = config.steps;
 
-    const bool first = world.rank == 0;
     std::optional<Checkpoint> found = find_checkpoint(options.run_dir, world);
     if (found && options.resume == Resume::never)
         input_error(options.run_dir, " holds a run already: go on with --resume, or choose another --run-dir");

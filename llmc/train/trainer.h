@@ -37,7 +37,7 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
                int64_t first_step, const std::optional<ModelConfig>& twin, const World& world);
 
 // Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps, or the last checkpoint could not be saved;
-// 130, 143 interrupted and saved. InputError for bad input, before anything large is allocated. All processes of
+// 129, 130, 143 interrupted and saved. InputError for bad input, before anything large is allocated. All processes of
 // `world` call this; only rank 0 writes to the run directory.
 int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world);
 
