@@ -1,11 +1,10 @@
 #include "llmc/base/config_file.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
-#include <sstream>
 
 #include "llmc/base/errors.h"
-#include "llmc/base/files.h"
 
 namespace llmc {
 
@@ -19,9 +18,16 @@ std::string trimmed(const std::string& text) {
     return begin == std::string::npos ? "" : text.substr(begin, text.find_last_not_of(blanks) - begin + 1);
 }
 
+// Without the comment at its end.
+std::string uncommented(const std::string& text) {
+    for (size_t i = 0; i < text.size(); i++)
+        if (text[i] == '#' && (i == 0 || std::strchr(blanks, text[i - 1]))) return text.substr(0, i);
+    return text;
+}
+
 // The value in what follows the `=`.
 std::string value_of(const std::string& text, const std::string& where) {
-    if (text.empty() || (text[0] != '"' && text[0] != '\'')) return trimmed(text.substr(0, text.find('#')));
+    if (text.empty() || (text[0] != '"' && text[0] != '\'')) return trimmed(uncommented(text));
     const size_t end = text.find(text[0], 1);
     if (end == std::string::npos) input_error(where, "a quote is not closed: ", text);
     const std::string rest = trimmed(text.substr(end + 1));
@@ -31,15 +37,13 @@ std::string value_of(const std::string& text, const std::string& where) {
 
 }  // namespace
 
-std::vector<Setting> read_config_file(const std::string& path) {
-    std::string text = read_file(path);
-    if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);  // the mark that some editors put before UTF-8
-    std::istringstream lines(text);
+std::vector<Setting> read_settings(std::istream& file, const std::string& name) {
     std::vector<Setting> settings;
     std::map<std::string, int> seen;
     int number = 0;
-    for (std::string line; std::getline(lines, line);) {
-        const std::string where = str(path, ":", ++number, ": ");
+    for (std::string line; std::getline(file, line);) {
+        const std::string where = str(name, ":", ++number, ": ");
+        if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);  // some editors mark UTF-8 by this
         line = trimmed(line);
         if (line.empty() || line[0] == '#') continue;
         const size_t equals = line.find('=');
@@ -54,6 +58,7 @@ std::vector<Setting> read_config_file(const std::string& path) {
         if (settings.back().value.empty() && line.find_first_of("\"'") == std::string::npos)
             input_error(where, flag, " has no value: give one, or \"\" for an empty text");
     }
+    if (file.bad()) input_error("cannot read ", name);
     return settings;
 }
 

@@ -5,8 +5,10 @@
 //     pattern = "4x(attention ffn)"
 //
 // The value is all of the rest of the line, up to a comment, without the blanks around it; or the text between two
-// equal quotes, " or '. A flag may stand there once. There are no sections and no lists.
+// equal quotes, " or '. A comment begins with a # at the beginning of the line or after a blank. A flag may stand there
+// once. There are no sections and no lists.
 #pragma once
+#include <istream>
 #include <string>
 #include <vector>
 
@@ -17,7 +19,7 @@ struct Setting {
     int line;
 };
 
-// The settings of a file, in its order. InputError with file and line for any line that is something else.
-std::vector<Setting> read_config_file(const std::string& path);
+// The settings of a file, in its order. InputError with its name and the line for any line that is something else.
+std::vector<Setting> read_settings(std::istream& file, const std::string& name);
 
 }  // namespace llmc

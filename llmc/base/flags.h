@@ -2,6 +2,7 @@
 #pragma once
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <istream>
 #include <map>
 #include <optional>
 #include <string>
@@ -42,7 +43,7 @@ CLI::Option* add_word(CLI::App& app, const std::string& flag, Field& field, cons
 class ConfigReader : public CLI::Config {
 public:
     explicit ConfigReader(const CLI::App& app) : app(app) {}
-    std::vector<CLI::ConfigItem> from_config(std::istream&) const override;
+    std::vector<CLI::ConfigItem> from_config(std::istream& file) const override;
     std::string to_config(const CLI::App*, bool, bool, std::string) const override { return ""; }
     // "file:3: " for a sentence about a flag that the file has set, else "".
     std::string place_of(const std::string& flag) const;

@@ -6,7 +6,6 @@
 #include <array>
 #include <ostream>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "llmc/base/errors.h"

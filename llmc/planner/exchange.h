@@ -30,11 +30,11 @@ double distinct_ranks(int64_t experts, int ranks, int64_t k);
 
 // Rows per token of every kind; E experts, N tokens of a GPU:
 //   MoT, groups of g           E/g                       (E*R mixtures, R = N/g)
-//   MoT, tokens not mixtures   W, if that is less: each GPU mixes all tokens for its experts; not implemented
+//   MoT, tokens not mixtures   W, if that is less: each GPU mixes all tokens for its experts (on paper only)
 //   expert choice              E * fraction              (1/g for a MoT model)
 //   token choice, top k        E*S/N = capacity_factor * k, rounded; empty slots are sent too
 //   dropless                   k; k * imbalance
-//   dropless, once a GPU       distinct_ranks * imbalance, if k > 1; not implemented
+//   dropless, once a GPU       distinct_ranks * imbalance, if k > 1 (on paper only)
 // A MoT model is compared with k = E/g, a routed one with groups of g = E/k, so that experts do the same work.
 std::vector<Exchange> compare_exchanges(const ModelConfig& model, const ExchangeCase& of, DType act,
                                         const Cluster& cluster);

@@ -2,11 +2,14 @@
 
 namespace llmc {
 
-Session::Session(const ModelConfig& config, const TrainConfig& t, World& w, const ContextOptions& options)
-    : world(w), ctx(options), mesh(world, ctx, sharding_of(resolved(config), t, world.size, world.rank)),
-      model(config, Precision::of(t.precision), t.decay == Decay::all, ctx,
-            sharding_of(resolved(config), t, world.size, world.rank), &mesh),
-      shared(model, mesh, ctx), arena("activations", ctx), train(t) {}
+Session::Session(const ModelConfig& m, const TrainConfig& train, World& w, const ContextOptions& options)
+    : Session(m, train, w, options, sharding_of(resolved(m), train, w.size, w.rank)) {}
+
+Session::Session(const ModelConfig& m, const TrainConfig& train, World& w, const ContextOptions& options,
+                 const Sharding& sharding)
+    : world(w), config(train), ctx(options), mesh(world, ctx, sharding),
+      model(m, Precision::of(config.precision), config.decay == Decay::all, ctx, sharding, &mesh),
+      shared(model, mesh, ctx), arena("activations", ctx) {}
 
 void Session::allocate(bool training, int64_t activation_bytes, int64_t workspace_bytes, bool graphs) {
     if (!ctx.counting) {
@@ -15,11 +18,11 @@ void Session::allocate(bool training, int64_t activation_bytes, int64_t workspac
     }
     model.allocate(training);
     shared.allocate(training);
-    step.emplace(model, train, arena, hooks, ctx, graphs, world.size > 1 ? &shared : nullptr);
+    step.emplace(model, config, arena, hooks, ctx, graphs, world.size > 1 ? &shared : nullptr);
 }
 
 void Session::initialize() {
-    model.initialize(uint64_t(train.seed));
+    model.initialize(uint64_t(config.seed));
     shared.spread_parameters();
 }
 

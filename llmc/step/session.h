@@ -8,6 +8,7 @@ namespace llmc {
 
 struct Session {
     World& world;
+    const TrainConfig config;
     Context ctx;
     Mesh mesh;
     Model model;
@@ -29,11 +30,12 @@ struct Session {
     // Of everything that allocate() got.
     int64_t bytes() const { return model.buffers.bytes() + shared.bytes() + arena.bytes() + ctx.workspace.bytes; }
 
-    // Random weights from train.seed, the same for any number of ranks.
+    // Random weights from config.seed, the same for any number of ranks.
     void initialize();
 
 private:
-    const TrainConfig train;
+    Session(const ModelConfig& model, const TrainConfig& train, World& world, const ContextOptions& options,
+            const Sharding& sharding);
 };
 
 }  // namespace llmc

@@ -7,7 +7,6 @@
 #include <string>
 
 #include "llmc/base/flags.h"
-#include "llmc/model/config_fields.h"
 #include "llmc/step/config_fields.h"
 
 namespace llmc {

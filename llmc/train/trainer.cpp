@@ -48,8 +48,6 @@ std::string duration_text(double seconds) {
 
 // A run in progress.
 struct Run : Session {
-    const ModelConfig model_config;
-    const TrainConfig config;
     const RunOptions& options;
     const Dataset& data;
     const Plan plan;
@@ -72,10 +70,9 @@ struct Run : Session {
 
     Run(const ModelConfig& m, const TrainConfig& c, const RunOptions& o, World& world, const Dataset& d, const Plan& p,
         const json& identity, const std::optional<ModelConfig>& twin)
-        : Session(m, c, world, {.threads = o.threads, .profile = o.profile, .device = o.device}), model_config(m),
-          config(c), options(o), data(d), plan(p), loader(d.train, m.context, uint64_t(c.seed), true),
-          evaluator(d, m, c), identity(identity), extras(extra_evaluations(m, c)), twin(twin),
-          transition(identity.value("transition", json())) {
+        : Session(m, c, world, {.threads = o.threads, .profile = o.profile, .device = o.device}), options(o), data(d),
+          plan(p), loader(d.train, m.context, uint64_t(c.seed), true), evaluator(d, m, c), identity(identity),
+          extras(extra_evaluations(m, c)), twin(twin), transition(identity.value("transition", json())) {
         if (world.rank == 0) log.emplace(o.run_dir + "/log.jsonl", identity);
         if (!o.trace.empty()) ctx.profile->keep_spans("step", traced_spans);
         allocate(true, plan.activation_bytes, plan.workspace_bytes, o.cuda_graph);
@@ -232,7 +229,7 @@ struct Run : Session {
 
     // ---- the loop
     int64_t samples_per_step() const { return config.micro_batch * config.grad_accumulation; }
-    int64_t tokens_per_step() const { return samples_per_step() * model_config.context; }
+    int64_t tokens_per_step() const { return samples_per_step() * model.config.context; }
 
     void fill_micro_batch(int64_t k) {
         const Range range("data", ctx);

@@ -35,7 +35,7 @@ void dispatch(DType act, F&& f) {
         case DType::f64: return f(double{});
         case DType::i32: break;
     }
-    run_error("dtype number ", int(act), " is not an activation type");
+    run_error(act == DType::i32 ? "i32" : "an unknown dtype", " is not an activation type");
 }
 
 }  // namespace llmc
