@@ -27,6 +27,7 @@
 #include "llmc/train/flags.h"
 #include "llmc/train/log.h"
 #include "llmc/train/resume.h"
+#include "llmc/train/run_directory.h"
 #include "llmc/train/signals.h"
 
 using namespace llmc;
@@ -278,11 +279,12 @@ struct Run {
     std::vector<int32_t> tokens, targets;  // [B,T] on the host
     double seconds = 0;                    // of training so far
 
-    Run(const Options& options, Dataset dataset)
+    Run(const Options& options, Dataset dataset, RunLock& lock)
         : o(options), data(std::move(dataset)), loader(data.train, o.model.context, uint64_t(o.train.seed), true),
           ctx({.threads = o.threads}), gpt((prepare(), o), ctx), tokens(size_t(o.train.micro_batch * o.model.context)),
           targets(tokens.size()) {
         if (o.run_dir.empty()) return;
+        if (lock.make(o.run_dir) && find_latest(o.run_dir)) refuse_second_run(o.run_dir);
         start_run_directory(o.run_dir, describe_run(o.model, o.train, data), data);
         std::filesystem::remove(o.run_dir + "/log.jsonl");  // of a run that ended before its first checkpoint
         log.emplace(o.run_dir + "/log.jsonl", describe_run(o.model, o.train, data));
@@ -375,6 +377,7 @@ struct Run {
 
 int run(Options o) {
     catch_stop_signals();
+    RunLock lock;
     Dataset data = open_dataset(o.data);
     if (o.model.vocab_size == 0) o.model.vocab_size = data.vocab_size;
     if (o.train.decay_steps == 0) o.train.decay_steps = o.train.steps;
@@ -383,9 +386,10 @@ int run(Options o) {
     check_vocabulary(data, o.model.vocab_size);
     check_schedule({o.train.lr, o.train.warmup_steps, o.train.decay_steps, o.train.final_lr_fraction});
     if (!o.run_dir.empty()) {
+        lock.take(o.run_dir);
         if (find_latest(o.run_dir)) input_error(o.run_dir, " holds a run already: choose another --run-dir");
     }
-    return Run(o, std::move(data)).train();
+    return Run(o, std::move(data), lock).train();
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ protected:
 // round goes on from its checkpoint.
 TEST_F(TrainStop, ManySignalsInMatrixProductsDestroyNothing) {
     int signals = 0;
-    for (int round = 0; round < 8; round++) {
+    for (int round = 0; round < 6; round++) {
         const size_t before = round ? log("run", "loss").size() : 0;
         const Process process(
             command("run", {"--auto-resume", "--steps", "1000000", "--pattern", "attention ffn", "--d-model", "256",

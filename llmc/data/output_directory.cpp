@@ -32,7 +32,7 @@ OutputDirectory::OutputDirectory(const std::string& path, const std::string& mar
     make_directories(temporary_path);
     lock = ::open(temporary_path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (lock < 0) run_error("cannot open ", temporary_path, ": ", std::strerror(errno));
-    if (::flock(lock, LOCK_EX | LOCK_NB) != 0) {
+    if (::flock(lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {  // some filesystems have no locks
         ::close(lock);
         run_error("another process is writing ", temporary_path, ": wait for it or choose another directory");
     }

@@ -4,10 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
-#include <thread>
 
-#include "llmc/base/files.h"
 #include "llmc/base/version.h"
 #include "llmc/checkpoint/checkpoint.h"
 #include "llmc/checkpoint/convert.h"
@@ -331,46 +328,6 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     std::fflush(stdout);
 }
 
-// The checkpoint to resume from, chosen by rank 0 for all ranks.
-std::optional<Checkpoint> find_checkpoint(const std::string& run_dir, World& world) {
-    std::optional<Checkpoint> found;
-    if (world.rank == 0) found = find_latest(run_dir);
-    const std::string directory = world.all_gather(found ? found->directory : "")[0];
-    if (world.rank > 0 && !directory.empty()) found = open_checkpoint(directory);
-    return found;
-}
-
-void prepare_run_directory(const std::string& run_dir, const json& identity, const Dataset& data,
-                           const std::optional<Checkpoint>& found) {
-    start_run_directory(run_dir, identity, data);
-    const std::string log_path = run_dir + "/log.jsonl";
-    if (!found)
-        std::filesystem::remove(log_path);  // of a run that ended before its first checkpoint
-    else if (const TruncatedLog cut = truncate_after_step(log_path, found->step); cut.unreadable > 1)
-        std::fprintf(stderr, "warning: %lld lines of %s were damaged and are gone\n",
-                     static_cast<long long>(cut.unreadable), log_path.c_str());
-}
-
-// Rank 0 has made the run directory: all others must see the same one, or no checkpoint could ever be saved.
-void check_shared(const std::string& run_dir, const json& identity, World& world) {
-    world.barrier();
-    std::string problem;
-    for (int tries = 10; tries > 0; tries--) {  // a network filesystem may take a while
-        try {
-            problem = read_file(run_dir + "/run.json") == run_json(identity) ? "" : "another run.json";
-        } catch (const InputError& error) {
-            problem = error.what();
-        }
-        if (problem.empty()) break;
-        std::this_thread::sleep_for(std::chrono::seconds(1));
-    }
-    const std::vector<std::string> problems = world.all_gather(problem), hosts = world.all_gather(world.host);
-    for (size_t rank = 0; rank < problems.size(); rank++)
-        if (!problems[rank].empty())
-            input_error("--run-dir ", run_dir, " is not the same directory on ", hosts[rank], " as on ", hosts[0], " (",
-                        problems[rank], "): choose one on a filesystem that all hosts share");
-}
-
 void warn_about_threads(World& world, int threads) {
     const std::string warning = thread_warning(world, threads);
     if (world.rank == 0 && !warning.empty()) std::fprintf(stderr, "warning: %s\n", warning.c_str());
@@ -412,16 +369,16 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
     return make_plan(model, config, true, options.threads, {}, twin, ranks);
 }
 
-int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world) {
+int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world, RunLock lock) {
     const bool first = world.rank == 0;
     catch_stop_signals(first);
+    take_on_all(lock, options.run_dir, world);
     const Dataset data = open_dataset_on_all(options.data, world);
     if (model.vocab_size == 0) model.vocab_size = data.vocab_size;
     if (config.decay_steps == 0) config.decay_steps = config.steps;
 
     std::optional<Checkpoint> found = find_checkpoint(options.run_dir, world);
-    if (found && options.resume == Resume::never)
-        input_error(options.run_dir, " holds a run already: go on with --resume, or choose another --run-dir");
+    if (found && options.resume == Resume::never) refuse_second_run(options.run_dir);
     if (!found && options.resume != Resume::never) refuse_interrupted_transition(options.run_dir);
     if (!found && options.resume == Resume::must)
         input_error("--resume: there is no complete checkpoint in ", options.run_dir);
@@ -444,7 +401,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options, Worl
     const Bandwidth bandwidth = options.profile ? peak_bandwidth(device) : Bandwidth{};  // while memory is free
     json identity = describe_run(model, config, data);
     if (!transition.is_null()) identity["transition"] = transition;
-    if (first) prepare_run_directory(options.run_dir, identity, data, found);
+    if (first) prepare_run_directory(options.run_dir, lock, identity, data, found);
     if (world.size > 1) check_shared(options.run_dir, identity, world);
     Run run(model, config, options, world, data, plan, identity, twin);
     const Peak peak = peak_flops(run.model.precision.act, run.ctx);

@@ -4,6 +4,7 @@
 //   run.json             the resolved configuration, the data's identity, the version that wrote it
 //   log.jsonl            one JSON object for every console line, validation and event
 //   step-00001000/ ...   checkpoints; `latest` names the newest
+//   lock                 locked while a process trains here: see run_directory.h
 #pragma once
 #include <set>
 #include <string>
@@ -13,6 +14,7 @@
 #include "llmc/planner/plan.h"
 #include "llmc/step/config.h"
 #include "llmc/step/schedule.h"
+#include "llmc/train/run_directory.h"
 
 namespace llmc {
 
@@ -38,7 +40,7 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
 
 // Trains. Returns the exit code: 0 all steps done; 1 too many skipped steps, or the last checkpoint could not be saved;
 // 129, 130, 143 interrupted and saved. InputError for bad input, before anything large is allocated. All processes of
-// `world` call this; only rank 0 writes to the run directory.
-int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world);
+// `world` call this; only rank 0 writes to the run directory. lock: what a transition holds already.
+int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world, RunLock lock = {});
 
 }  // namespace llmc

@@ -125,6 +125,7 @@ void check_new_directory(const std::string& run_dir) {
     std::error_code error;
     for (std::filesystem::directory_iterator it(run_dir, error), end; !error && it != end; it.increment(error)) {
         const std::string name = it->path().filename().string();
+        if (name == RunLock::file) continue;
         if (!(ours ? is_leftover(name) : is_beginning(name)))
             input_error("--run-dir ", run_dir, " holds ", name, ", which no transition wrote: empty the directory, ",
                         "or choose another one");
@@ -184,9 +185,10 @@ json compare(const TransitionCommand& command, const Checkpoint& from, Session& 
 // The run directory with its first checkpoint.
 void convert(const TransitionCommand& command, const Checkpoint& from, const Configuration& c,
              const std::optional<ModelConfig>& twin, const Plan& plan, const RunOptions& options, const Dataset& data,
-             World& world) {
+             RunLock& lock, World& world) {
     Session session(c.model, c.train, world, {.threads = options.threads});
     check_memory(plan, session.ctx);
+    if (lock.make(options.run_dir)) check_new_directory(options.run_dir);
     const Evaluator evaluator(data, c.model, c.train);
     session.allocate(true, plan.activation_bytes, plan.workspace_bytes);
     load(session, from, command.reset_optimizer);
@@ -214,6 +216,8 @@ int run_transition(const TransitionCommand& command, ModelConfig model, TrainCon
                    World& world) {
     const Checkpoint from = open_checkpoint(command.from);
     if (!from.note.empty()) std::fprintf(stderr, "warning: %s\n", from.note.c_str());
+    RunLock lock;
+    if (!command.dry_run) lock.take(options.run_dir);
     check_new_directory(options.run_dir);
     const Dataset data = open_dataset(options.data);
     if (model.vocab_size == 0) model.vocab_size = data.vocab_size;
@@ -228,12 +232,12 @@ int run_transition(const TransitionCommand& command, ModelConfig model, TrainCon
             static_cast<long long>(c.train.micro_batch), static_cast<long long>(c.model.group_size));
     const Plan plan = check_run(c.model, c.train, options, data, from.step, twin, world);
     if (command.dry_run) return show_info(c.model, c.train, options.threads);
-    convert(command, from, c, twin, plan, options, data, world);
+    convert(command, from, c, twin, plan, options, data, lock, world);
 
     RunOptions resumed = options;
     resumed.resume = Resume::must;
     resumed.given.clear();
-    return train(c.model, c.train, resumed, world);
+    return train(c.model, c.train, resumed, world, std::move(lock));
 }
 
 }  // namespace llmc
