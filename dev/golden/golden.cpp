@@ -6,6 +6,7 @@
 
 #include "dev/golden/golden_case.h"
 #include "llmc/model/blocks/block.h"
+#include "llmc/step/make_optimizer.h"
 #include "llmc/step/schedule.h"
 #include "llmc/step/step.h"
 
@@ -238,7 +239,8 @@ void run_trajectory(Harness& h) {
     model.allocate(true);
     c.require_names("final.param.", load_parameters(h, model));
     UnitHooks hooks;
-    Step step(model, c.train, h.arena, hooks, h.ctx);
+    const std::unique_ptr<Optimizer> optimizer = make_optimizer(c.train, model, h.ctx);
+    Step step(model, optimizer.get(), c.train, h.arena, hooks, h.ctx);
     const std::vector<int32_t> tokens = c.integers("tokens", batches), targets = c.integers("targets", batches);
     const Schedule schedule{c.train.lr, c.train.warmup_steps, c.train.decay_steps, c.train.final_lr_fraction};
     Values losses, norms, rates;

@@ -40,7 +40,7 @@ ModelConfig tiny(bool tied) {
 void micro_batch(Trainee& trainee, UnitHooks& hooks) {
     Tokens tokens(size_t(4 * T)), targets(tokens.size());
     for (size_t i = 0; i < tokens.size(); i++) tokens[i] = int32_t(i * 7 % 29), targets[i] = int32_t(i * 11 % 29);
-    Step step(trainee.model, trainee.train, trainee.arena, hooks, trainee.ctx);
+    Step step(trainee.model, nullptr, trainee.train, trainee.arena, hooks, trainee.ctx);
     step.begin(1e-3);
     step.micro_batch(tokens.data(), targets.data(), 0, false);
 }

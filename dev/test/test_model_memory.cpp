@@ -26,8 +26,9 @@ TEST(Memory, ArenaAndWorkspaceAreThePlans) {
                 EXPECT_EQ(run.arena.bytes(), run.plan.activation_bytes);
                 EXPECT_EQ(run.ctx.workspace_needed, run.plan.workspace_bytes)
                     << pattern << " " << precision << " " << recompute;
-                EXPECT_EQ(run.model.buffers.bytes(), run.plan.parameter_bytes + run.plan.copy_bytes +
-                                                         run.plan.gradient_bytes + run.plan.moment_bytes);
+                EXPECT_EQ(run.model.buffers.bytes(),
+                          run.plan.parameter_bytes + run.plan.copy_bytes + run.plan.gradient_bytes);
+                EXPECT_EQ(run.optimizer->bytes(), run.plan.optimizer_bytes);
             }
 }
 

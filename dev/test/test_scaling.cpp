@@ -108,7 +108,7 @@ TEST(Zero, BytesThatAreKept) {
             EXPECT_EQ(plan.parameter_bytes, mixed && stage >= 1 ? 4 * P / W : 4 * parameters);
             EXPECT_EQ(plan.copy_bytes, mixed ? 2 * parameters : 0);
             EXPECT_EQ(plan.gradient_bytes, stage >= 2 ? 4 * P / W : 4 * P);
-            EXPECT_EQ(plan.moment_bytes, stage >= 1 ? 8 * P / W : 8 * P);
+            EXPECT_EQ(plan.optimizer_bytes, stage >= 1 ? 8 * P / W : 8 * P);
             // Stages in use lie in two slots in turn: embedding, attention, ffn, attention, mot with its experts, head.
             // The largest of the first slot is mot, of the second the head.
             const int64_t even = units.mot + units.experts, odd = units.head;
@@ -140,7 +140,7 @@ TEST(Experts, BytesThatTravel) {
             EXPECT_EQ(traffic(plan, "all", "reduce_scatter").wire, 4 * dense / W * (W - 1));
             EXPECT_EQ(traffic(plan, "replicas", "reduce_scatter").wire, 4 * mine / replicas * (replicas - 1));
             EXPECT_EQ(traffic(plan, "replicas", "all_gather").wire, 2 * mine / replicas * (replicas - 1));
-            EXPECT_EQ(plan.moment_bytes, 8 * (dense / W + mine / replicas));
+            EXPECT_EQ(plan.optimizer_bytes, 8 * (dense / W + mine / replicas));
             EXPECT_EQ(plan.gradient_bytes, 4 * (dense + mine));
             EXPECT_EQ(plan.copy_bytes, 2 * (dense + mine));
         }

@@ -110,9 +110,9 @@ void expect_identical(const Trajectory& got, const Trajectory& want, const std::
 // What lies on this rank of every parameter and moment, against the whole tensors.
 void expect_parts(SharedTrainee& run, Trainee& whole, double tolerance, const std::string& what) {
     NamedVectors want = read_all(whole.model.parameters(), whole.ctx);
-    want.merge(read_all(whole.model.optimizer(), whole.ctx));
+    want.merge(read_all(whole.optimizer->state_parts(false), whole.ctx));
     std::vector<NamedTensor> parts = run.model.parameter_parts(true);
-    for (const NamedTensor& t : run.model.optimizer_parts(true)) parts.push_back(t);
+    for (const NamedTensor& t : run.optimizer->state_parts(true)) parts.push_back(t);
     int64_t elements = 0;
     for (const NamedTensor& part : parts) {
         const Vector got = read_tensor(part.tensor, run.ctx), &all = want.at(part.name);

@@ -165,7 +165,7 @@ TEST(MotTraining, TemperaturesStartLateAndNeverDecay) {
     }
     // Without gradients, what decays shrinks and what does not stays.
     fill(run.model.grads, 0, run.ctx);
-    fill(run.model.moment1, 0, run.ctx);
+    fill(run.optimizer->states()[0].all(), 0, run.ctx);
     const NamedVectors before = run.parameters();
     run.step->begin(0.1);
     run.step->update();

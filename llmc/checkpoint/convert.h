@@ -36,8 +36,8 @@ void load_converted(const Checkpoint& checkpoint, const char* file, const std::v
                     Context& ctx, World& world);
 
 // Multiplies every controller and router among these tensors by `factor`. To include a temperature t in the weights the
-// factor is 1 / t, because logits / t = x (controller / t)^T. The gradient of controller / t is t times as large, so
-// the factor of m is t and that of v is t^2.
+// factor is 1 / t, because logits / t = x (controller / t)^T. The gradient of controller / t is t times as large,
+// and so is an optimizer's state of degree 1; see StateKind.
 void scale_routers(const std::vector<NamedTensor>& tensors, double factor, Context& ctx);
 
 }  // namespace llmc

@@ -69,7 +69,7 @@ EvalResult Evaluator::run(Model& model, const TrainConfig& config, const EvalOpt
                           Context& ctx, World& world, const Stop& stop) const {
     const int64_t mark = arena.mark();
     UnitHooks hooks;
-    Step step(model, config, arena, hooks, ctx);
+    Step step(model, nullptr, config, arena, hooks, ctx);
     const EvalResult result = run(step, options, world, stop);
     arena.release(mark);
     return result;

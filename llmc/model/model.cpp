@@ -74,17 +74,14 @@ void Model::allocate(bool training) {
     auto lay_out = [&] {
         params = buffer("parameters", precision.param, copy ? sharding.moments() : sharding.parameters());
         compute = copy ? buffer("compute copy", precision.act, sharding.parameters()) : params;
-        if (!training) return;
-        grads = buffer("gradients", precision.grad, sharding.gradients());
-        moment1 = buffer("adam m", precision.grad, sharding.moments());
-        moment2 = buffer("adam v", precision.grad, sharding.moments());
+        if (training) grads = buffer("gradients", precision.grad, sharding.gradients());
     };
     lay_out();
     int64_t bytes = buffers.peak();
     buffers.release(0);
     buffers.allocate(bytes);
     lay_out();
-    for (const Tensor& t : {params, compute, grads, moment1, moment2})
+    for (const Tensor& t : {params, compute, grads})
         if (t) fill(t, 0, ctx);  // the padding between tensors must be and stay zero
     find_places();
 }
@@ -107,18 +104,7 @@ void Model::refresh_compute_copy() {
 
 std::vector<NamedTensor> Model::parameters() const { return named_tensors(table, params, ""); }
 std::vector<NamedTensor> Model::gradients() const { return named_tensors(table, grads, ""); }
-std::vector<NamedTensor> Model::optimizer() const {
-    std::vector<NamedTensor> list = named_tensors(table, moment1, "m.");
-    for (NamedTensor& t : named_tensors(table, moment2, "v.")) list.push_back(t);
-    return list;
-}
-
 std::vector<NamedTensor> Model::parameter_parts(bool owned) const { return named_parts(table, params, "", owned); }
-std::vector<NamedTensor> Model::optimizer_parts(bool owned) const {
-    std::vector<NamedTensor> list = named_parts(table, moment1, "m.", owned);
-    for (NamedTensor& t : named_parts(table, moment2, "v.", owned)) list.push_back(t);
-    return list;
-}
 
 UnitView Model::view(const std::string& unit_name, bool gradients) const {
     const Unit* unit = table.find_unit(unit_name);

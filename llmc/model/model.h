@@ -2,8 +2,7 @@
 //
 //   x_0 = embedding(tokens);   x_{i+1} = x_i + block_i(norm_i(x_i));   losses = head([final_norm](x_n), targets)
 //
-// The model owns the buffers that have the layout of the parameters (parameters, compute copy, gradients, Adam's
-// moments). Activations are in an Arena used as a stack: forward pushes what each block saves, and backward releases
+// The model owns the buffers that have the layout of the parameters (parameters, compute copy, gradients). Activations are in an Arena used as a stack: forward pushes what each block saves, and backward releases
 // the saved tensors of a block when its gradient is done. The peak of the arena is therefore the activation memory.
 #pragma once
 #include <functional>
@@ -56,7 +55,7 @@ public:
           const Sharding& sharding = {}, Mesh* mesh = nullptr);
 
     // Allocates the buffers, each with whole units or with this rank's slices, as `sharding` says: parameters and
-    // compute copy, and for training gradients and moments.
+    // compute copy, and for training gradients.
     void allocate(bool training);
     // Sets the initial weights. They are computed on the host in double from (seed, tensor name, element), so they are
     // the same for every backend and number of ranks.
@@ -93,15 +92,12 @@ public:
     void extend(Tensor logits, Tensor tokens, Generation& generation, const EvalOptions& options, Arena& arena,
                 UnitHooks& hooks);
 
-    // All parameters (in the optimizer's precision), moments ("m.<name>", "v.<name>") and gradients, in the order of
-    // the table. Only if these buffers hold whole units.
+    // All parameters (in the optimizer's precision) and gradients, in the order of the table. Only if these buffers
+    // hold whole units.
     std::vector<NamedTensor> parameters() const;
-    std::vector<NamedTensor> optimizer() const;
     std::vector<NamedTensor> gradients() const;
-    // The parts of parameters and moments in this rank's memory, or with `owned` those in its own slices: see
-    // named_parts.
+    // The parts of parameters in this rank's memory, or with `owned` those in its own slices: see named_parts.
     std::vector<NamedTensor> parameter_parts(bool owned) const;
-    std::vector<NamedTensor> optimizer_parts(bool owned) const;
     const std::vector<MetricSlot>& metric_slots() const { return metrics; }
     // Number of elements of the metrics buffer.
     int64_t metric_count() const { return int64_t(metrics.size()); }
@@ -112,8 +108,8 @@ public:
     const Precision precision;
     const Sharding sharding;
     ParamTable table;
-    Arena buffers;                                    // memory of the five tensors below
-    Tensor params, compute, grads, moment1, moment2;  // compute is params itself if there is no copy
+    Arena buffers;                  // memory of the three tensors below
+    Tensor params, compute, grads;  // compute is params itself if there is no copy
 
     // Where a unit's parameters and gradient are now: in the buffers above. If a buffer holds only slices, the hooks
     // set the address while the unit is in use, and there is none otherwise. masters: the parameters in the optimizer's

@@ -136,17 +136,13 @@ std::vector<NamedTensor> named_tensors(const ParamTable& table, const Tensor& bu
 std::vector<ParamPart> parts_of(const ParamTable& table, const Tensor& buffer, bool owned) {
     std::vector<ParamPart> list;
     const bool slices = owned || has_slices_only(table, buffer);
-    for (const Unit& unit : table.units) {
+    for_each_part(table, slices, [&](const Unit& unit, const ParamSpec& spec, int64_t from, int64_t to) {
         const Tensor range = slices ? slice_range(table, unit, buffer) : unit_range(unit, buffer);
-        const int64_t begin = slices ? unit.slice_begin : 0, end = begin + range.numel();
-        for (const ParamSpec& spec : unit.params) {
-            const int64_t from = std::clamp(spec.offset, begin, end);
-            const int64_t to = std::clamp(spec.offset + spec.local.numel(), begin, end);
-            Tensor data = range.slice(from - begin, to - begin);
-            data.name = spec.name.c_str();
-            list.push_back({spec, data, spec.first + std::max<int64_t>(from - spec.offset, 0)});
-        }
-    }
+        const int64_t begin = slices ? unit.slice_begin : 0;
+        Tensor data = range.slice(from - begin, to - begin);
+        data.name = spec.name.c_str();
+        list.push_back({spec, data, first_element(spec, from)});
+    });
     return list;
 }
 

@@ -1,14 +1,14 @@
 // The parameter table: every tensor of a model is declared here once, with name, shape, initialisation and decay.
-// Allocation, initialisation, AdamW, checkpoints, gradient tests, counts and `info` all loop over this table.
+// Allocation, initialisation, optimizers, checkpoints, gradient tests, counts and `info` all loop over this table.
 //
-// A unit is one contiguous range of the parameter buffer; gradients, Adam moments and the compute copy have the same
-// layout. Embedding, final norm and head are units; a block has a dense unit and, if it has experts, an expert unit.
+// A unit is one contiguous range of the parameter buffer; gradients and the compute copy have the same layout. Embedding, final norm and head are units; a block has a dense unit and, if it has experts, an expert unit.
 // Tensors start at multiples of 128 elements (256 bytes in bf16); the padding between them is always zero.
 //
 // With several ranks, every unit is cut into equal slices, wherever the borders of tensors are. A rank's buffer holds
 // either whole units or only its slice of each unit, one after the other. A unit of experts holds only the experts that
 // are on this rank.
 #pragma once
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -110,7 +110,7 @@ private:
     const ParamSpec* find(const char* local_name) const;
 };
 
-// The range of a unit in a buffer of whole units (parameters, gradients or moments), 1-D.
+// The range of a unit in a buffer of whole units (parameters or gradients), 1-D.
 Tensor unit_range(const Unit& unit, const Tensor& buffer);
 // One tensor inside such a range, with its shape on this rank.
 Tensor view_of(const ParamSpec& spec, const Tensor& range);
@@ -125,6 +125,22 @@ Tensor slice_range(const ParamTable& table, const Unit& unit, const Tensor& buff
 // Every tensor of a buffer of whole units, named prefix + its name, in the order of the table. RunError if the buffer
 // holds only slices.
 std::vector<NamedTensor> named_tensors(const ParamTable& table, const Tensor& buffer, const std::string& prefix);
+// Calls f(unit, spec, from, to) for every parameter, in the order of the table: elements [from, to) of the unit, maybe
+// none, are the part of the parameter that is in this rank's slice, or with slices = false all of it.
+template <class F>
+void for_each_part(const ParamTable& table, bool slices, F&& f) {
+    for (const Unit& unit : table.units) {
+        const int64_t begin = slices ? unit.slice_begin : 0, end = slices ? begin + unit.slice_size : unit.size;
+        for (const ParamSpec& spec : unit.params)
+            f(unit, spec, std::clamp(spec.offset, begin, end),
+              std::clamp(spec.offset + spec.local.numel(), begin, end));
+    }
+}
+// The number, in the whole tensor, of the first element of a part that begins at element `from` of the unit.
+inline int64_t first_element(const ParamSpec& spec, int64_t from) {
+    return spec.first + std::max<int64_t>(from - spec.offset, 0);
+}
+
 // The part of a tensor that is in this rank's memory, 1-D and maybe empty: its elements from number `first` on.
 struct ParamPart {
     const ParamSpec& spec;

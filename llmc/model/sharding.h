@@ -2,7 +2,7 @@
 //
 //   shard         which buffers are cut into equal slices, one for each rank (ZeRO, Rajbhandari et al. 2020)
 //     none        nothing: every rank has everything
-//     optimizer   Adam's moments, and f32 masters if blocks compute with a bf16 copy: ZeRO-1
+//     optimizer   the optimizer's state, and f32 masters if blocks compute with a bf16 copy: ZeRO-1
 //     gradients   gradients too: ZeRO-2
 //     parameters  parameters too, which are gathered for a block while it computes: ZeRO-3, FSDP (Zhao et al. 2023)
 //   expert_ranks  N consecutive ranks have E/N experts each; the rows of experts are exchanged by all-to-all
@@ -24,7 +24,7 @@ struct Sharding {
     int ranks = 1, rank = 0;
     int expert_ranks = 1, group_ranks = 1;
 
-    // Whether moments, gradients, parameters are cut into slices.
+    // Whether the optimizer's state (moments), gradients, parameters are cut into slices.
     bool moments() const { return shard >= ShardMode::optimizer; }
     bool gradients() const { return shard >= ShardMode::gradients; }
     bool parameters() const { return shard >= ShardMode::parameters; }

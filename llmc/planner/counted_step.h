@@ -9,7 +9,7 @@ struct CountedStep {
     World world;  // simulated
     Session session;
 
-    // Rank 0 of `ranks`. training: with gradients and moments. InputError as sharding_of and check_rows.
+    // Rank 0 of `ranks`. training: with gradients and the optimizer's state. InputError as sharding_of and check_rows.
     CountedStep(const ModelConfig& model, const TrainConfig& train, bool training = true, int ranks = 1,
                 int threads = 1, int64_t group_size = 0);
 };

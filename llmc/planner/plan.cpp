@@ -85,7 +85,7 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
         const int64_t mark = session.arena.mark();
         const std::unique_ptr<Model> other = model_as(*twin, model, ctx);
         other->check_rows(config.micro_batch, eval.group_size);
-        Step(*other, config, session.arena, session.hooks, ctx).evaluate(nullptr, nullptr, eval);
+        Step(*other, nullptr, config, session.arena, session.hooks, ctx).evaluate(nullptr, nullptr, eval);
         session.arena.release(mark);
     }
     if (training) {
@@ -109,7 +109,7 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
     plan.parameter_bytes = model.params.bytes();
     plan.copy_bytes = model.precision.compute_copy() ? model.compute.bytes() : 0;
     plan.gradient_bytes = model.grads.data ? model.grads.bytes() : 0;
-    plan.moment_bytes = model.moment1.data ? model.moment1.bytes() + model.moment2.bytes() : 0;
+    plan.optimizer_bytes = session.optimizer ? session.optimizer->bytes() : 0;
     plan.unit_bytes = session.shared.bytes();
     plan.activation_bytes = session.arena.peak();
     plan.workspace_bytes = ctx.workspace_needed;
@@ -156,8 +156,8 @@ std::string describe_plan(const Plan& plan, const Model& model, const TrainConfi
     if (plan.copy_bytes) text += row("compute copy", bytes_text(double(plan.copy_bytes)), name_of(model.precision.act));
     if (plan.gradient_bytes)
         text += row("gradients", bytes_text(double(plan.gradient_bytes)), name_of(model.precision.grad));
-    if (plan.moment_bytes)
-        text += row("Adam's moments", bytes_text(double(plan.moment_bytes)), name_of(model.precision.grad));
+    if (plan.optimizer_bytes)
+        text += row("optimizer's state", bytes_text(double(plan.optimizer_bytes)), name_of(model.precision.grad));
     if (plan.unit_bytes)
         text += row("units in use", bytes_text(double(plan.unit_bytes)), "gathered, or not yet summed");
     text += row("activations", bytes_text(double(plan.activation_bytes)), name_of(model.precision.act));

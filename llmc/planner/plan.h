@@ -10,14 +10,14 @@ namespace llmc {
 // The result of running the real code once on a Context that only counts, so it cannot disagree with the run. Memory in
 // bytes.
 struct Plan {
-    int64_t parameter_bytes = 0, copy_bytes = 0, gradient_bytes = 0, moment_bytes = 0;
+    int64_t parameter_bytes = 0, copy_bytes = 0, gradient_bytes = 0, optimizer_bytes = 0;
     int64_t unit_bytes = 0;        // buffers of SharedUnits: gathered parameters, gradients that are not summed yet
     int64_t activation_bytes = 0;  // activations, and workspace of ops inside forward and backward
     int64_t workspace_bytes = 0;   // workspace of ops outside of them
     int64_t step_flops = 0;        // of everything in a step, recomputation included
     int64_t forward_flops = 0;  // of one evaluation of a micro-batch
     int64_t total() const {
-        return parameter_bytes + copy_bytes + gradient_bytes + moment_bytes + unit_bytes + activation_bytes +
+        return parameter_bytes + copy_bytes + gradient_bytes + optimizer_bytes + unit_bytes + activation_bytes +
                workspace_bytes;
     }
 

@@ -1,5 +1,7 @@
 #include "llmc/step/session.h"
 
+#include "llmc/step/make_optimizer.h"
+
 namespace llmc {
 
 Session::Session(const ModelConfig& m, const TrainConfig& train, World& w, const ContextOptions& options)
@@ -18,7 +20,8 @@ void Session::allocate(bool training, int64_t activation_bytes, int64_t workspac
     }
     model.allocate(training);
     shared.allocate(training);
-    step.emplace(model, config, arena, hooks, ctx, graphs, world.size > 1 ? &shared : nullptr);
+    if (training) optimizer = make_optimizer(config, model, ctx);
+    step.emplace(model, optimizer.get(), config, arena, hooks, ctx, graphs, world.size > 1 ? &shared : nullptr);
 }
 
 void Session::initialize() {

@@ -1,5 +1,6 @@
 // One process's part of a model in use, in the order in which its members depend on each other.
 #pragma once
+#include <memory>
 #include <optional>
 
 #include "llmc/step/step.h"
@@ -14,8 +15,9 @@ struct Session {
     Model model;
     SharedUnits shared;  // used if there are several ranks
     UnitHooks hooks;
-    Arena arena;               // of activations
-    std::optional<Step> step;  // see allocate
+    Arena arena;                           // of activations
+    std::unique_ptr<Optimizer> optimizer;  // see allocate; nullptr unless training
+    std::optional<Step> step;
 
     // Declares all of it, and takes no memory. All ranks of the world call it at the same time. InputError as
     // sharding_of, and as Model for a configuration that no model can have.
@@ -28,7 +30,10 @@ struct Session {
     // graphs: see Step.
     void allocate(bool training, int64_t activation_bytes = 0, int64_t workspace_bytes = 0, bool graphs = false);
     // Of everything that allocate() got.
-    int64_t bytes() const { return model.buffers.bytes() + shared.bytes() + arena.bytes() + ctx.workspace.bytes; }
+    int64_t bytes() const {
+        return model.buffers.bytes() + (optimizer ? optimizer->bytes() : 0) + shared.bytes() + arena.bytes() +
+               ctx.workspace.bytes;
+    }
 
     // Random weights from config.seed, the same for any number of ranks.
     void initialize();

@@ -7,9 +7,9 @@
 
 namespace llmc {
 
-Step::Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx, bool graphs,
-           SharedUnits* shared)
-    : model(model), config(config), arena(arena), hooks(shared ? *shared : hooks), ctx(ctx), graphs(graphs),
+Step::Step(Model& model, Optimizer* optimizer, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx,
+           bool graphs, SharedUnits* shared)
+    : model(model), optimizer(optimizer), config(config), arena(arena), hooks(shared ? *shared : hooks), ctx(ctx), graphs(graphs),
       shared(shared) {
     const int64_t B = config.micro_batch / model.sharding.group_ranks, T = model.config.context;
     tokens = arena.tensor("tokens", DType::i32, {B, T});
@@ -60,23 +60,11 @@ void Step::update() {
 void Step::enqueue_update() {
     const Range range("update", ctx);
     if (shared) shared->finish_gradients();
-    const bool slices = model.sharding.moments();  // what this rank updates of every unit
-    for (const ParamPart& part : parts_of(model.table, model.grads, slices))
+    for (const ParamPart& part : parts_of(model.table, model.grads, model.sharding.moments()))
         if (part.spec.start > 0) freeze_until(part.data, step, part.spec.start, ctx);
     sum_squares();
     step_decide(step, config.clip, config.beta1, config.beta2, ctx);
-    AdamW options{config.beta1, config.beta2, config.adam_eps, config.weight_decay, config.stochastic_rounding,
-                  uint64_t(config.seed) ^ hash_of("stochastic rounding")};
-    for (const Unit& unit : model.table.units) {
-        auto mine = [&](const Tensor& buffer) {
-            return slices ? slice_range(model.table, unit, buffer) : unit_range(unit, buffer);
-        };
-        const int64_t begin = slices ? unit.slice_begin : 0;
-        const int64_t decayed = std::clamp<int64_t>(unit.decayed - begin, 0, mine(model.params).numel());
-        options.first_index = unit.first_index + begin;
-        adamw_update(mine(model.params), model.precision.compute_copy() ? mine(model.compute) : Tensor{},
-                     mine(model.moment1), mine(model.moment2), mine(model.grads), step, decayed, options, ctx);
-    }
+    for (const Unit& unit : model.table.units) optimizer->update(UnitSlice(model, unit), step, arena);
     if (shared) shared->spread_parameters();
 }
 

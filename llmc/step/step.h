@@ -1,4 +1,5 @@
-// One training step: forward and backward of K micro-batches, then the gradient norm, step_decide and AdamW.
+// One training step: forward and backward of K micro-batches, then the gradient norm, step_decide and the
+// optimizer's update.
 //
 // Micro-batches are numbered over all ranks. W of them are computed at the same time (Sharding::batches), and this
 // rank's group b computes those with k mod W = b. A step is the same for any W, up to the rounding of sums.
@@ -8,6 +9,7 @@
 #pragma once
 #include "llmc/ops/graph.h"
 #include "llmc/step/config.h"
+#include "llmc/step/optimizer.h"
 #include "llmc/step/units.h"
 
 namespace llmc {
@@ -17,16 +19,16 @@ public:
     // Takes its small buffers (tokens, targets, losses, step state, metrics) from `arena` and keeps them. With
     // `graphs`, everything between two uploads is recorded once and launched as one CUDA graph; `hooks` are then called
     // only in the first run and in the recording. shared: the hooks of a divided model, used instead of `hooks`; all
-    // ranks then make the same calls.
-    Step(Model& model, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx, bool graphs = false,
-         SharedUnits* shared = nullptr);
+    // ranks then make the same calls. optimizer: nullptr if it only evaluates.
+    Step(Model& model, Optimizer* optimizer, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx,
+         bool graphs = false, SharedUnits* shared = nullptr);
 
     // Begins a step with this learning rate. number: of the step in the whole run.
     void begin(double lr, int64_t number = 0);
     // Computes gradients. tokens, targets: this rank's [rows(), context] on the host. k: number of the micro-batch in
     // the step: b, b + W ... statistics: also compute the metrics.
     void micro_batch(const int32_t* tokens, const int32_t* targets, int64_t k, bool statistics);
-    void update();  // gradient norm, decision, AdamW
+    void update();  // gradient norm, decision, the optimizer's update
 
     StepState state();                       // waits for the device
     void set_state(const StepState& state);  // for a resume
@@ -49,6 +51,7 @@ private:
     void sum_squares();
 
     Model& model;
+    Optimizer* const optimizer;
     const TrainConfig config;
     Arena& arena;
     UnitHooks& hooks;

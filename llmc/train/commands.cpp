@@ -146,7 +146,7 @@ int run_eval(const EvalCommand& command, World& world) {
     Arena arena("activations", *loaded.ctx);
     arena.allocate(plan.activation_bytes);
     UnitHooks hooks;
-    Step step(*model, config, arena, hooks, *loaded.ctx);
+    Step step(*model, nullptr, config, arena, hooks, *loaded.ctx);
     const Evaluator evaluator(data, as, config, &split);
     const EvalResult result = evaluator.run(step, options, world);
     std::printf("step %lld, %s split%s: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),

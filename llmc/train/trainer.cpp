@@ -79,7 +79,7 @@ struct Run : Session {
     // ---- start
     void start_from(const Checkpoint& checkpoint) {
         load_tensors(checkpoint, model_file, model.parameter_parts(false), ctx, world);
-        load_tensors(checkpoint, optimizer_file, model.optimizer_parts(false), ctx, world);
+        load_tensors(checkpoint, optimizer_file, optimizer->state_parts(false), ctx, world);
         model.refresh_compute_copy();
         shared.spread_parameters();
         first_step = steps_done = checkpoint.step;
@@ -214,8 +214,8 @@ struct Run : Session {
         if (!transition.is_null()) j["transition"] = transition;
         if (evaluation_missing) j["evaluation_missing"] = true;
         try {
-            save_checkpoint(options.run_dir, steps_done, model.parameter_parts(true), model.optimizer_parts(true), j,
-                            config.keep, ctx, world);
+            save_checkpoint(options.run_dir, steps_done, model.parameter_parts(true), optimizer->state_parts(true),
+                            j, config.keep, ctx, world);
             return true;
         } catch (const RunError& error) {
             if (world.rank == 0) std::fprintf(stderr, "warning: %s\n", error.what());

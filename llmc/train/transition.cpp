@@ -140,7 +140,7 @@ void remove_leftovers(const std::string& run_dir) {
     for (const auto& path : leftovers) std::filesystem::remove_all(path, error);
 }
 
-// Weights and moments of the converted model.
+// Weights and optimizer state of the converted model.
 void load(Session& session, const Checkpoint& from, bool reset_optimizer) {
     Model& model = session.model;
     Context& ctx = session.ctx;
@@ -150,9 +150,12 @@ void load(Session& session, const Checkpoint& from, bool reset_optimizer) {
     scale_routers(model.parameters(), 1 / temperature, ctx);
     model.refresh_compute_copy();
     if (reset_optimizer) return;
-    load_converted(from, optimizer_file, model.optimizer(), ctx, session.world);
-    for (const NamedTensor& t : model.optimizer())
-        scale_routers({t}, t.name.starts_with("m.") ? temperature : temperature * temperature, ctx);
+    load_converted(from, optimizer_file, session.optimizer->state_parts(false), ctx, session.world);
+    for (const StateBuffer& state : session.optimizer->states()) {
+        double factor = 1;
+        for (int i = 0; i < state.kind().degree; i++) factor *= temperature;
+        scale_routers(state.parts(false), factor, ctx);
+    }
 }
 
 // The losses of both modes at the switch, as state.json keeps them.
@@ -205,7 +208,7 @@ void convert(const TransitionCommand& command, const Checkpoint& from, const Con
     if (command.reset_optimizer) state.t = 0;
     const Loader loader(data.train, c.model.context, uint64_t(c.train.seed), true);
     const LoaderState position = loader.state_at(from.step * c.train.micro_batch * c.train.grad_accumulation);
-    save_checkpoint(options.run_dir, from.step, session.model.parameters(), session.model.optimizer(),
+    save_checkpoint(options.run_dir, from.step, session.model.parameters(), session.optimizer->state_parts(true),
                     checkpoint_state(identity, state, position, from.state.at("seconds"), evaluator.fillers()),
                     c.train.keep, session.ctx, world);
 }
