@@ -152,7 +152,7 @@ ALL_TESTS := $(basename $(notdir $(wildcard dev/test/test_*.cpp)))
 # Tests of single ops: they need only llmc/base and llmc/ops. Those of the emulator itself are for BACKEND=emu.
 EMULATOR_TESTS := $(filter test_emu%,$(ALL_TESTS))
 KERNEL_TESTS := $(addprefix test_,activation attention embedding head matmul matmul_ragged memory moe_gates \
-    moe_permute moe_route mot_ops mot_variants norm optimizer)
+    moe_permute moe_route mot_ops mot_variants muon norm optimizer)
 OTHER_BACKENDS := $(if $(filter emu,$(BACKEND)),,$(EMULATOR_TESTS)) \
     $(if $(filter cpu,$(BACKEND)),test_backends test_launch_gpu,$(filter test_cpu%,$(ALL_TESTS)))
 TESTS := $(filter-out $(OTHER_BACKENDS),$(ALL_TESTS))

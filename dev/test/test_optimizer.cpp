@@ -1,6 +1,5 @@
 // The sums, the decision and AdamW of a step against a plain float64 AdamW.
-#include "dev/test/reference.h"
-#include "llmc/base/rng.h"
+#include "dev/test/optimizer_test.h"
 
 namespace llmc {
 namespace {
@@ -13,19 +12,6 @@ const std::vector<DType> master_types = [] {
     if (backend_supports(DType::f64)) types.push_back(DType::f64);
     return types;
 }();
-
-Tensor make_step(Device& d) {
-    Tensor step = step_state_tensor(nullptr);
-    step = d.tensor(DType::i32, step.shape, "step");
-    StepState initial;
-    upload(step, &initial, d.ctx);
-    return step;
-}
-StepState read_step(Device& d, Tensor step) {
-    StepState s;
-    download(&s, step, d.ctx);
-    return s;
-}
 
 // AdamW as in the paper, one element after another, in float64.
 struct PlainAdamW {
@@ -185,10 +171,8 @@ TEST(Optimizer, StochasticRoundingFollowsItsFormula) {
     const double lr = 0.01;
     Vector want(start.size());
     for (size_t i = 0; i < want.size(); i++) {
-        const auto block = philox4x32({uint32_t(i / 8), 0, uint32_t(t), uint32_t(t >> 32)}, {0x9abcdef0, 0x12345678});
-        const uint32_t noise = block[i % 8 / 2] >> (i % 2 ? 16 : 0) & 0xffff;
         const float exact = float(start[i]) * float(1 - lr * options.weight_decay);
-        want[i] = double(std::bit_cast<float>((std::bit_cast<uint32_t>(exact) + noise) & 0xffff0000));
+        want[i] = rounded_at_random(exact, i, options.seed, uint64_t(t));
     }
     EXPECT_TRUE(std::isnan(want[5]));
     Vector whole = decayed_bf16(start, 0, n, options, lr, t);

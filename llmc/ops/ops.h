@@ -321,4 +321,31 @@ struct AdamW {
 void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor grad, Tensor step, int64_t decayed,
                   const AdamW& options, Context& ctx);
 
+// Muon (Jordan et al. 2024) steps along the momentum of a weight matrix with all its singular values brought near 1.
+// The ops around its matrix products; step/muon.cpp puts them together.
+//
+// Nesterov momentum. If ok = 0, m stays and direction is 0.
+//   g = grad * grad_scale;  m = momentum m + (1 - momentum) g;  direction = momentum m + (1 - momentum) g
+// direction, m, grad [N] f32 (f64).
+void muon_momentum(Tensor direction, Tensor m, Tensor grad, Tensor step, double momentum, Context& ctx);
+// x_i = x_i / (|x_i| + 1e-7) for each matrix of x [n,R,K] f32 (f64), in place; |x_i| is its Frobenius norm. Then no
+// singular value is above 1.
+void normalize_matrices(Tensor x, Context& ctx);
+// out_i = a I + b s_i + c out_i for each of the square matrices out, s [n,K,K] f32 (f64). With out = s s before, the
+// polynomial a + b s + c s^2.
+struct Polynomial {
+    double a, b, c;
+};
+void matrix_polynomial(Tensor out, Tensor s, const Polynomial& p, Context& ctx);
+// p = p (1 - lr * weight_decay) - lr * scale * direction;  nothing if ok = 0. The rest is as in adamw_update: param [N]
+// f32, bf16 or f64, compute_copy [N] bf16 (optional), direction [N] f32 (f64), and how bf16 parameters are rounded.
+struct MuonUpdate {
+    double scale = 1, weight_decay = 0.1;
+    bool stochastic_rounding = false;
+    uint64_t seed = 0;
+    int64_t first_index = 0;
+};
+void muon_update(Tensor param, Tensor compute_copy, Tensor direction, Tensor step, const MuonUpdate& options,
+                 Context& ctx);
+
 }  // namespace llmc

@@ -2,8 +2,7 @@
 // changes from step to step is read from the StepState on the device, so a captured graph of a step can be replayed.
 #include "llmc/ops/checks/decide_step.h"
 #include "llmc/ops/checks/optimizer.h"
-#include "llmc/ops/cuda/philox.cuh"
-#include "llmc/ops/cuda/vector.cuh"
+#include "llmc/ops/cuda/update.cuh"
 
 namespace llmc {
 
@@ -164,21 +163,6 @@ struct Unit {
     AdamW options;
 };
 
-// x [W] rounded to bf16 as AdamW::stochastic_rounding in ops.h says; i = index of x[0] in the unit. NaN stays NaN.
-template <int W>
-__device__ inline Floats<W> rounded_stochastically(Floats<W> x, int64_t i, const AdamW& o, int64_t t) {
-    const uint64_t index = uint64_t(o.first_index + i), number = index / 8, step = uint64_t(t);
-    const uint4 counter = make_uint4(uint32_t(number), uint32_t(number >> 32), uint32_t(step), uint32_t(step >> 32));
-    const uint4 bits = philox(counter, uint32_t(o.seed), uint32_t(o.seed >> 32));
-    for (int j = 0; j < W; j++) {
-        const int place = W == 8 ? j : int(index % 8);  // eight at a time begin at a multiple of eight
-        const uint32_t word = place < 4 ? (place < 2 ? bits.x : bits.y) : (place < 6 ? bits.z : bits.w);
-        const uint32_t noise = word >> (16 * (place % 2)) & 0xffff;
-        if (x[j] == x[j]) x[j] = __uint_as_float((__float_as_uint(x[j]) + noise) & 0xffff0000u);
-    }
-    return x;
-}
-
 template <int W, class P>
 __device__ inline void update_at(const Unit<P>& a, const Update& u, int64_t i) {
     Floats<W> p = load<W>(a.param + i), m = load<W>(a.m + i), v = load<W>(a.v + i);
@@ -190,14 +174,13 @@ __device__ inline void update_at(const Unit<P>& a, const Update& u, int64_t i) {
         p[j] = p[j] * (i + j < a.decayed ? u.keep : 1.0f) - u.step_size * m[j] / (sqrtf(v[j]) * u.root2 + u.eps);
     }
     if constexpr (std::is_same_v<P, nv_bf16>)
-        if (a.options.stochastic_rounding) p = rounded_stochastically(p, i, a.options, u.t);
+        if (a.options.stochastic_rounding)
+            p = rounded_stochastically(p, a.options.first_index + i, a.options.seed, u.t);
     store<W>(a.param + i, p);
     store<W>(a.m + i, m);
     store<W>(a.v + i, v);
     if (a.compute_copy) store<W>(a.compute_copy + i, p);
 }
-
-constexpr int update_width = 8;  // elements that a thread updates at a time: one pack of bf16, two of float
 
 //   g = grad * grad_scale;  p *= 1 - lr * weight_decay (elements [0, decayed));  m, v = moving averages of g, g^2;
 //   p -= lr * (m / bias_correction1) / (sqrt(v / bias_correction2) + eps);  nothing at all if the step is not ok.

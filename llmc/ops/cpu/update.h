@@ -1,0 +1,41 @@
+// What the updates of all optimizers share on the CPU: chunks, sums of squares, stochastic rounding.
+#pragma once
+#include <array>
+#include <bit>
+
+#include "llmc/base/rng.h"
+#include "llmc/ops/cpu/cpu.h"
+
+namespace llmc {
+
+constexpr int64_t chunk_size = 16384;  // elements per partial sum: fixed, whatever the number of threads
+inline int64_t chunks_of(int64_t n) { return (n + chunk_size - 1) / chunk_size; }
+
+template <class T>
+double sum_of_squares(const T* x, int64_t n) {
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; i++) total += double(x[i]) * double(x[i]);
+    return total;
+}
+
+// The 16 random bits that round each of the elements [first, first + count): see AdamW in ops.h.
+inline void fill_noise(uint16_t* noise, int64_t first, int64_t count, uint64_t seed, int64_t t) {
+    const uint64_t step = uint64_t(t);
+    std::array<uint32_t, 4> block;
+    for (int64_t i = 0; i < count; i++) {
+        const uint64_t index = uint64_t(first + i), number = index / 8, place = index % 8;
+        if (i == 0 || place == 0)
+            block = philox4x32({uint32_t(number), uint32_t(number >> 32), uint32_t(step), uint32_t(step >> 32)},
+                               {uint32_t(seed), uint32_t(seed >> 32)});
+        noise[i] = uint16_t(block[place / 2] >> (16 * (place % 2)));
+    }
+}
+
+// Up with the probability (x - next lower bf16) / (distance of the two bf16 around x). NaN stays NaN.
+inline void put_stochastic(bf16& to, float x, uint16_t noise) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x);
+    to.bits = x != x ? bf16::round(x) : uint16_t((bits + noise) >> 16);
+}
+
+}  // namespace llmc
