@@ -194,7 +194,7 @@ void read_model(GoldenCase& c, const Fields& f) {
 }
 
 void read_optimizer(GoldenCase& c, const Fields& f) {
-    if (f.get<std::string>("algorithm") != "adamw") c.unsupported = "this version's only optimizer is adamw";
+    if (f.get<std::string>("algorithm") != "adamw") c.unsupported = "golden trajectories are those of adamw";
     c.train.micro_batch = c.B;
     c.train.steps = f.size("steps");
     c.train.lr = f.get<double>("lr");

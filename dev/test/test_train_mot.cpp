@@ -21,6 +21,27 @@ TEST_F(TrainMot, ResumeIsBitEqualToAnUninterruptedRun) {
     EXPECT_LT(a.back().at("loss").get<double>(), a.front().at("loss").get<double>());
 }
 
+TEST_F(TrainMot, MuonResumesWithEqualBitsAndStaysMuon) {
+    ASSERT_EQ(run(recipe("straight", {"--steps", "12", "--optimizer", "muon"})), 0) << said();
+    ASSERT_EQ(run(recipe("halves", {"--steps", "6", "--decay-steps", "12", "--optimizer", "muon"})), 0) << said();
+    const std::vector<std::string> resume = {"train_mot", "--resume", "--data", data, "--run-dir", dir / "halves",
+                                             "--steps", "12"};
+    auto with = [&](std::vector<std::string> more) {
+        more.insert(more.begin(), resume.begin(), resume.end());
+        return more;
+    };
+    expect_refusal(with({"--optimizer", "adamw"}), {"--optimizer", "adamw", "muon"});
+    expect_refusal(with({"--muon-momentum", "0.9"}), {"--muon-momentum", "0.9", "0.95"});
+    ASSERT_EQ(run(resume), 0) << said();
+    expect_equal_checkpoints("straight/step-00000012", "halves/step-00000012");
+    const SafetensorsFile state(dir / "halves" + "/step-00000012/optimizer.safetensors");
+    auto has = [&](const std::string& name) { return state.find(name) != nullptr; };
+    for (const char* name : {"blocks.0.qkv.weight", "blocks.0.proj.weight"})
+        EXPECT_TRUE(has(str("m.", name)) && !has(str("v.", name))) << name;
+    for (const char* name : {"embedding.token.weight", "head.weight", "blocks.0.norm.weight"})
+        EXPECT_TRUE(has(str("m.", name)) && has(str("v.", name))) << name;
+}
+
 TEST_F(TrainMot, KilledRunContinuesAndItsLogIsCutBack) {
     ASSERT_EQ(run(recipe("straight", {"--steps", "20"})), 0) << said();
     ASSERT_EQ(run(recipe("killed", {"--steps", "10", "--decay-steps", "20"})), 0) << said();
@@ -40,6 +61,7 @@ TEST_F(TrainMot, ResumeRefusesAnotherFunctionByName) {
     };
     expect_refusal(resume({"--d-model", "32"}), {"--d-model", "32", "16"});
     expect_refusal(resume({"--lr", "0.5"}), {"--lr", "0.5"});
+    expect_refusal(resume({"--optimizer", "muon"}), {"--optimizer", "muon", "adamw"});
     expect_refusal(resume({"--micro-batch", "16"}), {"--micro-batch", "16", "8"});
     expect_refusal(recipe("run", {"--steps", "2"}), {"--resume"});
     expect_refusal({"train_mot", "--resume", "--data", data, "--run-dir", dir / "empty", "--steps", "4"},

@@ -27,7 +27,7 @@ struct Model::Kept {
 
 Model::Model(const ModelConfig& c, const Precision& precision, bool decay_everything, Context& ctx,
              const Sharding& sharding, Mesh* mesh)
-    : config(resolved(c)), precision(precision), sharding(sharding), buffers("parameters", ctx), ctx(ctx), mesh(mesh),
+    : config(resolved(c)), precision(precision), sharding(sharding), mesh(mesh), buffers("parameters", ctx), ctx(ctx),
       norm(config.norm == Norm::rmsnorm ? Norm::rmsnorm : Norm::layernorm) {
     const int64_t V = config.vocab_size, C = config.d_model;
     if (!backend_supports(precision.act))

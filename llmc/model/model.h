@@ -107,6 +107,7 @@ public:
     const ModelConfig config;
     const Precision precision;
     const Sharding sharding;
+    Mesh* const mesh;  // nullptr if the model is not divided
     ParamTable table;
     Arena buffers;                  // memory of the three tensors below
     Tensor params, compute, grads;  // compute is params itself if there is no copy
@@ -142,7 +143,6 @@ private:
     void backward(Tensor dstream, Tensor tokens, const Run& run, std::vector<Kept>& kept);
 
     Context& ctx;
-    Mesh* mesh;
     Norm norm;
     std::vector<const BlockKind*> kinds;  // of the blocks
     std::vector<std::unique_ptr<Block>> blocks;

@@ -108,7 +108,7 @@ std::vector<Tensor> padding_of(const Unit& unit, const Tensor& range) {
     std::vector<Tensor> list;
     for (size_t i = 0; i < unit.params.size(); i++) {
         const int64_t begin = unit.params[i].offset + unit.params[i].local.numel();
-        const int64_t end = i + 1 < unit.params.size() ? unit.params[i + 1].offset : unit.size;
+        const int64_t end = unit.end_of(i);
         if (begin < end) list.push_back(range.slice(begin, end));
     }
     return list;

@@ -31,6 +31,9 @@ struct ParamSpec {
     int64_t first = 0;  // index in the whole tensor of its first element here
     int64_t offset = 0;                                             // in elements, from the start of the unit
     int64_t start = 0;                                              // first step that trains it
+    // A weight of a hidden layer is one matrix, or several along axis 0 that are layers of their own: Q, K and V, or one
+    // per expert. Their shape, rows x columns; no shape for all other parameters. Muon is for these.
+    Shape hidden{};
     bool matrix() const { return init.kind == ParamInit::weight; }  // decays with --decay matrices
     bool scalar() const { return init.kind == ParamInit::scalar; }  // never decays
 };
@@ -47,6 +50,11 @@ struct Unit {
     void weight(const std::string& local_name, Shape shape, int64_t fan_in) {
         add(local_name, shape, {ParamInit::weight, fan_in});
     }
+    // The same for a hidden layer's: a matrix, `stacked` matrices of equal shape, or with a leading axis one per expert.
+    void hidden_weight(const std::string& local_name, Shape shape, int64_t fan_in, int64_t stacked = 1) {
+        weight(local_name, shape, fan_in);
+        params.back().hidden = {shape[-2] / stacked, shape[-1]};
+    }
     void bias(const std::string& local_name, Shape shape, int64_t fan_in) {
         add(local_name, shape, {ParamInit::bias, fan_in});
     }
@@ -59,6 +67,9 @@ struct Unit {
         add(local_name, shape, {ParamInit::scalar, 1, value});
         params.back().start = start;
     }
+
+    // Where the padding after parameter number i ends.
+    int64_t end_of(size_t i) const { return i + 1 < params.size() ? params[i + 1].offset : size; }
 
     std::string prefix;  // put before local names: "blocks.3"
 

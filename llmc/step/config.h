@@ -13,6 +13,10 @@ enum class Decay { all, matrices };
 template <>
 inline constexpr std::array words_of<Decay> = {"all", "matrices"};
 
+enum class OptimizerName { adamw, muon };
+template <>
+inline constexpr std::array words_of<OptimizerName> = {"adamw", "muon"};
+
 enum class Recompute { none, blocks };
 template <>
 inline constexpr std::array words_of<Recompute> = {"none", "blocks"};
@@ -24,7 +28,8 @@ struct TrainConfig {
     int64_t warmup_steps = 2500, decay_steps = 0, schedule_origin = 0;
     double final_lr_fraction = 0.1, weight_decay = 0.1;
     Decay decay = Decay::all;
-    double beta1 = 0.9, beta2 = 0.999, adam_eps = 1e-8, clip = 0.5;
+    OptimizerName optimizer = OptimizerName::adamw;
+    double beta1 = 0.9, beta2 = 0.999, adam_eps = 1e-8, clip = 0.5, muon_momentum = 0.95;
     int64_t max_skipped = 10;
     PrecisionMode precision = PrecisionMode::fp32;
     bool stochastic_rounding = false;

@@ -55,6 +55,12 @@ void for_each_optimizer_field(Config& c, F&& f) {
     optimizer({.name = "decay",
                .help = "parameters that weight decay applies to: all, or matrices and embeddings only",
                .change = Change::transition}, c.decay);
+    optimizer({.name = "optimizer",
+               .help = "adamw; or muon: Muon for the weight matrices of hidden layers, and AdamW for the rest"},
+              c.optimizer);
+    optimizer({.name = "muon_momentum",
+               .help = "Muon: decay rate of the momentum",
+               .most = 0.999999, .change = Change::transition}, c.muon_momentum);
     optimizer({.name = "beta1",
                .help = "AdamW: decay rate of the first moment",
                .most = 0.999999, .change = Change::transition}, c.beta1);
@@ -105,8 +111,8 @@ template <class Config, class F>
 void for_each_processes_field(Config& c, F&& f) {
     auto processes = in_group("Several processes", f);
     processes({.name = "shard",
-               .help = "what to divide over the processes: nothing; Adam's moments; gradients too; parameters too "
-                       "(ZeRO-1, 2, 3)",
+               .help = "what to divide over the processes: nothing; the optimizer's state; gradients too; parameters "
+                       "too (ZeRO-1, 2, 3)",
                .change = Change::always}, c.shard);
     processes({.name = "expert_parallel",
                .help = "number of processes that divide the experts of a block",

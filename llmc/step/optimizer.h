@@ -15,6 +15,10 @@ struct UnitSlice {
     int64_t begin, end;                  // elements of the unit
     Tensor params, compute_copy, grads;  // [end - begin]; compute_copy is not given if there is none
 
+    // Which elements [from, to) of the unit, maybe none, are the slice's part of a parameter.
+    std::pair<int64_t, int64_t> part_of(const ParamSpec& spec) const {
+        return {std::clamp(spec.offset, begin, end), std::clamp(spec.offset + spec.local.numel(), begin, end)};
+    }
     // Elements [from, to) of the unit in one of these three tensors, which may be "not given".
     Tensor of(const Tensor& tensor, int64_t from, int64_t to) const {
         return tensor ? tensor.slice(from - begin, to - begin) : tensor;

@@ -22,8 +22,7 @@ int64_t StateBuffer::count(const Unit& unit, int64_t end) const {
     for (size_t i = 0; i < unit.params.size(); i++) {
         if (declared.has(unit.params[i])) continue;
         const int64_t begin = unit.params[i].offset;
-        const int64_t next = i + 1 < unit.params.size() ? unit.params[i + 1].offset : unit.size;
-        n -= std::clamp(end, begin, next) - begin;
+        n -= std::clamp(end, begin, unit.end_of(i)) - begin;
     }
     return n;
 }

@@ -9,8 +9,8 @@ namespace llmc {
 
 Step::Step(Model& model, Optimizer* optimizer, const TrainConfig& config, Arena& arena, UnitHooks& hooks, Context& ctx,
            bool graphs, SharedUnits* shared)
-    : model(model), optimizer(optimizer), config(config), arena(arena), hooks(shared ? *shared : hooks), ctx(ctx), graphs(graphs),
-      shared(shared) {
+    : model(model), optimizer(optimizer), config(config), arena(arena), hooks(shared ? *shared : hooks), ctx(ctx),
+      graphs(graphs), shared(shared) {
     const int64_t B = config.micro_batch / model.sharding.group_ranks, T = model.config.context;
     tokens = arena.tensor("tokens", DType::i32, {B, T});
     targets = arena.tensor("targets", DType::i32, {B, T});

@@ -14,8 +14,8 @@ public:
 
     void declare_params(Unit& dense, Unit&) const override {
         const int64_t C = config.d_model;
-        dense.weight("qkv.weight", {3 * C, C}, C);
-        dense.weight("proj.weight", {C, C}, C);
+        dense.hidden_weight("qkv.weight", {3 * C, C}, C, 3);
+        dense.hidden_weight("proj.weight", {C, C}, C);
         if (config.attention_bias) {
             dense.bias("qkv.bias", {3 * C}, C);
             dense.bias("proj.bias", {C}, C);

@@ -11,9 +11,9 @@ FeedForward::FeedForward(const std::string& prefix, Hidden activation, const Siz
 void FeedForward::declare_params(Unit& unit) const {
     const int64_t C = sizes.d_model, F = sizes.hidden, E = sizes.experts;
     auto shape = [&](int64_t rows, int64_t columns) { return E ? Shape{E, rows, columns} : Shape{rows, columns}; };
-    unit.weight(weights.up, shape(F, C), C);
-    if (gated) unit.weight(weights.gate, shape(F, C), C);
-    unit.weight(weights.down, shape(C, F), F * sizes.summed);
+    unit.hidden_weight(weights.up, shape(F, C), C);
+    if (gated) unit.hidden_weight(weights.gate, shape(F, C), C);
+    unit.hidden_weight(weights.down, shape(C, F), F * sizes.summed);
     if (sizes.bias) {
         unit.bias(weights.up_bias, {F}, C);
         unit.bias(weights.down_bias, {C}, F);
