@@ -193,7 +193,9 @@ TEST(Metrics, AUniformControllerHasFullEntropy) {
 TEST(Skipping, AStepWhoseLossIsNotFiniteChangesNothing) {
     for (const char* precision : {"fp32", "bf16-mixed", "bf16"})
         for (double poison : {std::nan(""), double(INFINITY)}) {
-            Trainee run(tiny(mot_pattern), training(8, 1, precision));
+            TrainConfig train = training(8, 1, precision);
+            train.optimizer = std::isnan(poison) ? OptimizerName::muon : OptimizerName::adamw;  // both, in turn
+            Trainee run(tiny(mot_pattern), train);
             Tokens tokens = random_tokens(8 * T, 1), targets = random_tokens(8 * T, 2);
             for (int32_t& token : tokens) token = token == 7 ? 8 : token;
             Tokens bad = tokens;

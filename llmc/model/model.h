@@ -2,8 +2,9 @@
 //
 //   x_0 = embedding(tokens);   x_{i+1} = x_i + block_i(norm_i(x_i));   losses = head([final_norm](x_n), targets)
 //
-// The model owns the buffers that have the layout of the parameters (parameters, compute copy, gradients). Activations are in an Arena used as a stack: forward pushes what each block saves, and backward releases
-// the saved tensors of a block when its gradient is done. The peak of the arena is therefore the activation memory.
+// The model owns the buffers that have the layout of the parameters (parameters, compute copy, gradients). Activations
+// are in an Arena used as a stack: forward pushes what each block saves, and backward releases the saved tensors of a
+// block when its gradient is done. The peak of the arena is therefore the activation memory.
 #pragma once
 #include <functional>
 #include <memory>

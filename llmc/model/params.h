@@ -1,8 +1,9 @@
 // The parameter table: every tensor of a model is declared here once, with name, shape, initialisation and decay.
 // Allocation, initialisation, optimizers, checkpoints, gradient tests, counts and `info` all loop over this table.
 //
-// A unit is one contiguous range of the parameter buffer; gradients and the compute copy have the same layout. Embedding, final norm and head are units; a block has a dense unit and, if it has experts, an expert unit.
-// Tensors start at multiples of 128 elements (256 bytes in bf16); the padding between them is always zero.
+// A unit is one contiguous range of the parameter buffer; gradients and the compute copy have the same layout.
+// Embedding, final norm and head are units; a block has a dense unit and, if it has experts, an expert unit. Tensors
+// start at multiples of 128 elements (256 bytes in bf16); the padding between them is always zero.
 //
 // With several ranks, every unit is cut into equal slices, wherever the borders of tensors are. A rank's buffer holds
 // either whole units or only its slice of each unit, one after the other. A unit of experts holds only the experts that
@@ -31,7 +32,7 @@ struct ParamSpec {
     int64_t first = 0;  // index in the whole tensor of its first element here
     int64_t offset = 0;                                             // in elements, from the start of the unit
     int64_t start = 0;                                              // first step that trains it
-    // A weight of a hidden layer is one matrix, or several along axis 0 that are layers of their own: Q, K and V, or one
+    // A hidden layer's weight is one matrix, or several along axis 0 that are layers of their own: Q, K and V, or one
     // per expert. Their shape, rows x columns; no shape for all other parameters. Muon is for these.
     Shape hidden{};
     bool matrix() const { return init.kind == ParamInit::weight; }  // decays with --decay matrices
@@ -50,7 +51,8 @@ struct Unit {
     void weight(const std::string& local_name, Shape shape, int64_t fan_in) {
         add(local_name, shape, {ParamInit::weight, fan_in});
     }
-    // The same for a hidden layer's: a matrix, `stacked` matrices of equal shape, or with a leading axis one per expert.
+    // The same for a hidden layer: one matrix, `stacked` matrices of equal shape, or with a leading axis one per
+    // expert.
     void hidden_weight(const std::string& local_name, Shape shape, int64_t fan_in, int64_t stacked = 1) {
         weight(local_name, shape, fan_in);
         params.back().hidden = {shape[-2] / stacked, shape[-1]};
