@@ -272,7 +272,7 @@ struct Run {
     const Options o;
     const Dataset data;
     const Loader loader;
-    std::optional<Loader> val_loader;
+    std::optional<EvalSequences> validation;
     Context ctx;
     Gpt gpt;
     std::optional<RunLog> log;
@@ -292,7 +292,7 @@ struct Run {
 
     // One step on a Context that only counts says what the run needs before anything is allocated.
     void prepare() {
-        if (!data.val.shards.empty()) val_loader.emplace(data.val, o.model.context, eval_seed, true);
+        if (!data.val.shards.empty()) validation.emplace(data.val, o.model.context, eval_seed);
         Context counting({.threads = o.threads, .counting = true});
         Gpt dry(o, counting);
         dry.step(nullptr, nullptr, 0);
@@ -311,13 +311,12 @@ struct Run {
 
     // Mean loss of the first batches of the validation split: the same at every call.
     void validate(int64_t step) {
-        if (!val_loader) return;
+        if (!validation) return;
         step_begin(gpt.a.eval_step, 0, ctx);
-        const int64_t B = o.train.micro_batch,
-                      batches = std::clamp<int64_t>(val_loader->windows() / B, 1, o.train.eval_batches);
-        for (int64_t i = 0; i < batches; i++) {
+        const int64_t B = o.train.micro_batch, count = validation->count(o.train.eval_batches * B);
+        for (int64_t first = 0; first < count; first += B) {
             if (stop_signal()) return;
-            val_loader->fill(tokens.data(), targets.data(), B, i * B);
+            validation->fill(tokens.data(), targets.data(), B, first, count);
             gpt.evaluate(tokens.data(), targets.data());
         }
         const StepState sums = gpt.read(gpt.a.eval_step);

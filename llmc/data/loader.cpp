@@ -55,33 +55,19 @@ Loader::Loader(const Split& data, int64_t seq_len, uint64_t order_seed, bool shu
                     "; give more data or a shorter sequence");
 }
 
-const uint16_t* Loader::window(int64_t index, size_t& shard) const {
-    shard = size_t(std::upper_bound(first_window.begin(), first_window.end(), index) - first_window.begin()) - 1;
-    return split.shards[shard].tokens + (index - first_window[shard]) * length;
-}
-
 void Loader::fill(int32_t* tokens, int32_t* targets, int64_t rows, int64_t first_sample) const {
     if (first_sample < 0) run_error("the loader was asked for sample ", first_sample);
     int64_t epoch = first_sample / windows();
     Permutation order(windows(), seed, epoch);
     for (int64_t row = 0; row < rows; row++, tokens += length, targets += length) {
-        int64_t sample = first_sample + row;
+        const int64_t sample = first_sample + row;
         if (sample / windows() != epoch) order = Permutation(windows(), seed, epoch = sample / windows());
-        int64_t index = sample % windows();
-        size_t shard;
-        const uint16_t* from = window(shuffle ? order(index) : index, shard);
-        int32_t largest = from[0];
-        tokens[0] = from[0];
-        for (int64_t t = 1; t < length; t++) tokens[t] = from[t];
-        for (int64_t t = 0; t < length; t++) {
-            targets[t] = from[t + 1];
-            largest = std::max(largest, targets[t]);
-        }
-        if (largest >= split.vocab_size) {
-            const uint16_t* bad = std::find(from, from + length + 1, uint16_t(largest));
-            input_error(split.shards[shard].path, ": token ", bad - split.shards[shard].tokens, " is ", largest,
-                        ", but the vocabulary has ", split.vocab_size, " tokens: the shard is damaged");
-        }
+        const int64_t index = shuffle ? order(sample % windows()) : sample % windows();
+        const auto after = std::upper_bound(first_window.begin(), first_window.end(), index);
+        const auto shard = size_t(after - first_window.begin()) - 1;
+        const int64_t from = (index - first_window[shard]) * length;
+        read_tokens(tokens, split, shard, from, length);
+        read_tokens(targets, split, shard, from + 1, length);
     }
 }
 

@@ -58,7 +58,6 @@ private:
     bool shuffle;
     std::vector<int64_t> first_window;  // [shards + 1]: windows before each shard
 
-    const uint16_t* window(int64_t index, size_t& shard) const;
 };
 
 }  // namespace llmc

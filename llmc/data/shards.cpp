@@ -162,6 +162,18 @@ void check_vocabulary(const Dataset& dataset, int64_t model_vocab_size) {
                     dataset.bare ? " (GPT-2)" : "", ", the model one of ", model_vocab_size, ": they must be equal");
 }
 
+void read_tokens(int32_t* out, const Split& split, size_t shard, int64_t from, int64_t count) {
+    const uint16_t* tokens = split.shards[shard].tokens + from;
+    int32_t largest = -1;
+    for (int64_t i = 0; i < count; i++) {
+        out[i] = tokens[i];
+        largest = std::max(largest, out[i]);
+    }
+    if (largest < split.vocab_size) return;
+    input_error(split.shards[shard].path, ": token ", from + (std::find(tokens, tokens + count, largest) - tokens),
+                " is ", largest, ", but the vocabulary has ", split.vocab_size, " tokens: the shard is damaged");
+}
+
 void verify_dataset(const Dataset& dataset) {
     for (const Split* split : {&dataset.train, &dataset.val})
         for (const Shard& shard : split->shards) {

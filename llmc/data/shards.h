@@ -62,6 +62,9 @@ Dataset open_dataset(const std::string& path, bool reads_tokens = true);
 // InputError unless the vocabularies of data and model have the same size.
 void check_vocabulary(const Dataset& dataset, int64_t model_vocab_size);
 
+// Copies tokens [from, from + count) of a shard. InputError naming the place of one that is not in the vocabulary.
+void read_tokens(int32_t* out, const Split& split, size_t shard, int64_t from, int64_t count);
+
 // Reads every shard and compares checksums and token ranges. InputError naming the first shard that is damaged.
 void verify_dataset(const Dataset& dataset);
 

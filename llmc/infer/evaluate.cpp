@@ -8,7 +8,8 @@
 namespace llmc {
 
 Evaluator::Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* chosen)
-    : micro_batch(config.micro_batch), context(model.context) {
+    : micro_batch(config.micro_batch) {
+    const int64_t context = model.context;
     if (const int64_t together = rows_together(model); together > 1) {
         const Loader training(data.train, context, eval_seed, true);
         std::vector<int32_t> rows(size_t(together * context)), ignored(rows.size());
@@ -18,50 +19,48 @@ Evaluator::Evaluator(const Dataset& data, const ModelConfig& model, const TrainC
     }
     const Split& split = chosen ? *chosen : data.val;
     if (split.shards.empty()) return;
-    loader.emplace(split, context, eval_seed, true);
-    // A split smaller than one micro-batch is repeated; otherwise no sequence counts twice.
-    count = std::max<int64_t>(1, std::min(config.eval_batches, loader->windows() / micro_batch));
+    sequences.emplace(split, context, eval_seed);
+    count = sequences->count(config.eval_batches * micro_batch);
     bytes_per_token = split.bytes_per_token();
 }
 
 namespace {
 
-using Sums = std::vector<Step::LossSum>;
+using LossSum = Step::LossSum;
 
-// The sums of all batches, of which all ranks have computed theirs, or parts of them.
-Sums collect(const Sums& mine, int64_t count, int group_ranks, World& world) {
-    Sums all(static_cast<size_t>(count));
+// The sum of all batches, in their order, of which all ranks have computed theirs, or parts of them.
+LossSum total_of(const std::vector<LossSum>& mine, World& world) {
     const std::vector<std::string> parts =
         world.all_gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof mine[0]));
-    const int64_t at_a_time = world.size / group_ranks;
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t r = i % at_a_time * group_ranks, end = r + group_ranks; r < end; r++) {
-            Step::LossSum part;
-            std::memcpy(&part, parts[size_t(r)].data() + size_t(i / at_a_time) * sizeof part, sizeof part);
-            all[size_t(i)].sum += part.sum, all[size_t(i)].count += part.count;
+    LossSum total;
+    for (size_t i = 0; i < mine.size(); i++)
+        for (const std::string& part : parts) {
+            LossSum sum;
+            std::memcpy(&sum, part.data() + i * sizeof sum, sizeof sum);
+            total.sum += sum.sum, total.count += sum.count;
         }
-    return all;
+    return total;
 }
 
 }  // namespace
 
 EvalResult Evaluator::run(Step& step, const EvalOptions& options, World& world, const Stop& stop) const {
-    EvalResult result;
-    const int rank = world.rank, group_ranks = step.sharding().group_ranks;
-    const int64_t at_a_time = world.size / group_ranks, first_row = rank % group_ranks * step.rows();
-    std::vector<int32_t> tokens(size_t(step.rows() * context)), targets(tokens.size());
-    Sums sums;
-    for (int64_t first = 0; first < count; first += at_a_time) {
+    const int group_ranks = step.sharding().group_ranks, group = world.rank / group_ranks;
+    const int64_t at_a_time = world.size / group_ranks, first_row = world.rank % group_ranks * step.rows();
+    std::vector<int32_t> tokens(size_t(step.rows() * sequences->context())), targets(tokens.size());
+    std::vector<LossSum> sums;
+    for (int64_t first = 0; first < batches(); first += at_a_time) {
         if (stop && stop()) return {.abandoned = true};
-        const int64_t i = std::min(first + rank / group_ranks, count - 1);
-        loader->fill(tokens.data(), targets.data(), step.rows(), i * micro_batch + first_row);
+        const int64_t row = (first + group) * micro_batch + first_row;
+        sequences->fill(tokens.data(), targets.data(), step.rows(), row, count);
         sums.push_back(step.evaluate(tokens.data(), targets.data(), options));
     }
-    sums = collect(sums, count, group_ranks, world);
-    for (const Step::LossSum& sum : sums) result.loss += sum.mean() / double(count);
+    const LossSum total = total_of(sums, world);
+    EvalResult result;
+    result.loss = total.mean();
     result.perplexity = std::exp(result.loss);
     result.bits_per_byte = bytes_per_token > 0 ? result.loss / (std::log(2.0) * bytes_per_token) : 0;
-    result.tokens = count * micro_batch * context;
+    result.tokens = int64_t(total.count);
     return result;
 }
 

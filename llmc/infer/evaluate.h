@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "llmc/data/loader.h"
+#include "llmc/data/eval_sequences.h"
 #include "llmc/step/step.h"
 
 namespace llmc {
@@ -12,7 +12,7 @@ namespace llmc {
 inline constexpr uint64_t eval_seed = 1912;  // for the order of validation sequences, independent of the run's seed
 
 struct EvalResult {
-    double loss = 0;           // nats per token
+    double loss = 0;           // nats per token, the mean over all tokens
     double perplexity = 0;     // exp(loss)
     double bits_per_byte = 0;  // 0 if the number of bytes of the data is unknown
     int64_t tokens = 0;
@@ -32,11 +32,15 @@ struct ExtraEvaluation {
 // is no MoT.
 std::vector<ExtraEvaluation> extra_evaluations(const ModelConfig& model, const TrainConfig& config);
 
+// The loss of a split does not depend on how it is cut into micro-batches. MoT groups are formed of sequences that
+// follow each other, so they are the same for every micro-batch too. (Of mixtures with a capacity, and of expert choice
+// among all tokens, a micro-batch is a part of what they compute.)
 class Evaluator {
 public:
-    // Uses up to config.eval_batches micro-batches of `split` (nullptr: the data's `val`).
+    // Uses as many sequences of `split` (nullptr: the data's `val`) as config.eval_batches micro-batches have, or all
+    // of them if that is 0 or more than there are.
     Evaluator(const Dataset& data, const ModelConfig& model, const TrainConfig& config, const Split* split = nullptr);
-    int64_t batches() const { return count; }  // 0 if there is no validation data
+    int64_t batches() const { return (count + micro_batch - 1) / micro_batch; }  // 0 if there is no validation data
     // Evaluates the model of `step`. world: the processes that divide the batches; all of them call this, and their
     // number does not change the result. All evaluate the same number of batches, some of which may not count, because
     // a divided model needs all ranks. stop: asked before every micro-batch on all ranks, which must get one answer.
@@ -50,9 +54,9 @@ public:
     const std::vector<std::vector<int32_t>>& fillers() const { return filler_rows; }
 
 private:
-    int64_t count = 0, micro_batch = 0, context = 0;
+    int64_t count = 0, micro_batch = 0;  // sequences that count, in a micro-batch
     double bytes_per_token = 0;
-    std::optional<Loader> loader;  // of the split
+    std::optional<EvalSequences> sequences;  // of the split
     std::vector<std::vector<int32_t>> filler_rows;
 };
 

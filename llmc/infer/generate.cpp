@@ -131,9 +131,9 @@ std::vector<std::vector<int32_t>> generate(Model& model, const Sequences& prompt
     return fresh;
 }
 
-double evaluate_filled(Model& model, const std::vector<int32_t>& tokens, const std::vector<int32_t>& targets,
-                       const Sequences& fillers, GroupFill fill, Context& ctx) {
-    const int64_t T = model.config.context, count = int64_t(tokens.size()) / T, rows = rows_with_fill(model.config, 1);
+double evaluate_filled(Model& model, const EvalSequences& sequences, int64_t count, const Sequences& fillers,
+                       GroupFill fill, Context& ctx) {
+    const int64_t T = model.config.context, rows = rows_with_fill(model.config, 1);
     if (fill == GroupFill::data && rows > 1 && fillers.empty())
         input_error("there are no sequences to fill MoT groups with");
     EvalOptions eval;
@@ -155,12 +155,13 @@ double evaluate_filled(Model& model, const std::vector<int32_t>& tokens, const s
     std::vector<double> host64(size_t(rows * T));
     std::vector<float> host32(size_t(rows * T));
     double sum = 0;
+    int64_t tokens = 0;
     for (int64_t i = 0; i < count; i++) {
         const Range range("evaluation", ctx);
-        std::copy_n(targets.begin() + i * T, T, wanted.begin());
-        for (int64_t r = 0; r < rows; r++) {
-            const bool filler = r > 0 && fill == GroupFill::data;
-            const int32_t* source = filler ? fillers[size_t(r - 1) % fillers.size()].data() : tokens.data() + i * T;
+        sequences.fill(batch.data(), wanted.data(), 1, i, count);
+        for (int64_t r = 1; r < rows; r++) {
+            const bool filler = fill == GroupFill::data;
+            const int32_t* source = filler ? fillers[size_t(r - 1) % fillers.size()].data() : batch.data();
             std::copy_n(source, T, batch.begin() + r * T);
         }
         upload(device_tokens, batch.data(), ctx);
@@ -170,9 +171,10 @@ double evaluate_filled(Model& model, const std::vector<int32_t>& tokens, const s
             download(host64.data(), losses, ctx);
         else
             download(host32.data(), losses, ctx), std::copy(host32.begin(), host32.end(), host64.begin());
-        for (int64_t t = 0; t < T; t++) sum += host64[size_t(t)];
+        for (int64_t t = 0; t < T; t++)
+            if (wanted[size_t(t)] >= 0) sum += host64[size_t(t)], tokens++;
     }
-    return sum / double(count * T);
+    return sum / double(tokens);
 }
 
 }  // namespace llmc

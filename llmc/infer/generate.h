@@ -10,6 +10,7 @@
 #pragma once
 #include <functional>
 
+#include "llmc/data/eval_sequences.h"
 #include "llmc/infer/sampling.h"
 #include "llmc/model/model.h"
 
@@ -40,9 +41,8 @@ std::vector<std::vector<int32_t>> generate(Model& model, const std::vector<std::
                                            const GenerateOptions& options, Context& ctx,
                                            const TokenCallback& on_token = {});
 
-// Mean loss of single sequences, each evaluated alone in a group that is filled up by the rule. tokens, targets
-// [count, context] on the host.
-double evaluate_filled(Model& model, const std::vector<int32_t>& tokens, const std::vector<int32_t>& targets,
+// Mean loss of the first `count` sequences, each evaluated alone in a group that is filled up by the rule.
+double evaluate_filled(Model& model, const EvalSequences& sequences, int64_t count,
                        const std::vector<std::vector<int32_t>>& fillers, GroupFill fill, Context& ctx);
 
 }  // namespace llmc

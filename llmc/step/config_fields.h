@@ -91,8 +91,8 @@ void for_each_run_field(Config& c, F&& f) {
          .help = "number of steps between validations; 0: none",
          .most = 1e12, .change = Change::always}, c.eval_interval);
     run({.name = "eval_batches",
-         .help = "number of micro-batches in a validation, always the same ones",
-         .least = 1, .most = 1e9, .change = Change::always}, c.eval_batches);
+         .help = "number of micro-batches in a validation, always the same ones; 0: all of the split",
+         .most = 1e9, .change = Change::always}, c.eval_batches);
     run({.name = "eval_group_sizes",
          .help = "also validate with these MoT group sizes, e.g. \"8,16,32\"",
          .change = Change::always}, c.eval_group_sizes);

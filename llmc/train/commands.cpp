@@ -1,5 +1,6 @@
 #include "llmc/train/commands.h"
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -93,6 +94,28 @@ ModelConfig config_of(const EvalCommand& command, const Loaded& loaded) {
     return config;
 }
 
+// Says on stderr every ten seconds how far an evaluation is; never stops it.
+class Progress {
+public:
+    Progress(int64_t batches, const World& world) : batches(batches), world(world) {}
+    bool operator()() {
+        using namespace std::chrono;
+        if (world.rank == 0 && steady_clock::now() - said > seconds(10)) {
+            std::fprintf(stderr, "evaluated %lld of %lld micro-batches\n", static_cast<long long>(done),
+                         static_cast<long long>(batches));
+            said = steady_clock::now();
+        }
+        done += world.size;
+        return false;
+    }
+
+private:
+    const int64_t batches;
+    const World& world;
+    int64_t done = 0;
+    std::chrono::steady_clock::time_point said = std::chrono::steady_clock::now();
+};
+
 // A line for every group size.
 void print_table(const Evaluator& evaluator, Step& step, const std::vector<ExtraEvaluation>& rows, World& world) {
     std::printf("%12s %10s %12s\n", "group size", "loss", "perplexity");
@@ -119,13 +142,11 @@ int run_eval(const EvalCommand& command, World& world) {
     config.eval_discrete = false;
     EvalOptions options{.discrete = command.discrete, .group_size = command.group_size};
     if (command.group_fill) {
-        Loader loader(split, loaded.config.context, eval_seed, true);
-        const int64_t count = std::min(command.batches, loader.windows());
-        std::vector<int32_t> tokens(size_t(count * loaded.config.context)), targets(tokens.size());
-        loader.fill(tokens.data(), targets.data(), count, 0);
+        const EvalSequences sequences(split, loaded.config.context, eval_seed);
+        const int64_t count = sequences.count(command.batches);
         loaded.load_parameters(world);
         const double loss =
-            evaluate_filled(*loaded.model, tokens, targets, loaded.fillers, *command.group_fill, *loaded.ctx);
+            evaluate_filled(*loaded.model, sequences, count, loaded.fillers, *command.group_fill, *loaded.ctx);
         std::printf("%lld single sequences, groups filled by rule %s: loss %.4f  perplexity %.2f\n",
                     static_cast<long long>(count), name_of(*command.group_fill), loss, std::exp(loss));
         loaded.report_profile("evaluation");
@@ -148,7 +169,7 @@ int run_eval(const EvalCommand& command, World& world) {
     UnitHooks hooks;
     Step step(*model, nullptr, config, arena, hooks, *loaded.ctx);
     const Evaluator evaluator(data, as, config, &split);
-    const EvalResult result = evaluator.run(step, options, world);
+    const EvalResult result = evaluator.run(step, options, world, Progress(evaluator.batches(), world));
     std::printf("step %lld, %s split%s: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
                 command.as ? str(", as ", *command.as).c_str() : "", result.text().c_str());
     if (!command.group_sizes.empty()) print_table(evaluator, step, rows, world);
