@@ -348,6 +348,7 @@ struct Run {
         const Schedule schedule{t.lr, t.warmup_steps, t.decay_steps, t.final_lr_fraction};
         auto due = [](int64_t interval, int64_t step) { return interval > 0 && step % interval == 0; };
         int64_t step = 0;
+        bool sound = true;  // the last step counted
         while (step < t.steps && !stop_signal()) {
             const auto start = std::chrono::steady_clock::now();
             const double lr = learning_rate(schedule, step);
@@ -366,9 +367,12 @@ struct Run {
             }
             if (s.skipped_in_a_row >= t.max_skipped)
                 run_error(s.skipped_in_a_row, " steps in a row had a loss or gradient that is not finite: lower --lr");
+            if (s.broken) run_error("the update of step ", step, " made parameters infinite or NaN: lower --lr");
             if (due(t.eval_interval, step) || (t.eval_interval && step == t.steps)) validate(step);
-            if (due(t.save_interval, step) && step < t.steps && !stop_signal()) save(step);
+            if (due(t.save_interval, step) && step < t.steps && !stop_signal() && s.ok) save(step);
+            sound = s.ok;
         }
+        if (!sound) run_error("the last step was skipped, because its loss or gradient is not finite: nothing is saved");
         if (!save(step)) return 1;
         return stop_signal() ? 128 + stop_signal() : 0;
     }

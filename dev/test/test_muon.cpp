@@ -163,5 +163,25 @@ TEST(Muon, WrongTensorsAreNamed) {
     EXPECT_TRUE(refuses([&] { muon_update(five, {}, five, five, {}, d.ctx); }, "five"));
 }
 
+TEST(Muon, AnUpdateThatIsNotFiniteIsReported) {
+    const int64_t n = small_sizes() ? 5003 : 40003;
+    const double inf = std::numeric_limits<double>::infinity();
+    std::vector<DType> types = arithmetic_types;
+    types.push_back(DType::bf16);
+    for (DType dtype : types)
+        for (const auto& [p, along, broken] : {std::tuple{1.0, 1.0, 0}, {inf, 1.0, 1}, {1.0, std::nan(""), 1}})
+            for (int64_t place : {int64_t(0), n - 1})
+                for (bool stochastic : {false, true}) {
+                    if (stochastic && dtype != DType::bf16) continue;
+                    Device d;
+                    Vector params(size_t(n), 1), directions(size_t(n), 1);
+                    params[size_t(place)] = p, directions[size_t(place)] = along;
+                    Tensor param = d.tensor(dtype, {n}, params, "p"), step = make_step(d);
+                    Tensor direction = d.tensor(dtype == DType::f64 ? dtype : DType::f32, {n}, directions, "direction");
+                    muon_update(param, {}, direction, step, {.stochastic_rounding = stochastic}, d.ctx);
+                    EXPECT_EQ(read_step(d, step).broken, broken) << p << ' ' << along << " at " << place;
+                }
+}
+
 }  // namespace
 }  // namespace llmc

@@ -286,6 +286,55 @@ TEST(Optimizer, NotFiniteSkipsAndCounts) {
     EXPECT_NEAR(s.bias_correction2, 0.001, 1e-15);
 }
 
+// A gradient whose squares are above the largest float, unless clipping makes it smaller.
+TEST(Optimizer, AGradientTooLargeForAdamSkipsToo) {
+    Device d;
+    Tensor step = make_step(d);
+    auto ok = [&](double norm, double clip) {
+        StepState state;
+        state.grad_square_sum = norm * norm;
+        upload(step, &state, d.ctx);
+        step_decide(step, clip, 0.9, 0.999, d.ctx);
+        return read_step(d, step).ok;
+    };
+    EXPECT_EQ(ok(1e19, 0), 1);
+    EXPECT_EQ(ok(1e20, 0), 0);
+    EXPECT_EQ(ok(1e20, 1), 1);
+    EXPECT_EQ(ok(1e100, 1e50), 0);
+}
+
+// The element that an update breaks is reported, wherever it stands: the first, one in the middle, the last.
+TEST(Optimizer, AnUpdateThatIsNotFiniteIsReported) {
+    const int64_t n = small_sizes() ? 5003 : 40003;
+    const double inf = std::numeric_limits<double>::infinity();
+    struct Case {
+        double p, m, v, grad, eps;
+        bool broken;
+    };
+    const std::vector<Case> cases = {{1, 0, 0, 0.5, 1e-8, false}, {1, 0, 0, 0, 0, true},    {inf, 0, 0, 0.5, 1e-8, true},
+                                     {1, 0, inf, 0.5, 1e-8, true}, {1, inf, 1, 0.5, 1e-8, true}, {3e38, 0, 0, 0, 1, false}};
+    std::vector<DType> types = master_types;
+    types.push_back(DType::bf16);
+    for (DType dtype : types)
+        for (const Case& c : cases)
+            for (int64_t place : {int64_t(0), n / 2, n - 1})
+                for (bool stochastic : {false, true}) {
+                    if (stochastic && dtype != DType::bf16) continue;
+                    Device d;
+                    const DType wide = dtype == DType::f64 ? DType::f64 : DType::f32;
+                    auto with = [&](DType type, double usual, double here, const char* name) {
+                        Vector values(size_t(n), usual);
+                        values[size_t(place)] = here;
+                        return d.tensor(type, {n}, values, name);
+                    };
+                    Tensor p = with(dtype, 1, c.p, "p"), m = with(wide, 0, c.m, "m"), v = with(wide, 1, c.v, "v"),
+                           grad = with(wide, 0.5, c.grad, "grad"), step = make_step(d);
+                    const AdamW options{.eps = c.eps, .weight_decay = 0, .stochastic_rounding = stochastic};
+                    adamw_update(p, {}, m, v, grad, step, n, options, d.ctx);
+                    EXPECT_EQ(read_step(d, step).broken, c.broken) << c.p << ' ' << c.m << ' ' << c.v << " at " << place;
+                }
+}
+
 TEST(Optimizer, SumsDoNotDependOnThreads) {
     Vector g = random_vector(100003, 6);
     double sums[2];

@@ -115,6 +115,15 @@ TEST_F(TrainRanks, AllRanksGiveUpAtTheSameStep) {
     EXPECT_NE(said().find("3 steps in a row"), std::string::npos) << said();
 }
 
+// Only the rank whose slice it is in sees it.
+TEST_F(TrainRanks, AllRanksEndWhenAnUpdateIsNotFinite) {
+    EXPECT_EQ(start(3, "three", with(every_kind, {"--adam-eps", "0", "--shard", "optimizer", "--steps", "3"})), 1);
+    const std::string sentence = "step 1 made parameters infinite or NaN";
+    EXPECT_NE(said().find(sentence), std::string::npos) << said();
+    EXPECT_EQ(said().find(sentence, said().find(sentence) + 1), std::string::npos) << said();
+    EXPECT_FALSE(path_exists(dir / "three/latest"));
+}
+
 TEST_F(TrainRanks, BadInputIsOneSentence) {
     EXPECT_EQ(start(5, "five", {"--steps", "2"}), 2);
     EXPECT_NE(said().find("12 micro-batches (--grad-accumulation) cannot be distributed equally over 5 processes"),

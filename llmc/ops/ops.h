@@ -282,9 +282,10 @@ struct StepState {
     double grad_scale = 1;                              // min(1, clip / (grad_norm + 1e-6))
     double bias_correction1 = 1, bias_correction2 = 1;  // 1 - beta^t
     int64_t t = 0;                                      // updates so far: Adam's step count
-    int64_t skipped = 0;                                // steps skipped so far because loss or gradient was not finite
+    int64_t skipped = 0;                                // steps skipped so far: loss or gradient not finite
     int64_t skipped_in_a_row = 0;                       // how many of the last steps were skipped without a break
-    int64_t ok = 1;  // 0: this step's update is skipped
+    int64_t ok = 1;      // 0: this step's update is skipped
+    int64_t broken = 0;  // 1: an update has made a parameter or Adam's second moment infinite or NaN
     // Sums of loss_sum and loss_count over all steps that were not skipped. The difference between two readings gives
     // the mean loss between them.
     double total_loss_sum = 0;
@@ -299,8 +300,9 @@ void loss_accumulate(Tensor step, Tensor losses, Tensor targets, Context& ctx); 
 void grad_norm_accumulate(Tensor step, Tensor grad, Context& ctx);  // grad_square_sum += sum of squares of grad [N]
 // Sets grad [N] f32 to 0 until `start` steps are done (t + skipped): its parameter is not trained before.
 void freeze_until(Tensor grad, Tensor step, int64_t start, Context& ctx);
-// Sets grad_norm, grad_scale and ok (loss and gradient are finite). If ok, advances t and the bias corrections, else
-// the counts of skipped steps. clip <= 0: no clipping.
+// Sets grad_norm, grad_scale and ok (loss and gradient are finite, and the squares of the scaled gradient fit into f32,
+// in which AdamW keeps them). If ok, advances t and the bias corrections, else the counts of skipped steps. clip <= 0:
+// no clipping.
 void step_decide(Tensor step, double clip, double beta1, double beta2, Context& ctx);
 
 struct AdamW {
@@ -316,7 +318,7 @@ struct AdamW {
 // Updates one unit in one pass (Loshchilov & Hutter 2019); does nothing if ok = 0:
 //   g = grad * grad_scale;  p *= 1 - lr * weight_decay (elements [0, decayed) only);  m, v = moving averages of g, g^2;
 //   p -= lr * (m / bias_correction1) / (sqrt(v / bias_correction2) + eps)
-// param [N] f32, bf16 or f64 holds the parameters; compute_copy [N] bf16 (optional) becomes a copy of them; m, v, grad
+// Sets `broken` if a new p or v is not finite. param [N] f32, bf16 or f64 holds the parameters; compute_copy [N] bf16 (optional) becomes a copy of them; m, v, grad
 // [N] f32 (f64).
 void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor grad, Tensor step, int64_t decayed,
                   const AdamW& options, Context& ctx);
@@ -337,8 +339,9 @@ struct Polynomial {
     double a, b, c;
 };
 void matrix_polynomial(Tensor out, Tensor s, const Polynomial& p, Context& ctx);
-// p = p (1 - lr * weight_decay) - lr * scale * direction;  nothing if ok = 0. The rest is as in adamw_update: param [N]
-// f32, bf16 or f64, compute_copy [N] bf16 (optional), direction [N] f32 (f64), and how bf16 parameters are rounded.
+// p = p (1 - lr * weight_decay) - lr * scale * direction;  nothing if ok = 0. The rest is as in adamw_update: `broken`,
+// param [N] f32, bf16 or f64, compute_copy [N] bf16 (optional), direction [N] f32 (f64), and how bf16 parameters are
+// rounded.
 struct MuonUpdate {
     double scale = 1, weight_decay = 0.1;
     bool stochastic_rounding = false;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 
 #include "llmc/base/version.h"
 #include "llmc/checkpoint/checkpoint.h"
@@ -58,6 +59,8 @@ struct Run : Session {
     double peak_flops = 0;
     int64_t first_step = 0, steps_done = 0;
     bool evaluation_missing = false;  // that of steps_done: a signal ended it
+    bool saved = false;               // the newest checkpoint is of steps_done, and lacks nothing
+    int64_t newest_checkpoint = -1;   // its step
     std::vector<int32_t> tokens, targets;  // one micro-batch on the host
 
     // The meter behind the console line: time and losses since the last line, without validation and saving.
@@ -82,7 +85,8 @@ struct Run : Session {
         load_tensors(checkpoint, optimizer_file, optimizer->state_parts(false), ctx, world);
         model.refresh_compute_copy();
         shared.spread_parameters();
-        first_step = steps_done = checkpoint.step;
+        first_step = steps_done = newest_checkpoint = checkpoint.step;
+        saved = true;
         all_busy_seconds = checkpoint.state.at("seconds");
         evaluation_missing = checkpoint.state.value("evaluation_missing", false);
         const StepState state = step_state_from(checkpoint.state);
@@ -141,14 +145,25 @@ struct Run : Session {
         record(line);
     }
 
-    // The signal that asks to stop, on any rank; all get the same answer at the same moment.
+    // "the newest checkpoint is that of step 40"
+    std::string where_it_is_safe() const {
+        return newest_checkpoint < 0 ? "there is no checkpoint"
+                                     : str("the newest checkpoint is that of step ", newest_checkpoint);
+    }
+
+    // The signal that asks to stop, on any rank; all get the same answer at the same moment. RunError on all of them if
+    // an update has left something that is not finite: this is no model any more.
     int stop_requested() {
-        int signal = stop_signal();
+        constexpr int broken = 1 << 16;  // above all signals
+        int news = step->state().broken ? broken : stop_signal();
         if (world.size > 1)
-            for (const std::string& theirs : world.all_gather(std::to_string(signal)))
-                signal = std::max(signal, std::stoi(theirs));
-        if (signal && world.rank == 0) say_stopping(signal);  // here, if only another rank has heard it
-        return signal;
+            for (const std::string& theirs : world.all_gather(std::to_string(news)))
+                news = std::max(news, std::stoi(theirs));
+        if (news == broken)
+            run_error("the update of step ", steps_done, " made parameters infinite or NaN: stopping, nothing is saved; ",
+                      where_it_is_safe(), "; lower --lr, or look at --adam-eps");
+        if (news && world.rank == 0) say_stopping(news);  // here, if only another rank has heard it
+        return news;
     }
     const Evaluator::Stop stop = [this] { return stop_requested() != 0; };
 
@@ -208,6 +223,7 @@ struct Run : Session {
 
     // False if it failed: reported, and the last good checkpoint is still there. All ranks write what they own.
     bool save() {
+        stop_requested();  // no checkpoint of a broken model
         const StepState state = step->state();
         const LoaderState position = loader.state_at(steps_done * samples_per_step());
         json j = checkpoint_state(identity, state, position, all_busy_seconds, evaluator.fillers());
@@ -216,7 +232,8 @@ struct Run : Session {
         try {
             save_checkpoint(options.run_dir, steps_done, model.parameter_parts(true), optimizer->state_parts(true),
                             j, config.keep, ctx, world);
-            return true;
+            newest_checkpoint = steps_done;
+            return saved = true;
         } catch (const RunError& error) {
             if (world.rank == 0) std::fprintf(stderr, "warning: %s\n", error.what());
             record({{"event", "save failed"}, {"step", steps_done}, {"reason", error.what()}});
@@ -249,6 +266,7 @@ struct Run : Session {
             synchronize(ctx);
         }
         steps_done++;
+        saved = false;
         busy_steps++;
         busy_seconds += seconds_now() - start;
         all_busy_seconds += seconds_now() - start;
@@ -256,11 +274,32 @@ struct Run : Session {
 
     static bool due(int64_t interval, int64_t step) { return interval > 0 && step % interval == 0; }
 
+    // The first step after this one that a checkpoint is due at.
+    int64_t next_save() const {
+        if (!config.save_interval) return std::numeric_limits<int64_t>::max();
+        return (steps_done / config.save_interval + 1) * config.save_interval;
+    }
+
+    // A checkpoint that is due since step `due_at`. Returns when the next one is.
+    int64_t save_if_sound(int64_t due_at) {
+        constexpr int64_t retry_after = 10;  // steps
+        if (const int64_t skipped = step->state().skipped_in_a_row) {
+            if (steps_done == due_at && world.rank == 0)
+                std::fprintf(stderr, "warning: no checkpoint of step %lld before a step counts: %lld were skipped\n",
+                             static_cast<long long>(steps_done), static_cast<long long>(skipped));
+            return due_at;
+        }
+        if (save()) return next_save();
+        const int64_t again = std::min({steps_done + retry_after, config.steps, next_save()});
+        if (world.rank == 0)
+            std::fprintf(stderr, "training goes on; the next try is after step %lld\n", static_cast<long long>(again));
+        return again;
+    }
+
     int loop() {
-        constexpr int64_t retry_after = 10;  // steps until a failed save is tried again
         const Schedule schedule = schedule_of(config);
-        int64_t retry_at = -1, saved_at = first_step > 0 ? first_step : -1;
-        if (evaluation_missing) evaluate(), saved_at = -1;
+        int64_t save_at = next_save();
+        if (evaluation_missing) evaluate(), saved = false;
         int signal = 0;
         while (steps_done < config.steps && !(signal = stop_requested())) {
             const double lr = learning_rate(schedule, steps_done);
@@ -271,26 +310,27 @@ struct Run : Session {
             const bool hopeless = skipped >= config.max_skipped;
             if (due(config.log_interval, steps_done) || last || hopeless || steps_done == first_step + 1) report(lr);
             if (hopeless)
-                run_error(skipped,
-                          " steps in a row had a loss or gradient that is not finite: stopping; lower --lr, or look at "
-                          "the data");
+                run_error(skipped, " steps in a row had a loss or gradient that is not finite: stopping; ",
+                          where_it_is_safe(), "; lower --lr, or look at the data");
             if (statistics) report_statistics();
             evaluate();
-            if (due(config.save_interval, steps_done) || steps_done == retry_at) {
-                if (save())
-                    saved_at = steps_done, retry_at = -1;
-                else {
-                    retry_at = std::min(steps_done + retry_after, config.steps);
-                    if (config.save_interval)
-                        retry_at = std::min(retry_at, (steps_done / config.save_interval + 1) * config.save_interval);
-                    if (world.rank == 0)
-                        std::fprintf(stderr, "training goes on; the next try is after step %lld\n",
-                                     static_cast<long long>(retry_at));
-                }
-            }
+            if (steps_done >= save_at) save_at = save_if_sound(save_at);
         }
         if (evaluation_missing) signal = stop_requested();
-        if (saved_at != steps_done && !save()) return 1;
+        return end(signal);
+    }
+
+    // The last checkpoint and the last words. Returns the exit code.
+    int end(int signal) {
+        const int64_t skipped = step->state().skipped_in_a_row;
+        if (!saved && skipped) {
+            if (world.rank == 0)
+                std::fprintf(stderr, "%s after step %lld, not saved: the last %lld steps were skipped; %s\n",
+                             signal ? "interrupted" : "error: the run ended", static_cast<long long>(steps_done),
+                             static_cast<long long>(skipped), where_it_is_safe().c_str());
+            return signal ? 128 + signal : 1;
+        }
+        if (!saved && !save()) return 1;
         if (signal) {
             std::printf("interrupted after step %lld; saved in %s: go on with --resume\n",
                         static_cast<long long>(steps_done), options.run_dir.c_str());

@@ -22,32 +22,41 @@ struct Target {
     const A* direction;
     A keep, rate;  // 1 - lr * weight_decay, lr * scale
 
-    A new_value(int64_t i) const { return A(param[i]) * keep - rate * direction[i]; }
+    A new_value(int64_t i, A& sum) const {
+        const A p = A(param[i]) * keep - rate * direction[i];
+        sum += unfit(p);
+        return p;
+    }
 };
 
+// Returns 0, or NaN if a new parameter is not finite.
 template <class P, class A>
-void update_range(const Target<P, A>& a, int64_t begin, int64_t end) {
+A update_range(const Target<P, A>& a, int64_t begin, int64_t end) {
+    A sum = 0;
     if (a.compute_copy) {
-#pragma omp simd
+#pragma omp simd reduction(+ : sum)
         for (int64_t i = begin; i < end; i++) {
-            const A p = a.new_value(i);
+            const A p = a.new_value(i, sum);
             a.param[i] = P(p);
             a.compute_copy[i] = bf16(float(p));
         }
     } else {
-#pragma omp simd
-        for (int64_t i = begin; i < end; i++) a.param[i] = P(a.new_value(i));
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = begin; i < end; i++) a.param[i] = P(a.new_value(i, sum));
     }
+    return sum;
 }
 
 // The same with stochastic rounding; begin and end lie in one chunk.
-void update_range_stochastic(const Target<bf16, float>& a, int64_t begin, int64_t end, const MuonUpdate& options,
-                             int64_t t) {
+float update_range_stochastic(const Target<bf16, float>& a, int64_t begin, int64_t end, const MuonUpdate& options,
+                              int64_t t) {
     uint16_t noise[chunk_size];
     fill_noise(noise, options.first_index + begin, end - begin, options.seed, t);
-#pragma omp simd
-    for (int64_t i = begin; i < end; i++) put_stochastic(a.param[i], a.new_value(i), noise[i - begin]);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = begin; i < end; i++) put_stochastic(a.param[i], a.new_value(i, sum), noise[i - begin]);
     if (a.compute_copy) std::copy(a.param + begin, a.param + end, a.compute_copy + begin);
+    return sum;
 }
 
 }  // namespace
@@ -129,15 +138,16 @@ void muon_update(Tensor param, Tensor compute_copy, Tensor direction, Tensor ste
     dispatch(param.dtype, [&](auto zero) {
         using P = decltype(zero);
         using A = arithmetic_t<P>;
-        const StepState& state = *step_state(step);
+        StepState& state = *step_state(step);
         const Target<P, A> target{ptr<P>(param), ptr<bf16>(compute_copy), ptr<A>(direction),
                                   A(1 - state.lr * options.weight_decay), A(state.lr * options.scale)};
-        in_chunks(n, ctx.threads, [&](int64_t begin, int64_t end) {
+        auto range = [&](int64_t begin, int64_t end) {
             if constexpr (std::is_same_v<P, bf16>)
                 if (options.stochastic_rounding)
                     return update_range_stochastic(target, begin, end, options, state.t);
-            update_range(target, begin, end);
-        });
+            return update_range(target, begin, end);
+        };
+        in_chunks(n, ctx.threads, [&](int64_t begin, int64_t end) { report_unfit(range(begin, end), state); });
     });
 }
 

@@ -106,38 +106,45 @@ struct Unit {
     const A* grad;
 };
 
-// New value of element i; its moments are written.
+// New value of element i; its moments are written, and `sum` is no longer 0 if one of them is not finite.
 template <class P, class A>
-A new_value(const Unit<P, A>& a, int64_t i, const Update<A>& u, A keep) {
+A new_value(const Unit<P, A>& a, int64_t i, const Update<A>& u, A keep, A& sum) {
     const A g = a.grad[i] * u.grad_scale;
     const A m = a.m[i] = u.beta1 * a.m[i] + u.rest1 * g;
     const A v = a.v[i] = u.beta2 * a.v[i] + u.rest2 * g * g;
-    return A(a.param[i]) * keep - u.step_size * m / (std::sqrt(v) * u.root2 + u.eps);
+    const A p = A(a.param[i]) * keep - u.step_size * m / (std::sqrt(v) * u.root2 + u.eps);
+    sum += unfit(p) + unfit(v);
+    return p;
 }
 
+// Returns 0, or NaN if something is not finite.
 template <class P, class A>
-void adamw_range(const Unit<P, A>& a, int64_t begin, int64_t end, const Update<A>& u, A keep) {
+A adamw_range(const Unit<P, A>& a, int64_t begin, int64_t end, const Update<A>& u, A keep) {
+    A sum = 0;
     if (a.compute_copy) {
-#pragma omp simd
+#pragma omp simd reduction(+ : sum)
         for (int64_t i = begin; i < end; i++) {
-            const A p = new_value(a, i, u, keep);
+            const A p = new_value(a, i, u, keep, sum);
             a.param[i] = P(p);
             a.compute_copy[i] = bf16(float(p));
         }
     } else {
-#pragma omp simd
-        for (int64_t i = begin; i < end; i++) a.param[i] = P(new_value(a, i, u, keep));
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = begin; i < end; i++) a.param[i] = P(new_value(a, i, u, keep, sum));
     }
+    return sum;
 }
 
 // The same with stochastic rounding; begin and end lie in one chunk.
-void adamw_range_stochastic(const Unit<bf16, float>& a, int64_t begin, int64_t end, const Update<float>& u, float keep,
-                            const AdamW& options, int64_t t) {
+float adamw_range_stochastic(const Unit<bf16, float>& a, int64_t begin, int64_t end, const Update<float>& u, float keep,
+                             const AdamW& options, int64_t t) {
     uint16_t noise[chunk_size];
     fill_noise(noise, options.first_index + begin, end - begin, options.seed, t);
-#pragma omp simd
-    for (int64_t i = begin; i < end; i++) put_stochastic(a.param[i], new_value(a, i, u, keep), noise[i - begin]);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = begin; i < end; i++) put_stochastic(a.param[i], new_value(a, i, u, keep, sum), noise[i - begin]);
     if (a.compute_copy) std::copy(a.param + begin, a.param + end, a.compute_copy + begin);
+    return sum;
 }
 
 }  // namespace
@@ -151,21 +158,20 @@ void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor 
     dispatch(param.dtype, [&](auto zero) {
         using P = decltype(zero);
         using A = arithmetic_t<P>;
-        const StepState& state = *step_state(step);
+        StepState& state = *step_state(step);
         const Update<A> u(options, state);
         const Unit<P, A> unit{ptr<P>(param), ptr<bf16>(compute_copy), ptr<A>(m), ptr<A>(v), ptr<A>(grad)};
         auto range = [&](int64_t begin, int64_t end, A keep) {
             if constexpr (std::is_same_v<P, bf16>)
                 if (options.stochastic_rounding)
                     return adamw_range_stochastic(unit, begin, end, u, keep, options, state.t);
-            adamw_range(unit, begin, end, u, keep);
+            return adamw_range(unit, begin, end, u, keep);
         };
 #pragma omp parallel for schedule(static) num_threads(ctx.threads)
         for (int64_t chunk = 0; chunk < chunks_of(n); chunk++) {
             int64_t begin = chunk * chunk_size, end = std::min(n, begin + chunk_size);
             int64_t boundary = std::clamp(decayed, begin, end);
-            range(begin, boundary, u.keep);
-            range(boundary, end, A(1));
+            report_unfit(range(begin, boundary, u.keep) + range(boundary, end, A(1)), state);
         }
     });
 }

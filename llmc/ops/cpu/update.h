@@ -19,6 +19,20 @@ double sum_of_squares(const T* x, int64_t n) {
     return total;
 }
 
+// 0 if x is finite, otherwise NaN; in vectors, and in sums.
+template <class A>
+A unfit(A x) {
+    return x - x;
+}
+
+// Remembers that an update left something that is not finite: `sum`, of unfit(), is then not 0. Any thread.
+template <class A>
+void report_unfit(A sum, StepState& state) {
+    if (sum == 0) return;
+#pragma omp atomic write
+    state.broken = 1;
+}
+
 // The 16 random bits that round each of the elements [first, first + count): see AdamW in ops.h.
 inline void fill_noise(uint16_t* noise, int64_t first, int64_t count, uint64_t seed, int64_t t) {
     const uint64_t step = uint64_t(t);

@@ -81,28 +81,33 @@ struct Target {
     MuonUpdate options;
 };
 
+// Returns 0, or NaN if a new parameter is not finite.
 template <int W, class P>
-__device__ inline void update_at(const Target<P>& a, float keep, float rate, int64_t t, int64_t i) {
+__device__ inline float update_at(const Target<P>& a, float keep, float rate, int64_t t, int64_t i) {
     Floats<W> p = load<W>(a.param + i);
     const Floats<W> direction = load<W>(a.direction + i);
     for (int j = 0; j < W; j++) p[j] = p[j] * keep - rate * direction[j];
+    const float sum = unfit(p);
     if constexpr (std::is_same_v<P, nv_bf16>)
         if (a.options.stochastic_rounding)
             p = rounded_stochastically(p, a.options.first_index + i, a.options.seed, t);
     store<W>(a.param + i, p);
     if (a.compute_copy) store<W>(a.compute_copy + i, p);
+    return sum;
 }
 
 // The first `packed` elements are updated eight at a time.
 template <class P>
-__global__ void muon_kernel(Target<P> a, const StepState* step, int64_t packed) {
+__global__ void muon_kernel(Target<P> a, StepState* step, int64_t packed) {
     if (!step->ok) return;
     const float keep = float(1 - step->lr * a.options.weight_decay), rate = float(step->lr * a.options.scale);
     const int64_t t = step->t;
     const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
+    float sum = 0;
     for (int64_t i = thread * update_width; i < packed; i += threads * update_width)
-        update_at<update_width>(a, keep, rate, t, i);
-    for (int64_t i = packed + thread; i < a.size; i += threads) update_at<1>(a, keep, rate, t, i);
+        sum += update_at<update_width>(a, keep, rate, t, i);
+    for (int64_t i = packed + thread; i < a.size; i += threads) sum += update_at<1>(a, keep, rate, t, i);
+    report_unfit(sum, step);
 }
 
 }  // namespace

@@ -163,8 +163,9 @@ struct Unit {
     AdamW options;
 };
 
+// Returns 0, or NaN if something is not finite.
 template <int W, class P>
-__device__ inline void update_at(const Unit<P>& a, const Update& u, int64_t i) {
+__device__ inline float update_at(const Unit<P>& a, const Update& u, int64_t i) {
     Floats<W> p = load<W>(a.param + i), m = load<W>(a.m + i), v = load<W>(a.v + i);
     const Floats<W> grad = load<W>(a.grad + i);
     for (int j = 0; j < W; j++) {
@@ -173,6 +174,7 @@ __device__ inline void update_at(const Unit<P>& a, const Update& u, int64_t i) {
         v[j] = u.beta2 * v[j] + u.rest2 * g * g;
         p[j] = p[j] * (i + j < a.decayed ? u.keep : 1.0f) - u.step_size * m[j] / (sqrtf(v[j]) * u.root2 + u.eps);
     }
+    const float sum = unfit(p) + unfit(v);
     if constexpr (std::is_same_v<P, nv_bf16>)
         if (a.options.stochastic_rounding)
             p = rounded_stochastically(p, a.options.first_index + i, a.options.seed, u.t);
@@ -180,21 +182,25 @@ __device__ inline void update_at(const Unit<P>& a, const Update& u, int64_t i) {
     store<W>(a.m + i, m);
     store<W>(a.v + i, v);
     if (a.compute_copy) store<W>(a.compute_copy + i, p);
+    return sum;
 }
 
 //   g = grad * grad_scale;  p *= 1 - lr * weight_decay (elements [0, decayed));  m, v = moving averages of g, g^2;
 //   p -= lr * (m / bias_correction1) / (sqrt(v / bias_correction2) + eps);  nothing at all if the step is not ok.
 // The first `packed` elements are updated eight at a time; threads walk on by the size of the grid.
 template <class P>
-__global__ void adamw_kernel(Unit<P> a, const StepState* step, int64_t packed) {
+__global__ void adamw_kernel(Unit<P> a, StepState* step, int64_t packed) {
     SHARED(Update, shared, [1]);
     if (threadIdx.x == 0) shared[0] = update_of(a.options, *step);  // divisions in double: once per block
     __syncthreads();
     const Update u = shared[0];
     if (!u.ok) return;
     const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
-    for (int64_t i = thread * update_width; i < packed; i += threads * update_width) update_at<update_width>(a, u, i);
-    for (int64_t i = packed + thread; i < a.size; i += threads) update_at<1>(a, u, i);
+    float sum = 0;
+    for (int64_t i = thread * update_width; i < packed; i += threads * update_width)
+        sum += update_at<update_width>(a, u, i);
+    for (int64_t i = packed + thread; i < a.size; i += threads) sum += update_at<1>(a, u, i);
+    report_unfit(sum, step);
 }
 
 }  // namespace

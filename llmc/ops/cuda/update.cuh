@@ -7,6 +7,19 @@ namespace llmc {
 
 constexpr int update_width = 8;  // elements that a thread updates at a time: one pack of bf16, two of float
 
+// 0 if all x [W] are finite, otherwise NaN.
+template <int W>
+__device__ inline float unfit(const Floats<W>& x) {
+    float sum = 0;
+    for (int j = 0; j < W; j++) sum += x[j] - x[j];
+    return sum;
+}
+
+// Remembers that an update left something that is not finite: `sum`, of unfit(), is then not 0.
+__device__ inline void report_unfit(float sum, StepState* step) {
+    if (sum != 0) atomicExch(reinterpret_cast<unsigned long long*>(&step->broken), 1ull);
+}
+
 // x [W] rounded to bf16 as AdamW::stochastic_rounding in ops.h says; first = index of x[0] in the unit. NaN stays
 // NaN.
 template <int W>
