@@ -47,6 +47,10 @@ struct CommandLine {
         app.add_flag("--resume", resume, "continue from the last checkpoint in --run-dir")->group("Run");
         app.add_flag("--auto-resume", auto_resume, "continue if --run-dir holds a checkpoint, else start a new run")
             ->group("Run");
+        app.add_flag("--extend", run.extend,
+                     "resume: if --steps is after the end of the schedule, begin a new one at the checkpoint; --lr, "
+                     "--warmup-steps, --decay-steps and --final-lr-fraction may be new")
+            ->group("Run");
         app.add_option("--threads", run.threads, "number of CPU threads; 0: all that this process may use")
             ->transform(whole_number(0, 4096))
             ->group("Run");
@@ -187,6 +191,7 @@ struct CommandLine {
         if (run.data.empty()) input_error("--data is missing: make it with data/prepare, see data/README.md");
         if (run.run_dir.empty()) input_error("--run-dir is missing: where checkpoints and the log of this run go");
         run.resume = resume ? Resume::must : auto_resume ? Resume::if_there : Resume::never;
+        if (run.extend && run.resume == Resume::never) input_error("--extend goes with --resume or --auto-resume");
         run.given = given_fields(app, model, train);
         run.profile |= !run.trace.empty();
         if (!run.given.count("vocab_size")) model.vocab_size = 0;  // the data's

@@ -1,4 +1,5 @@
 // The program train_mot: resume, interruption, generation, and what it refuses.
+#include <cmath>
 #include <fstream>
 
 #include "dev/test/train_mot_test.h"
@@ -51,6 +52,44 @@ TEST_F(TrainMot, KilledRunContinuesAndItsLogIsCutBack) {
         << said();
     EXPECT_EQ(log("killed", "loss").size(), 20u);
     expect_equal_checkpoints("straight/step-00000020", "killed/step-00000020");
+}
+
+// More steps than the schedule has: at its floor, and said; or a new schedule.
+TEST_F(TrainMot, ALongerRunSaysItsScheduleOrBeginsANewOne) {
+    auto resume = [&](const std::string& run_dir, std::vector<std::string> more) {
+        more.insert(more.begin(), {"train_mot", "--resume", "--data", data, "--run-dir", dir / run_dir});
+        return more;
+    };
+    auto rates = [&](const std::string& run_dir) {
+        std::vector<double> rates;
+        for (const json& line : log(run_dir, "lr")) rates.push_back(line.at("lr"));
+        return rates;
+    };
+    ASSERT_EQ(run(recipe("floor", {"--steps", "6"})), 0) << said();
+    std::filesystem::copy(dir / "floor", dir / "more", std::filesystem::copy_options::recursive);
+    EXPECT_EQ(run(resume("floor", {"--steps", "9"})), 0);
+    EXPECT_NE(said().find("ends at step 6; from there on the learning rate stays at 0.001"), std::string::npos) << said();
+    EXPECT_EQ(run(resume("floor", {"--steps", "9"})), 0);
+    EXPECT_EQ(said().find("ends at step 6"), std::string::npos) << "said again: " << said();
+
+    expect_refusal(resume("more", {"--steps", "12", "--lr", "5e-3"}), {"--lr", "0.005"});
+    expect_refusal(resume("more", {"--steps", "12", "--extend", "--beta1", "0.5"}), {"--beta1"});
+    expect_refusal(recipe("new", {"--steps", "12", "--extend"}), {"--extend", "--resume"});
+    const std::vector<std::string> extension = {"--steps", "12", "--extend", "--lr", "5e-3", "--warmup-steps", "2"};
+    EXPECT_EQ(run(resume("more", extension)), 0) << said();
+    EXPECT_NE(said().find("from step 6 to step 12"), std::string::npos) << said();
+    const std::vector<double> floor = rates("floor"), more = rates("more");
+    ASSERT_EQ(floor.size(), 9u);
+    ASSERT_EQ(more.size(), 12u);
+    for (size_t s = 0; s < 6; s++) EXPECT_EQ(floor[s], more[s]);
+    for (size_t s = 6; s < 9; s++) EXPECT_NEAR(floor[s], 1e-3, 1e-12);
+    EXPECT_NEAR(more[6], 2.5e-3, 1e-12);
+    EXPECT_NEAR(more[7], 5e-3, 1e-12);
+    for (size_t s = 8; s < 12; s++)  // a cosine over four steps
+        EXPECT_NEAR(more[s], 5e-3 * (0.1 + 0.45 * (1 + std::cos(M_PI * double(s - 8) / 4))), 1e-12);
+    // The same command again, as after a kill, goes on with that schedule.
+    EXPECT_EQ(run(resume("more", extension)), 0) << said();
+    EXPECT_EQ(said().find("from step"), std::string::npos) << said();
 }
 
 TEST_F(TrainMot, ResumeRefusesAnotherFunctionByName) {

@@ -79,22 +79,14 @@ TEST_F(TrainRanks, ADividedRunThatWasInterruptedHasTheSameBits) {
     ASSERT_EQ(start(1, "parts", {"--resume", "--steps", "9"}), 0) << said();
 }
 
-// The whole validation split, whose sequences are no multiple of any of these micro-batches.
-TEST_F(TrainRanks, EvaluationIsTheSameHoweverItIsCut) {
-    ASSERT_EQ(start(1, "run", {"--pattern", "attention mot", "--group-size", "2", "--precision", "fp64", "--steps", "2"}),
-              0)
-        << said();
-    std::set<std::string> results;
-    for (const auto& [ranks, rows] : {std::pair{1, "8"}, {1, "2"}, {2, "4"}, {3, "6"}}) {
-        std::vector<std::string> words = recipe(ranks, "run", {});
-        words.erase(std::find(words.begin(), words.end(), program("train_mot")) + 1, words.end());
-        for (std::string word : {"eval", "--checkpoint", (dir / "run").c_str(), "--data", data.c_str(), "--micro-batch",
-                                 rows, "--threads", "1"})
-            words.push_back(word);
-        ASSERT_EQ(Process(words, output).wait(), 0) << said();
-        results.insert(said());
-    }
-    EXPECT_EQ(results.size(), 1u) << *results.begin() << *results.rbegin();
+// The whole validation split, which no number of micro-batches fills.
+TEST_F(TrainRanks, EvaluationOfAWholeSplitIsTheSame) {
+    const std::vector<std::string> flags{"--pattern", "attention ffn attention mot", "--precision", "fp64", "--steps",
+                                         "5", "--eval-batches", "0"};
+    ASSERT_EQ(start(1, "one", flags), 0) << said();
+    ASSERT_EQ(start(3, "three", flags), 0) << said();
+    expect_equal_losses("three", "one", 1e-9, "val_loss");
+    EXPECT_EQ(log("three", "val_loss").back().at("val_tokens"), log("one", "val_loss").back().at("val_tokens"));
 }
 
 // A group larger than what one process has of a micro-batch.

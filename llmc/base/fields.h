@@ -17,6 +17,7 @@ namespace llmc {
 enum class Change {
     never,       // what was trained so far depends on it
     transition,  // by a transition, which starts a new run from old weights
+    extension,   // and by a resume that begins a new schedule of the learning rate (--extend)
     always,      // no step computes anything else because of it
 };
 

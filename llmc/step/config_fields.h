@@ -36,19 +36,19 @@ void for_each_step_field(Config& c, F&& f) {
 template <class Config, class F>
 void for_each_optimizer_field(Config& c, F&& f) {
     auto optimizer = in_group("Optimizer", f);
-    optimizer({.name = "lr", .help = "peak learning rate", .most = 1e3, .change = Change::transition}, c.lr);
+    optimizer({.name = "lr", .help = "peak learning rate", .most = 1e3, .change = Change::extension}, c.lr);
     optimizer({.name = "warmup_steps",
                .help = "number of steps of linear warm-up",
-               .most = 1e12, .change = Change::transition}, c.warmup_steps);
+               .most = 1e12, .change = Change::extension}, c.warmup_steps);
     optimizer({.name = "decay_steps",
                .help = "step at which the cosine schedule ends; 0: --steps",
-               .most = 1e12, .change = Change::transition}, c.decay_steps);
+               .most = 1e12, .change = Change::extension}, c.decay_steps);
     optimizer({.name = "schedule_origin",
                .help = "step at which warm-up begins, and the cosine after it; set by transition --reset-schedule",
                .most = 1e12}, c.schedule_origin);
     optimizer({.name = "final_lr_fraction",
                .help = "learning rate at the end of the cosine schedule, as a fraction of --lr",
-               .most = 1, .change = Change::transition}, c.final_lr_fraction);
+               .most = 1, .change = Change::extension}, c.final_lr_fraction);
     optimizer({.name = "weight_decay",
                .help = "coefficient of decoupled weight decay",
                .most = 1e3, .change = Change::transition}, c.weight_decay);

@@ -27,7 +27,7 @@ nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state,
 StepState step_state_from(const nlohmann::json& saved);
 
 // Replaces the configuration by the saved one, but for the fields that the user gave (`given`) and may change:
-// how = always: on a resume; transition: by a transition too. InputError naming the flag of any other.
+// how = always: on a resume; extension, transition: see Change. InputError naming the flag of any other.
 void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given,
                               const nlohmann::json& saved, const std::string& where, Change how = Change::always);
 

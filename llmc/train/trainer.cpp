@@ -368,6 +368,29 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     std::fflush(stdout);
 }
 
+// The configuration of a run that goes on: the saved one, with what was given and may change. Where --steps is now
+// after the end of the schedule, the rate would stay at its floor: that is said, or --extend begins a new schedule.
+void resume_configuration(ModelConfig& model, TrainConfig& config, const RunOptions& options, const Checkpoint& found,
+                          bool speaks) {
+    const TrainConfig saved = train_config_from_json(found.state.at("train"), found.directory);
+    const int64_t steps = options.given.count("steps") ? config.steps : saved.steps;
+    const bool extends = options.extend && steps > saved.decay_steps;
+    take_saved_configuration(model, config, options.given, found.state, found.directory,
+                             extends ? Change::extension : Change::always);
+    if (extends) {
+        config.schedule_origin = found.step;
+        if (!options.given.count("decay_steps")) config.decay_steps = config.steps;
+        if (speaks)
+            std::printf("a new schedule of the learning rate, from step %lld to step %lld\n",
+                        static_cast<long long>(found.step), static_cast<long long>(config.decay_steps));
+    } else if (speaks && config.steps > saved.steps && config.decay_steps < config.steps) {
+        std::fprintf(stderr,
+                     "warning: the schedule of this run ends at step %lld; from there on the learning rate stays at "
+                     "%.3g. --extend begins a new schedule\n",
+                     static_cast<long long>(config.decay_steps), config.lr * config.final_lr_fraction);
+    }
+}
+
 void warn_about_threads(World& world, int threads) {
     const std::string warning = thread_warning(world, threads);
     if (world.rank == 0 && !warning.empty()) std::fprintf(stderr, "warning: %s\n", warning.c_str());
@@ -424,7 +447,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options, Worl
         input_error("--resume: there is no complete checkpoint in ", options.run_dir);
     if (found) {
         if (first && !found->note.empty()) std::fprintf(stderr, "warning: %s\n", found->note.c_str());
-        take_saved_configuration(model, config, options.given, found->state, found->directory);
+        resume_configuration(model, config, options, *found, first);
         check_same_data(found->state, data, found->directory);
     }
     const json transition = found ? found->state.value("transition", json()) : json();

@@ -23,6 +23,7 @@ enum class Resume { never, must, if_there };
 struct RunOptions {
     std::string data, run_dir;
     Resume resume = Resume::never;
+    bool extend = false;           // begin a new schedule if the saved one ends before --steps
     std::set<std::string> given;   // fields that the user set; on resume they must agree with the saved run
     int threads = 0, device = -1;  // device: see choose_device
     bool profile = false;  // time every op, see profile.h
