@@ -10,13 +10,14 @@ using namespace llmc;
 
 // `touched`: tensors the op reads or writes; one that it reads and writes is listed twice.
 void line(Bench& b, const char* name, const std::vector<Tensor>& touched, const std::function<void()>& f) {
-    int64_t bytes = 0, before = b.ctx.flops;
+    int64_t bytes = 0;
+    const double before = b.ctx.flops;
     for (const Tensor& t : touched) bytes += t.bytes();
     f();
-    int64_t flops = b.ctx.flops - before;
+    const double flops = b.ctx.flops - before;
     double seconds = b.best_seconds(f);
     std::printf("%-28s %9.3f ms %8.1f GB/s %8.1f GFLOP/s\n", name, seconds * 1e3, double(bytes) / seconds * 1e-9,
-                double(flops) / seconds * 1e-9);
+                flops / seconds * 1e-9);
 }
 
 void bench_mot(Bench& b, DType act, int64_t B, int64_t T, int64_t C, int64_t g, int64_t E) {

@@ -56,7 +56,7 @@ Floor floor_of(const ScalingPoint& point, const Rates& rates) {
     train.micro_batch = point.batch, train.grad_accumulation = 1;
     Floor floor;
     for (const auto& [name, cost] : count_step(point.model, train)) {
-        floor.flops += double(cost.flops), floor.bytes += double(cost.bytes);
+        floor.flops += cost.flops, floor.bytes += double(cost.bytes);
         floor.seconds += op_bound(name, cost, rates.prober.best, rates.bandwidth).seconds;
     }
     return floor;

@@ -96,7 +96,7 @@ inline OpBound op_bound(const std::string& name, const OpCost& cost, double peak
                         const std::map<int64_t, double>& rates) {
     const int64_t visits = name == "adamw_update" ? 1 : std::max<int64_t>(1, cost.calls);
     const double bandwidth = bandwidth_for(double(cost.bytes) / double(visits), rates);
-    return {std::max(double(cost.flops) / peak, double(cost.bytes) / bandwidth), bandwidth};
+    return {std::max(cost.flops / peak, double(cost.bytes) / bandwidth), bandwidth};
 }
 
 // costs: of one step, by op. Products of the ops `matmul` and `head_loss` are expected to be in `products`.
@@ -125,7 +125,7 @@ inline nlohmann::json measure_bound(const Products& products, const std::map<std
         if (name == "matmul" || name == "head_loss") continue;
         const auto [seconds, bandwidth] = op_bound(name, cost, peak, rates);
         other_time += seconds;
-        time_from_memory += std::max(double(cost.flops) / peak, double(cost.bytes) / memory);
+        time_from_memory += std::max(cost.flops / peak, double(cost.bytes) / memory);
         others.push_back({{"op", name}, {"calls", cost.calls}, {"seconds", seconds}, {"bandwidth", bandwidth}});
     }
     return {{"seconds", product_time + other_time},

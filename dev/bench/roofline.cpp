@@ -96,7 +96,7 @@ int run(const Options& o) {
         const Shares all{1, 1, 1};
         const OpTime on[2] = {op_time(name, cost, act, gpus[0], all), op_time(name, cost, act, gpus[1], all)};
         std::printf("%-24s %6lld %12.2f %12.2f %8.3f%c %8.3f%c", name.c_str(), static_cast<long long>(cost.calls),
-                    double(cost.flops) / tokens * 1e-3, double(cost.bytes) / tokens * 1e-3, on[0].seconds() * 1e3,
+                    cost.flops / tokens * 1e-3, double(cost.bytes) / tokens * 1e-3, on[0].seconds() * 1e3,
                     on[0].compute > on[0].memory ? 'c' : 'm', on[1].seconds() * 1e3,
                     on[1].compute > on[1].memory ? 'c' : 'm');
         const auto here = measured.costs.find(name);
@@ -110,7 +110,7 @@ int run(const Options& o) {
                        {"floor_a100", on[0].seconds()},
                        {"floor_h100", on[1].seconds()},
                        {"seconds", seconds}});
-        flops += double(cost.flops);
+        flops += cost.flops;
         for (int i : {0, 1})
             floors[i] += on[i].seconds(), predicted[i] += op_time(name, cost, act, gpus[i], {}).seconds();
     }

@@ -19,6 +19,14 @@ bool readable(const void* data) {
     return ok;
 }
 
+TEST(Shape, CountsElementsOrRefuses) {
+    EXPECT_EQ(Shape({int64_t(1) << 25, int64_t(1) << 25}).numel(), int64_t(1) << 50);
+    EXPECT_EQ(Shape({int64_t(1) << 40, 0}).numel(), 0);
+    EXPECT_THROW(Shape({int64_t(1) << 26, int64_t(1) << 25}).numel(), InputError);
+    EXPECT_THROW(Shape({int64_t(1) << 32, int64_t(1) << 32}).numel(), InputError);  // 0 in 64 bits
+    EXPECT_THROW(Shape({int64_t(1) << 40, int64_t(1) << 40, 3, 5}).numel(), InputError);
+}
+
 TEST(Context, Threads) {
     cpu_set_t set;
     CPU_ZERO(&set);

@@ -336,6 +336,18 @@ TEST(Net, IsOfAGpuOrOfANode) {
         EXPECT_TRUE(refuses<InputError>([&] { net_of_gpu(wrong, 8); }, "is not a rate")) << wrong;
 }
 
+// 405 billion parameters and 4.2 million tokens a step: 1.1e19 FLOPs, more than an int64 holds.
+TEST(Plan, CountsTheFlopsOfALargeClusterStep) {
+    ModelConfig model;
+    model.pattern = "126x(attention ffn)", model.vocab_size = 128256, model.d_model = 16384, model.heads = 128;
+    model.ffn_activation = Hidden::swiglu, model.d_ff = 53248, model.context = 8192;
+    TrainConfig one, many;
+    one.micro_batch = many.micro_batch = 1, many.grad_accumulation = 513;
+    const double tokens = double(model.context), step = make_plan(model, many, true, 1).step_flops / 513;
+    EXPECT_NEAR(step, make_plan(model, one, true, 1).step_flops, 1e-3 * step);
+    EXPECT_NEAR(step / tokens, 6 * 405e9, 0.2 * 6 * 405e9);  // 6 a parameter and token, and attention
+}
+
 TEST(Row, IsTheStepOnTheCluster) {
     ScalingCommand command;
     command.gpu = "cpu", command.peak_tflops = 1, command.bandwidth_gbs = 100, command.memory_gb = 4,
@@ -350,8 +362,8 @@ TEST(Row, IsTheStepOnTheCluster) {
     EXPECT_NEAR(row.time.exposed(), (4 * double(units.all()) + sums) / 1e9, 1e-9);
     EXPECT_EQ(row.sent, 4 * units.all() + sums);
     EXPECT_NEAR(row.tokens_per_second, 4 * B * T / row.time.total, 1e-6);
-    EXPECT_NEAR(row.mfu, double(row.flops) / 1e12 / row.time.total, 1e-12);
-    int64_t flops = 0;
+    EXPECT_NEAR(row.mfu, row.flops / 1e12 / row.time.total, 1e-12);
+    double flops = 0;
     for (const auto& [name, cost] : plan.ops) flops += cost.flops;
     EXPECT_EQ(row.flops, flops);
     EXPECT_EQ(row.memory, plan.total());

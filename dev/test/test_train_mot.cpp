@@ -92,6 +92,44 @@ TEST_F(TrainMot, ALongerRunSaysItsScheduleOrBeginsANewOne) {
     EXPECT_EQ(said().find("from step"), std::string::npos) << said();
 }
 
+TEST_F(TrainMot, DataThatIsNotUsedIsSaid) {
+    const std::string shards = dir / "short";
+    make_directories(shards);
+    ShardWriter train(shards, "train", 12);  // one sequence of 8 in each
+    train.write(std::vector<uint16_t>(120, 7));
+    write_dataset_json(shards, read_file(data + "/tokenizer.tiktoken"), int64_t(vocabulary), {1, 120, 120, train.finish()},
+                       {});
+    EXPECT_EQ(run(recipe("run", {"--steps", "1", "--data", shards})), 0);
+    EXPECT_NE(said().find("33 % of the training tokens are never used"), std::string::npos) << said();
+    EXPECT_NE(said().find("there is no validation"), std::string::npos) << said();
+    EXPECT_EQ(run(recipe("other", {"--steps", "1"})), 0);
+    EXPECT_EQ(said().find("never used"), std::string::npos) << said();
+    EXPECT_EQ(said().find("no validation"), std::string::npos) << said();
+}
+
+// Of the same size, so that nothing but its checksum tells.
+TEST_F(TrainMot, AnotherVocabularyOfTheSameSizeIsRefused) {
+    ASSERT_EQ(run(recipe("run", {"--steps", "2"})), 0) << said();
+    std::string ranks = read_file(data + "/tokenizer.tiktoken");
+    const size_t first = ranks.find('\n') + 1, second = ranks.find('\n', first) + 1;  // "AA== 0\n" "AQ== 1\n"
+    std::swap_ranges(ranks.begin(), ranks.begin() + 4, ranks.begin() + int64_t(first));
+    const std::string other = dir / "other";
+    std::filesystem::copy(data, other);
+    const std::vector<uint16_t> tokens(200, 7);
+    ShardWriter train(other, "train", 100), val(other, "val", 100);
+    train.write(tokens), val.write(tokens);
+    write_dataset_json(other, ranks, int64_t(vocabulary), {1, 200, 200, train.finish()}, {1, 200, 200, val.finish()});
+    ASSERT_EQ(first, 7u) << ranks.substr(0, second);
+    expect_refusal({"train_mot", "eval", "--checkpoint", dir / "run", "--data", other}, {other, "trained on"});
+    expect_refusal({"train_mot", "generate", "--checkpoint", dir / "run", "--prompt", "a", "--tokenizer",
+                    other + "/tokenizer.tiktoken"},
+                   {other, "trained on"});
+    EXPECT_EQ(run({"train_mot", "generate", "--checkpoint", dir / "run", "--prompt", "a", "--max-tokens", "2",
+                   "--tokenizer", data + "/tokenizer.tiktoken"}),
+              0)
+        << said();
+}
+
 TEST_F(TrainMot, ResumeRefusesAnotherFunctionByName) {
     ASSERT_EQ(run(recipe("run", {"--steps", "2"})), 0) << said();
     auto resume = [&](std::vector<std::string> more) {

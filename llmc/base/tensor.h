@@ -22,9 +22,13 @@ struct Shape {
         for (int64_t d : dims) dim[size_t(rank++)] = d;
     }
     int64_t operator[](int i) const { return dim[size_t(i < 0 ? i + rank : i)]; }  // negative: from the end
+    // InputError above 2^50, so that bytes, and sums over all tensors of a model, fit into 63 bits.
     int64_t numel() const {
+        constexpr int64_t most = int64_t(1) << 50;
         int64_t n = 1;
-        for (int i = 0; i < rank; i++) n *= dim[size_t(i)];
+        for (int i = 0; i < rank; i++)
+            if (__builtin_mul_overflow(n, dim[size_t(i)], &n) || n > most)
+                input_error("a tensor of shape ", text(), " would have more than 2^50 elements");
         return n;
     }
     bool operator==(const Shape& o) const { return rank == o.rank && dim == o.dim; }

@@ -24,11 +24,11 @@ double own_seconds(const Recording::Path& path) {
 }
 
 // Adds the ops in the path to the profile, and a part for every range in it. Returns seconds and flops of those ops.
-std::pair<double, int64_t> collect(const Recording::Path& path, int depth, Profile& profile) {
+std::pair<double, double> collect(const Recording::Path& path, int depth, Profile& profile) {
     const size_t index = profile.parts.size();
     if (depth > 0) profile.parts.push_back({path.name, depth, path.times, 0, path.seconds, 0, own_seconds(path)});
     double seconds = op_seconds(path);
-    int64_t flops = 0;
+    double flops = 0;
     for (const auto& [name, cost] : path.ops) profile.ops[name].add(cost, 1), flops += cost.flops;
     for (const auto& inner : path.inner) {
         const auto [inner_seconds, inner_flops] = collect(*inner, depth + 1, profile);
@@ -89,7 +89,7 @@ std::string part_table(const Profile& p) {
         text += line("  %-28s %8s %10.3f %6.1f %% %9s %19.3f\n",
                      (std::string(size_t(2 * (part.depth - 1)), ' ') + part.name).c_str(),
                      per_step(part.times, p.times).c_str(), part.seconds / times * 1e3, 100 * part.seconds / p.seconds,
-                     number(part.seconds > 0 ? double(part.flops) / part.seconds * 1e-9 : 0, 1).c_str(),
+                     number(part.seconds > 0 ? part.flops / part.seconds * 1e-9 : 0, 1).c_str(),
                      (part.seconds - part.in_ops) / times * 1e3);
     return text;
 }
@@ -123,7 +123,7 @@ double Profile::in_ops() const {
 }
 
 double Profile::floor(const OpCost& cost) const {
-    return std::max(machine.flops > 0 ? double(cost.flops) / machine.flops : 0,
+    return std::max(machine.flops > 0 ? cost.flops / machine.flops : 0,
                     machine.bytes > 0 ? double(cost.bytes) / machine.bytes : 0);
 }
 

@@ -20,8 +20,9 @@ struct Profile {
     // The ranges inside it, each after the one that contains it.
     struct Part {
         std::string name;
-        int depth;             // 1: directly in the range
-        int64_t times, flops;  // of all ops in it
+        int depth;  // 1: directly in the range
+        int64_t times;
+        double flops;  // of all ops in it
         double seconds, in_ops;
         double own;  // seconds outside of ops and inner ranges
     };

@@ -41,7 +41,7 @@ Context::Context(const ContextOptions& options)
 
 Context::~Context() = default;
 
-Op::Op(Context& context, const char* op_name, int64_t flops, int64_t workspace_bytes, int64_t bytes)
+Op::Op(Context& context, const char* op_name, double flops, int64_t workspace_bytes, int64_t bytes)
     : run(!context.counting), ctx(context), name(op_name), arena(context.workspace_arena) {
     ctx.flops += flops;
     if (ctx.counting) {

@@ -37,10 +37,11 @@ struct ContextOptions {
 struct Event {
     // An op, a collective, or a point where one waits for the other, see Comm.
     enum Kind { op, collective, after_compute, before_compute, mark, before_compute_mark } kind = op;
-    std::string name{};                      // of the op or collective
-    int64_t flops = 0, bytes = 0, wire = 0;  // as in OpCost and CommCost
-    int first = 0, stride = 1, count = 1;    // of a collective: its ranks
-    int number = 0;                          // of a mark
+    std::string name{};                    // of the op or collective
+    double flops = 0;                      // as in OpCost
+    int64_t bytes = 0, wire = 0;           // as in OpCost and CommCost
+    int first = 0, stride = 1, count = 1;  // of a collective: its ranks
+    int number = 0;                        // of a mark
 };
 
 struct Context {
@@ -51,7 +52,7 @@ struct Context {
 
     bool counting, guard;
     int threads;
-    int64_t flops = 0;             // floating point operations of all ops so far (one fused multiply-add is two)
+    double flops = 0;              // floating point operations of all ops so far (one fused multiply-add is two)
     int64_t workspace_needed = 0;  // bytes of the largest workspace that an op has needed so far
     int64_t launches = 0;          // kernels and library calls started on a GPU so far
     std::map<std::string, OpCost> costs;  // by op, filled while counting
@@ -82,7 +83,7 @@ struct Context {
 // Op adds up the cost, provides the workspace (contents undefined, at least 64-byte aligned), makes memory readable in
 // guard mode, and times the op. RunError if the plan has not reserved enough workspace.
 struct Op {
-    Op(Context& ctx, const char* name, int64_t flops = 0, int64_t workspace_bytes = 0, int64_t bytes = 0);
+    Op(Context& ctx, const char* name, double flops = 0, int64_t workspace_bytes = 0, int64_t bytes = 0);
     ~Op();
     Op(const Op&) = delete;
     Op& operator=(const Op&) = delete;

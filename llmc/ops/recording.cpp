@@ -44,7 +44,7 @@ void Recording::begin_range(const char* name) {
     open.push_back({{name, nanoseconds_now(), 0, 0, 0, false}, 0});
 }
 
-void Recording::begin_op(const char* name, int64_t flops, int64_t bytes) {
+void Recording::begin_op(const char* name, double flops, int64_t bytes) {
     open.push_back({{name, nanoseconds_now(), 0, flops, bytes, true}, 0});
 }
 

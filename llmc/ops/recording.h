@@ -13,13 +13,15 @@
 namespace llmc {
 
 // The cost of all calls of one op. Bytes are the least possible memory traffic: every input read once, every output
-// written once.
+// written once. FLOPs are a double: those of a large cluster's step do not fit into 64 bits.
 struct OpCost {
-    int64_t calls = 0, flops = 0, bytes = 0;
+    int64_t calls = 0;
+    double flops = 0;
+    int64_t bytes = 0;
     double seconds = 0;  // measured time in a Recording, without that of ops called by this one
     void add(const OpCost& o, int64_t times) {
-        calls += times * o.calls, flops += times * o.flops, bytes += times * o.bytes;
-        seconds += double(times) * o.seconds;
+        calls += times * o.calls, bytes += times * o.bytes;
+        flops += double(times) * o.flops, seconds += double(times) * o.seconds;
     }
 };
 
@@ -38,7 +40,9 @@ public:
     // One call of an op, or one range. Nanoseconds of the monotonic clock.
     struct Span {
         const char* name;
-        int64_t start, end, flops, bytes;
+        int64_t start, end;
+        double flops;
+        int64_t bytes;
         bool is_op;
     };
 
@@ -48,7 +52,7 @@ public:
 
     // Begin and end of a range or op; calls are nested like brackets. Names must be literals: only addresses are kept.
     void begin_range(const char* name);
-    void begin_op(const char* name, int64_t flops, int64_t bytes);
+    void begin_op(const char* name, double flops, int64_t bytes);
     void end();
 
     // Forgets everything so far; no range and no op may be open.

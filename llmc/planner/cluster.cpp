@@ -31,7 +31,7 @@ bool on_tensor_cores(const std::string& op) {
 
 OpTime op_time(const std::string& op, const OpCost& cost, DType act, const Gpu& gpu, const Shares& shares) {
     const double rate = on_tensor_cores(op) ? gpu.peak(act) * shares.matrix : gpu.fp32;
-    return {double(cost.flops) / rate, double(cost.bytes) / (gpu.bandwidth * shares.bandwidth)};
+    return {cost.flops / rate, double(cost.bytes) / (gpu.bandwidth * shares.bandwidth)};
 }
 
 std::map<std::string, double> read_measured(const std::string& file, PrecisionMode precision) {

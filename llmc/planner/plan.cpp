@@ -34,7 +34,7 @@ namespace {
 
 // What has been counted so far.
 struct Count {
-    int64_t flops;
+    double flops;
     std::map<std::string, OpCost> ops;
     std::vector<Plan::Traffic> traffic;
 
@@ -48,7 +48,7 @@ struct Count {
 
 // plan += times * (what was counted in between).
 void add_step_costs(Plan& plan, Count before, Count after, int64_t times) {
-    plan.step_flops += (after.flops - before.flops) * times;
+    plan.step_flops += (after.flops - before.flops) * double(times);
     for (const auto& [name, cost] : after.ops) {
         plan.ops[name].add(cost, times);
         plan.ops[name].add(before.ops[name], -times);
@@ -76,7 +76,7 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
     Step& step = *session.step;
 
     Plan plan;
-    const int64_t before = ctx.flops;
+    const double before = ctx.flops;
     step.evaluate(nullptr, nullptr, eval);
     plan.forward_flops = (ctx.flops - before) * model.sharding.group_ranks;
     for (const ExtraEvaluation& extra : extra_evaluations(model.config, config))
@@ -101,7 +101,7 @@ Plan make_plan(const ModelConfig& model_config, const TrainConfig& config, bool 
         if (mine > 2) count(mine - 2, [&] { micro_batch(1); });
         if (mine > 1) count(1, [&] { micro_batch(mine - 1); });
         plan.step_flops *= ranks;  // an update is not worth counting among them
-        const int64_t step_flops = plan.step_flops;
+        const double step_flops = plan.step_flops;
         count(1, [&] { step.update(); });
         plan.step_flops = step_flops;
         step.metrics();
@@ -149,8 +149,8 @@ std::string describe_plan(const Plan& plan, const Model& model, const TrainConfi
     text += row("tokens a step", count_text(tokens),
                 str(train.grad_accumulation, " x ", train.micro_batch, " sequences of ", model.config.context));
     text += row("FLOPs a token, forward",
-                count_text(double(plan.forward_flops) / double(train.micro_batch * model.config.context)));
-    if (plan.step_flops) text += row("FLOPs a token, training", count_text(double(plan.step_flops) / tokens));
+                count_text(plan.forward_flops / double(train.micro_batch * model.config.context)));
+    if (plan.step_flops) text += row("FLOPs a token, training", count_text(plan.step_flops / tokens));
     text += ranks == 1 ? "memory\n" : str("memory of each of ", ranks, " processes\n");
     text += row("parameters", bytes_text(double(plan.parameter_bytes)), name_of(model.precision.param));
     if (plan.copy_bytes) text += row("compute copy", bytes_text(double(plan.copy_bytes)), name_of(model.precision.act));

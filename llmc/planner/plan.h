@@ -14,8 +14,8 @@ struct Plan {
     int64_t unit_bytes = 0;        // buffers of SharedUnits: gathered parameters, gradients that are not summed yet
     int64_t activation_bytes = 0;  // activations, and workspace of ops inside forward and backward
     int64_t workspace_bytes = 0;   // workspace of ops outside of them
-    int64_t step_flops = 0;        // of everything in a step, recomputation included
-    int64_t forward_flops = 0;  // of one evaluation of a micro-batch
+    double step_flops = 0;         // of everything in a step, recomputation included
+    double forward_flops = 0;   // of one evaluation of a micro-batch
     int64_t total() const {
         return parameter_bytes + copy_bytes + gradient_bytes + optimizer_bytes + unit_bytes + activation_bytes +
                workspace_bytes;

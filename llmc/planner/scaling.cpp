@@ -63,7 +63,7 @@ bool less_memory(const ScalingRow& a, const ScalingRow& b) { return a.memory < b
 
 // Adds what one rank computes and sends in these events, `times` times.
 void add_totals(ScalingRow& row, const std::vector<Event>& events, int64_t times) {
-    for (const Event& event : events) row.flops += times * event.flops, row.sent += times * event.wire;
+    for (const Event& event : events) row.flops += double(times) * event.flops, row.sent += times * event.wire;
 }
 
 }  // namespace
@@ -84,7 +84,7 @@ ScalingRow scaling_row(const ModelConfig& model, const TrainConfig& train, int g
     row.fits = double(row.memory) <= command.usable_memory * cluster.gpu.memory;
     row.tokens_per_second =
         double(row.train.grad_accumulation * train.micro_batch * resolved(model).context) / row.time.total;
-    row.mfu = double(row.flops) / row.time.total / cluster.gpu.peak(act);
+    row.mfu = row.flops / row.time.total / cluster.gpu.peak(act);
     return row;
 }
 

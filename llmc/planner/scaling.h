@@ -38,7 +38,7 @@ struct ScalingRow {
     TrainConfig train;   // with shard, expert_parallel, and the micro-batches of all GPUs
     int64_t memory = 0;  // of each GPU, bytes
     int64_t sent = 0;    // by each GPU in a step, bytes
-    int64_t flops = 0;   // of each GPU in a step
+    double flops = 0;    // of each GPU in a step
     StepTime time;
     double tokens_per_second = 0, mfu = 0;
     bool fits = false;

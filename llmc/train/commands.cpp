@@ -13,6 +13,7 @@
 #include "llmc/planner/plan.h"
 #include "llmc/step/config_fields.h"
 #include "llmc/step/step.h"
+#include "llmc/train/resume.h"
 
 namespace llmc {
 
@@ -132,6 +133,7 @@ int run_eval(const EvalCommand& command, World& world) {
     Loaded loaded(command.checkpoint, command.threads, command.profile);
     const Dataset data = open_dataset(command.data);
     check_vocabulary(data, loaded.config.vocab_size);
+    check_same_tokenizer(loaded.checkpoint.state, loaded.checkpoint.directory, data.tokenizer_crc32, data.path);
     const Split& split = command.split == "train" || data.bare ? data.train : data.val;
     if (split.shards.empty()) input_error(data.path, " has no ", command.split, " split");
 
@@ -187,6 +189,7 @@ int run_generate(const GenerateCommand& command, World& world) {
     if (tokenizer.vocab_size() != loaded.config.vocab_size)
         input_error(rank_file, " has ", tokenizer.vocab_size(), " tokens, the model has ", loaded.config.vocab_size,
                     ": give the training data's rank file with --tokenizer");
+    check_same_tokenizer(loaded.checkpoint.state, loaded.checkpoint.directory, tokenizer.crc32(), rank_file);
 
     std::vector<std::vector<int32_t>> prompts;
     for (const std::string& text : command.prompts) {

@@ -95,6 +95,36 @@ void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std
     config = train_config_from_json(merged(old_train, to_json(config), given, where, how), where);
 }
 
+void resume_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given, bool extend,
+                          const Checkpoint& found, bool speaks) {
+    const TrainConfig saved = train_config_from_json(found.state.at("train"), found.directory);
+    const int64_t steps = given.count("steps") ? config.steps : saved.steps;
+    const bool extends = extend && steps > saved.decay_steps;
+    take_saved_configuration(model, config, given, found.state, found.directory,
+                             extends ? Change::extension : Change::always);
+    if (extends) {
+        config.schedule_origin = found.step;
+        if (!given.count("decay_steps")) config.decay_steps = config.steps;
+        if (speaks)
+            std::printf("a new schedule of the learning rate, from step %lld to step %lld\n",
+                        static_cast<long long>(found.step), static_cast<long long>(config.decay_steps));
+    } else if (speaks && config.steps > saved.steps && config.decay_steps < config.steps) {
+        std::fprintf(stderr,
+                     "warning: the schedule of this run ends at step %lld; from there on the learning rate stays at "
+                     "%.3g. --extend begins a new schedule\n",
+                     static_cast<long long>(config.decay_steps), config.lr * config.final_lr_fraction);
+    }
+}
+
+void check_same_tokenizer(const nlohmann::json& saved, const std::string& trained, uint32_t crc32,
+                          const std::string& where) {
+    using nlohmann::json;
+    const json known = saved.value("data", json::object()).value("tokenizer_crc32", json());
+    if (!known.is_null() && known != crc32)
+        input_error("the tokens of ", where, " are not those that the model in ", trained,
+                    " was trained on: their rank files have other checksums, so the same numbers mean other texts");
+}
+
 void check_same_data(const nlohmann::json& saved, const Dataset& data, const std::string& where) {
     const nlohmann::json& old = saved.at("data");
     if (old.at("shards") != fingerprint(data) || old.at("tokenizer_crc32") != data.tokenizer_crc32)

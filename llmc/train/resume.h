@@ -4,6 +4,7 @@
 #include <set>
 #include <string>
 
+#include "llmc/checkpoint/checkpoint.h"
 #include "llmc/data/loader.h"
 #include "llmc/step/config_fields.h"
 
@@ -30,6 +31,17 @@ StepState step_state_from(const nlohmann::json& saved);
 // how = always: on a resume; extension, transition: see Change. InputError naming the flag of any other.
 void take_saved_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given,
                               const nlohmann::json& saved, const std::string& where, Change how = Change::always);
+
+// The configuration of a run that goes on from a checkpoint: the saved one, with what was given and may change. Where
+// --steps is now after the end of the schedule, the rate would stay at its floor: `speaks` says that, or `extend`
+// begins a new schedule at the checkpoint.
+void resume_configuration(ModelConfig& model, TrainConfig& config, const std::set<std::string>& given, bool extend,
+                          const Checkpoint& found, bool speaks);
+
+// InputError unless `crc32`, of the rank file in `where`, is that of the tokens that the checkpoint in `trained` was
+// trained on. Vocabularies of the same size can mean other texts.
+void check_same_tokenizer(const nlohmann::json& saved, const std::string& trained, uint32_t crc32,
+                          const std::string& where);
 
 // InputError if the data is not the data that the run was trained on.
 void check_same_data(const nlohmann::json& saved, const Dataset& data, const std::string& where);

@@ -106,7 +106,7 @@ struct Run : Session {
                             double(state.total_loss_count - last_state.total_loss_count);  // nan if all were skipped
         const double step_seconds = busy_seconds / double(busy_steps);
         const double tokens_per_second = double(tokens_per_step()) / step_seconds;
-        const double gflops = double(plan.step_flops) / step_seconds * 1e-9;
+        const double gflops = plan.step_flops / step_seconds * 1e-9;
         const int64_t skipped = state.skipped - last_state.skipped;
         std::string note = skipped ? str("  ", skipped, " skipped: loss or gradient not finite") : "";
         std::printf(
@@ -368,27 +368,16 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
     std::fflush(stdout);
 }
 
-// The configuration of a run that goes on: the saved one, with what was given and may change. Where --steps is now
-// after the end of the schedule, the rate would stay at its floor: that is said, or --extend begins a new schedule.
-void resume_configuration(ModelConfig& model, TrainConfig& config, const RunOptions& options, const Checkpoint& found,
-                          bool speaks) {
-    const TrainConfig saved = train_config_from_json(found.state.at("train"), found.directory);
-    const int64_t steps = options.given.count("steps") ? config.steps : saved.steps;
-    const bool extends = options.extend && steps > saved.decay_steps;
-    take_saved_configuration(model, config, options.given, found.state, found.directory,
-                             extends ? Change::extension : Change::always);
-    if (extends) {
-        config.schedule_origin = found.step;
-        if (!options.given.count("decay_steps")) config.decay_steps = config.steps;
-        if (speaks)
-            std::printf("a new schedule of the learning rate, from step %lld to step %lld\n",
-                        static_cast<long long>(found.step), static_cast<long long>(config.decay_steps));
-    } else if (speaks && config.steps > saved.steps && config.decay_steps < config.steps) {
+// What the data keeps from happening without an error.
+void warn_about_data(const Dataset& data, const ModelConfig& model, const TrainConfig& config) {
+    const int64_t used = Loader(data.train, model.context, uint64_t(config.seed), true).windows() * model.context;
+    if (const double unused = 1 - double(used) / double(data.train.tokens); unused > 0.05)
         std::fprintf(stderr,
-                     "warning: the schedule of this run ends at step %lld; from there on the learning rate stays at "
-                     "%.3g. --extend begins a new schedule\n",
-                     static_cast<long long>(config.decay_steps), config.lr * config.final_lr_fraction);
-    }
+                     "warning: %.0f %% of the training tokens are never used: they are at the ends of shards, where no "
+                     "sequence of %lld fits. Larger shards or a shorter --context use them\n",
+                     100 * unused, static_cast<long long>(model.context));
+    if (config.eval_interval && data.val.shards.empty())
+        std::fprintf(stderr, "warning: there is no validation: %s has no val split\n", data.path.c_str());
 }
 
 void warn_about_threads(World& world, int threads) {
@@ -447,7 +436,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options, Worl
         input_error("--resume: there is no complete checkpoint in ", options.run_dir);
     if (found) {
         if (first && !found->note.empty()) std::fprintf(stderr, "warning: %s\n", found->note.c_str());
-        resume_configuration(model, config, options, *found, first);
+        resume_configuration(model, config, options.given, options.extend, *found, first);
         check_same_data(found->state, data, found->directory);
     }
     const json transition = found ? found->state.value("transition", json()) : json();
@@ -457,6 +446,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options, Worl
     if (!transition.is_null() && whole) twin = twin_of(model, config, found->directory);
     const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin, world);
     announce(model, config, data, plan, options.threads, world.size);
+    if (first) warn_about_data(data, model, config);
 
     Context device({.threads = options.threads, .device = options.device});
     const bool on_cpu = options.device < 0;  // GPUs are not shared

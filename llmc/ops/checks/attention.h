@@ -10,8 +10,8 @@ struct AttentionShape {
     // Pairs of a query and a key it sees, where T queries follow `earlier` positions.
     int64_t pairs(int64_t earlier = 0) const { return B * H * (T * earlier + T * (T + 1) / 2); }
     // A pair costs 2 D for its score and 2 D for its part of the output; backward, five such products.
-    int64_t forward_flops(int64_t earlier = 0) const { return 4 * pairs(earlier) * D; }
-    int64_t backward_flops() const { return 10 * pairs() * D; }
+    double forward_flops(int64_t earlier = 0) const { return 4.0 * double(pairs(earlier)) * double(D); }
+    double backward_flops() const { return 10.0 * double(pairs()) * double(D); }
     int64_t rope_flops() const { return 6 * B * T * C; }  // 4 products and 2 sums a pair, Q and K
 };
 

@@ -15,7 +15,9 @@ struct HeadShape {
         return std::min(rows, std::clamp<int64_t>(logits / columns() / 64 * 64, 64, 8192));
     }
     // Of `products` matrix products: the logits, and one for each gradient.
-    int64_t flops(int64_t products) const { return products * 2 * rows * vocabulary * model; }
+    double flops(int64_t products) const {
+        return 2.0 * double(products) * double(rows) * double(vocabulary) * double(model);
+    }
 };
 
 inline HeadShape check_head(const Tensor& losses, const Tensor& dx, const Tensor& dweight, const Tensor& x,

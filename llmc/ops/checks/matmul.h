@@ -16,7 +16,7 @@ struct GemmProblem {
     bool accumulate, bias;                 // bias [n] in the type of `in`
 
     auto operator<=>(const GemmProblem&) const = default;
-    int64_t flops() const { return 2 * batch * m * n * k; }
+    double flops() const { return 2.0 * double(batch) * double(m) * double(n) * double(k); }
     std::string text() const {  // for messages: "F32 [8192x512] x [512x1536] -> F32"
         auto operand = [](int64_t rows, int64_t columns, bool transposed) {
             return transposed ? str("[", columns, "x", rows, "]^T") : str("[", rows, "x", columns, "]");
@@ -99,7 +99,7 @@ struct RaggedProblem {
     bool sums;
     int64_t rows, pairs, experts;  // pairs: the rows that can be filled; others fill up tiles
     GemmProblem of_expert;         // m (rows form) or k (sums form) is the number of an expert's rows: 0 here
-    int64_t flops;                 // for the pairs
+    double flops;                  // for the pairs
 
     int64_t stride_of_experts() const { return sums ? of_expert.m * of_expert.n : of_expert.k * of_expert.n; }
 };
@@ -133,7 +133,7 @@ inline RaggedProblem check_matmul_ragged(const Tensor& out, const Tensor& a, con
                           .transpose_a = o.transpose_a, .transpose_b = o.transpose_b, .lda = a.shape[1],
                           .ldb = b.shape[-1], .ldc = n, .stride_a = 0, .stride_b = 0, .stride_c = 0,
                           .accumulate = o.accumulate, .bias = false},
-            .flops = 2 * (o.expected_rows ? o.expected_rows : pairs) * (m + k) * n};
+            .flops = 2.0 * double(o.expected_rows ? o.expected_rows : pairs) * double(m + k) * double(n)};
 }
 
 inline void check_bias_backward(const Tensor& dbias, const Tensor& dout) {
