@@ -372,7 +372,8 @@ struct Run {
             if (due(t.save_interval, step) && step < t.steps && !stop_signal() && s.ok) save(step);
             sound = s.ok;
         }
-        if (!sound) run_error("the last step was skipped, because its loss or gradient is not finite: nothing is saved");
+        if (!sound)
+            run_error("the last step was skipped, because its loss or gradient is not finite: nothing is saved");
         if (!save(step)) return 1;
         return stop_signal() ? 128 + stop_signal() : 0;
     }

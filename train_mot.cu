@@ -100,8 +100,9 @@ struct CommandLine {
         eval_app->add_option("--split", eval.split, "part of the data: train or val")
             ->capture_default_str()
             ->check(CLI::IsMember({"train", "val"}));
-        eval_app->add_option("--eval-batches", eval.batches,
-                             "number of micro-batches, with --group-fill of sequences; 0: all of the split")
+        eval_app
+            ->add_option("--eval-batches", eval.batches,
+                         "number of micro-batches, with --group-fill of sequences; 0: all of the split")
             ->capture_default_str()
             ->transform(whole_number(0, 1000000000));
         auto* rows =

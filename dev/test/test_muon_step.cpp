@@ -11,8 +11,8 @@ struct Matrices {
 };
 
 TEST(Orthogonalized, MatchesPlainLoops) {
-    for (const Matrices& size : few_or_all<Matrices>({{3, 5, 7}, {2, 7, 5}, {1, 1, 9}, {1, 16, 16}},
-                                                     {{1, 33, 130}, {4, 65, 31}, {2, 48, 48}}))
+    for (const Matrices& size :
+         few_or_all<Matrices>({{3, 5, 7}, {2, 7, 5}, {1, 1, 9}, {1, 16, 16}}, {{1, 33, 130}, {4, 65, 31}, {2, 48, 48}}))
         for (DType dtype : arithmetic_types) {
             Device d;
             Arena arena("test", d.ctx);
@@ -118,8 +118,8 @@ TEST(MuonStep, UpdatesMatricesAndLeavesTheRestToAdamW) {
             }
             const DType grad = run.model.precision.grad, param = run.model.precision.param;
             EXPECT_TRUE(close(state.at("m." + t.name), momentum, 8 * roundoff(grad))) << what;
-            EXPECT_TRUE(close(after.at(t.name), want,
-                              orthogonalized_tolerance(grad, m.rows, m.columns) + 2 * roundoff(param)))
+            EXPECT_TRUE(
+                close(after.at(t.name), want, orthogonalized_tolerance(grad, m.rows, m.columns) + 2 * roundoff(param)))
                 << what;
         }
         EXPECT_EQ(by_muon, 2 + 3 + 3 + 6 + 6) << precision;

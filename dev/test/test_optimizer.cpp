@@ -311,8 +311,9 @@ TEST(Optimizer, AnUpdateThatIsNotFiniteIsReported) {
         double p, m, v, grad, eps;
         bool broken;
     };
-    const std::vector<Case> cases = {{1, 0, 0, 0.5, 1e-8, false}, {1, 0, 0, 0, 0, true},    {inf, 0, 0, 0.5, 1e-8, true},
-                                     {1, 0, inf, 0.5, 1e-8, true}, {1, inf, 1, 0.5, 1e-8, true}, {3e38, 0, 0, 0, 1, false}};
+    const std::vector<Case> cases = {{1, 0, 0, 0.5, 1e-8, false},  {1, 0, 0, 0, 0, true},
+                                     {inf, 0, 0, 0.5, 1e-8, true}, {1, 0, inf, 0.5, 1e-8, true},
+                                     {1, inf, 1, 0.5, 1e-8, true}, {3e38, 0, 0, 0, 1, false}};
     std::vector<DType> types = master_types;
     types.push_back(DType::bf16);
     for (DType dtype : types)
@@ -331,7 +332,8 @@ TEST(Optimizer, AnUpdateThatIsNotFiniteIsReported) {
                            grad = with(wide, 0.5, c.grad, "grad"), step = make_step(d);
                     const AdamW options{.eps = c.eps, .weight_decay = 0, .stochastic_rounding = stochastic};
                     adamw_update(p, {}, m, v, grad, step, n, options, d.ctx);
-                    EXPECT_EQ(read_step(d, step).broken, c.broken) << c.p << ' ' << c.m << ' ' << c.v << " at " << place;
+                    EXPECT_EQ(read_step(d, step).broken, c.broken)
+                        << c.p << ' ' << c.m << ' ' << c.v << " at " << place;
                 }
 }
 

@@ -76,8 +76,8 @@ TEST_F(RunLocks, ATransitionTakesADirectoryThatHoldsOnlyALock) {
     make_directories(dir / "sparse");
     write_file_atomic(dir / "sparse/lock", "process 1 on another host\n");
     const std::vector<std::string> words = {program("train_mot"), "transition", "--from", dir / "mot", "--to",
-                                            "token-choice", "--data", data, "--run-dir", dir / "sparse",
-                                            "--threads", "1"};
+                                            "token-choice",       "--data",     data,     "--run-dir", dir / "sparse",
+                                            "--threads",          "1"};
     EXPECT_EQ(Process(words, output).wait(), 0) << said();
     EXPECT_EQ(read_file(dir / "sparse/lock").find("process 1 on another"), std::string::npos);
 }

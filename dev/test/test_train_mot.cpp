@@ -25,8 +25,8 @@ TEST_F(TrainMot, ResumeIsBitEqualToAnUninterruptedRun) {
 TEST_F(TrainMot, MuonResumesWithEqualBitsAndStaysMuon) {
     ASSERT_EQ(run(recipe("straight", {"--steps", "12", "--optimizer", "muon"})), 0) << said();
     ASSERT_EQ(run(recipe("halves", {"--steps", "6", "--decay-steps", "12", "--optimizer", "muon"})), 0) << said();
-    const std::vector<std::string> resume = {"train_mot", "--resume", "--data", data, "--run-dir", dir / "halves",
-                                             "--steps", "12"};
+    const std::vector<std::string> resume = {"train_mot", "--resume",     "--data",  data,
+                                             "--run-dir", dir / "halves", "--steps", "12"};
     auto with = [&](std::vector<std::string> more) {
         more.insert(more.begin(), resume.begin(), resume.end());
         return more;
@@ -68,7 +68,8 @@ TEST_F(TrainMot, ALongerRunSaysItsScheduleOrBeginsANewOne) {
     ASSERT_EQ(run(recipe("floor", {"--steps", "6"})), 0) << said();
     std::filesystem::copy(dir / "floor", dir / "more", std::filesystem::copy_options::recursive);
     EXPECT_EQ(run(resume("floor", {"--steps", "9"})), 0);
-    EXPECT_NE(said().find("ends at step 6; from there on the learning rate stays at 0.001"), std::string::npos) << said();
+    EXPECT_NE(said().find("ends at step 6; from there on the learning rate stays at 0.001"), std::string::npos)
+        << said();
     EXPECT_EQ(run(resume("floor", {"--steps", "9"})), 0);
     EXPECT_EQ(said().find("ends at step 6"), std::string::npos) << "said again: " << said();
 
@@ -97,8 +98,8 @@ TEST_F(TrainMot, DataThatIsNotUsedIsSaid) {
     make_directories(shards);
     ShardWriter train(shards, "train", 12);  // one sequence of 8 in each
     train.write(std::vector<uint16_t>(120, 7));
-    write_dataset_json(shards, read_file(data + "/tokenizer.tiktoken"), int64_t(vocabulary), {1, 120, 120, train.finish()},
-                       {});
+    write_dataset_json(shards, read_file(data + "/tokenizer.tiktoken"), int64_t(vocabulary),
+                       {1, 120, 120, train.finish()}, {});
     EXPECT_EQ(run(recipe("run", {"--steps", "1", "--data", shards})), 0);
     EXPECT_NE(said().find("33 % of the training tokens are never used"), std::string::npos) << said();
     EXPECT_NE(said().find("there is no validation"), std::string::npos) << said();

@@ -8,9 +8,9 @@
 
 namespace llmc {
 
-// The shards of a split are one stream of N tokens. Sequence number s predicts tokens s T + 1 ... s T + T of it from the
-// T tokens before (T = context). Thus all but the first token are predicted, each once. Sequences come in an order that
-// depends on the seed alone; the last one, which may not be full, comes last.
+// The shards of a split are one stream of N tokens. Sequence number s predicts tokens s T + 1 ... s T + T of it from
+// tokens s T ... s T + T - 1 (T = context). So all tokens but the first are predicted, each once. Sequences come in an
+// order that depends on the seed alone; the last one, which may not be full, comes last.
 //
 // What is read beyond the end goes on at the beginning and has target -1, which does not count: it fills the last
 // sequence up, and the last micro-batch or group of sequences.

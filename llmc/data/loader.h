@@ -57,7 +57,6 @@ private:
     uint64_t seed;
     bool shuffle;
     std::vector<int64_t> first_window;  // [shards + 1]: windows before each shard
-
 };
 
 }  // namespace llmc

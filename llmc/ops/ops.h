@@ -284,7 +284,7 @@ struct StepState {
     int64_t t = 0;                                      // updates so far: Adam's step count
     int64_t skipped = 0;                                // steps skipped so far: loss or gradient not finite
     int64_t skipped_in_a_row = 0;                       // how many of the last steps were skipped without a break
-    int64_t ok = 1;      // 0: this step's update is skipped
+    int64_t ok = 1;                                     // 0: this step's update is skipped
     int64_t broken = 0;  // 1: an update has made a parameter or Adam's second moment infinite or NaN
     // Sums of loss_sum and loss_count over all steps that were not skipped. The difference between two readings gives
     // the mean loss between them.
@@ -318,8 +318,8 @@ struct AdamW {
 // Updates one unit in one pass (Loshchilov & Hutter 2019); does nothing if ok = 0:
 //   g = grad * grad_scale;  p *= 1 - lr * weight_decay (elements [0, decayed) only);  m, v = moving averages of g, g^2;
 //   p -= lr * (m / bias_correction1) / (sqrt(v / bias_correction2) + eps)
-// Sets `broken` if a new p or v is not finite. param [N] f32, bf16 or f64 holds the parameters; compute_copy [N] bf16 (optional) becomes a copy of them; m, v, grad
-// [N] f32 (f64).
+// Sets `broken` if a new p or v is not finite. param [N] f32, bf16 or f64 holds the parameters; compute_copy [N] bf16
+// (optional) becomes a copy of them; m, v, grad [N] f32 (f64).
 void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor grad, Tensor step, int64_t decayed,
                   const AdamW& options, Context& ctx);
 

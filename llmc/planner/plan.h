@@ -15,7 +15,7 @@ struct Plan {
     int64_t activation_bytes = 0;  // activations, and workspace of ops inside forward and backward
     int64_t workspace_bytes = 0;   // workspace of ops outside of them
     double step_flops = 0;         // of everything in a step, recomputation included
-    double forward_flops = 0;   // of one evaluation of a micro-batch
+    double forward_flops = 0;      // of one evaluation of a micro-batch
     int64_t total() const {
         return parameter_bytes + copy_bytes + gradient_bytes + optimizer_bytes + unit_bytes + activation_bytes +
                workspace_bytes;

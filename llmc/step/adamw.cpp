@@ -16,9 +16,12 @@ AdamWOptimizer::AdamWOptimizer(const TrainConfig& config, Model& model, Context&
     : AdamWOptimizer(config, {{"m.", 1, every_parameter}, {"v.", 2, every_parameter}}, model, ctx) {}
 
 AdamWOptimizer::AdamWOptimizer(const TrainConfig& c, const std::vector<StateKind>& state, Model& model, Context& ctx)
-    : Optimizer(model, state, ctx),
-      options{c.beta1, c.beta2, c.adam_eps, c.weight_decay, c.stochastic_rounding,
-              uint64_t(c.seed) ^ hash_of("stochastic rounding")} {}
+    : Optimizer(model, state, ctx), options{c.beta1,
+                                            c.beta2,
+                                            c.adam_eps,
+                                            c.weight_decay,
+                                            c.stochastic_rounding,
+                                            uint64_t(c.seed) ^ hash_of("stochastic rounding")} {}
 
 void AdamWOptimizer::update(const UnitSlice& slice, Tensor step, Arena&) {
     update_range(slice, slice.begin, slice.end, step);

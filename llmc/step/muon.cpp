@@ -26,8 +26,10 @@ Tensor orthogonalized(Tensor x, Arena& arena, Context& ctx) {
         matmul(s, x, x, {.transpose_a = tall, .transpose_b = !tall}, ctx);
         matmul(p, s, s, {}, ctx);
         matrix_polynomial(p, s, quintic, ctx);
-        if (tall) matmul(y, x, p, {}, ctx);
-        else matmul(y, p, x, {}, ctx);
+        if (tall)
+            matmul(y, x, p, {}, ctx);
+        else
+            matmul(y, p, x, {}, ctx);
         std::swap(x, y);
     }
     return x;

@@ -16,7 +16,7 @@ int show_info(const ModelConfig& model, const TrainConfig& train, int threads, i
 
 struct EvalCommand {
     std::string checkpoint, data, split = "val";
-    int64_t batches = 0, micro_batch = 0;  // 0: all of the split; as in training
+    int64_t batches = 0, micro_batch = 0;   // 0: all of the split; as in training
     int64_t group_size = 0;                 // MoT group size; 0: as in training
     std::string group_sizes;                // not empty: print a table of the losses at these sizes, "8,16,32"
     bool discrete = false;

@@ -160,8 +160,9 @@ struct Run : Session {
             for (const std::string& theirs : world.all_gather(std::to_string(news)))
                 news = std::max(news, std::stoi(theirs));
         if (news == broken)
-            run_error("the update of step ", steps_done, " made parameters infinite or NaN: stopping, nothing is saved; ",
-                      where_it_is_safe(), "; lower --lr, or look at --adam-eps");
+            run_error("the update of step ", steps_done,
+                      " made parameters infinite or NaN: stopping, nothing is saved; ", where_it_is_safe(),
+                      "; lower --lr, or look at --adam-eps");
         if (news && world.rank == 0) say_stopping(news);  // here, if only another rank has heard it
         return news;
     }
@@ -230,8 +231,8 @@ struct Run : Session {
         if (!transition.is_null()) j["transition"] = transition;
         if (evaluation_missing) j["evaluation_missing"] = true;
         try {
-            save_checkpoint(options.run_dir, steps_done, model.parameter_parts(true), optimizer->state_parts(true),
-                            j, config.keep, ctx, world);
+            save_checkpoint(options.run_dir, steps_done, model.parameter_parts(true), optimizer->state_parts(true), j,
+                            config.keep, ctx, world);
             newest_checkpoint = steps_done;
             return saved = true;
         } catch (const RunError& error) {

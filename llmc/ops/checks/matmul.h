@@ -128,11 +128,26 @@ inline RaggedProblem check_matmul_ragged(const Tensor& out, const Tensor& a, con
     check(out, widened ? DType::f32 : a.dtype, sums ? Shape{experts, m, n} : Shape{rows, n}, what);
     check_matmul_options(out, a, n, o);
     const int64_t pairs = std::max<int64_t>(0, rows - experts * (ragged_tile() - 1));
-    return {.sums = sums, .rows = rows, .pairs = pairs, .experts = experts,
-            .of_expert = {.batch = 1, .m = m, .n = n, .k = k, .in = a.dtype, .out = out.dtype,
-                          .transpose_a = o.transpose_a, .transpose_b = o.transpose_b, .lda = a.shape[1],
-                          .ldb = b.shape[-1], .ldc = n, .stride_a = 0, .stride_b = 0, .stride_c = 0,
-                          .accumulate = o.accumulate, .bias = false},
+    return {.sums = sums,
+            .rows = rows,
+            .pairs = pairs,
+            .experts = experts,
+            .of_expert = {.batch = 1,
+                          .m = m,
+                          .n = n,
+                          .k = k,
+                          .in = a.dtype,
+                          .out = out.dtype,
+                          .transpose_a = o.transpose_a,
+                          .transpose_b = o.transpose_b,
+                          .lda = a.shape[1],
+                          .ldb = b.shape[-1],
+                          .ldc = n,
+                          .stride_a = 0,
+                          .stride_b = 0,
+                          .stride_c = 0,
+                          .accumulate = o.accumulate,
+                          .bias = false},
             .flops = 2.0 * double(o.expected_rows ? o.expected_rows : pairs) * double(m + k) * double(n)};
 }
 

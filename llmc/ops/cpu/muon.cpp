@@ -11,8 +11,7 @@ namespace {
 template <class F>
 void in_chunks(int64_t n, int threads, F&& f) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t chunk = 0; chunk < chunks_of(n); chunk++)
-        f(chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size));
+    for (int64_t chunk = 0; chunk < chunks_of(n); chunk++) f(chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size));
 }
 
 template <class P, class A>
@@ -143,8 +142,7 @@ void muon_update(Tensor param, Tensor compute_copy, Tensor direction, Tensor ste
                                   A(1 - state.lr * options.weight_decay), A(state.lr * options.scale)};
         auto range = [&](int64_t begin, int64_t end) {
             if constexpr (std::is_same_v<P, bf16>)
-                if (options.stochastic_rounding)
-                    return update_range_stochastic(target, begin, end, options, state.t);
+                if (options.stochastic_rounding) return update_range_stochastic(target, begin, end, options, state.t);
             return update_range(target, begin, end);
         };
         in_chunks(n, ctx.threads, [&](int64_t begin, int64_t end) { report_unfit(range(begin, end), state); });

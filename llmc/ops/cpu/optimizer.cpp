@@ -1,6 +1,6 @@
 // The optimizer on the CPU: the sums of a step, the decision about its update, AdamW (Loshchilov & Hutter 2019).
-#include "llmc/ops/checks/decide_step.h"
 #include "llmc/ops/checks/optimizer.h"
+#include "llmc/ops/checks/decide_step.h"
 #include "llmc/ops/cpu/update.h"
 
 namespace llmc {

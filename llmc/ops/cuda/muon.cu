@@ -89,8 +89,7 @@ __device__ inline float update_at(const Target<P>& a, float keep, float rate, in
     for (int j = 0; j < W; j++) p[j] = p[j] * keep - rate * direction[j];
     const float sum = unfit(p);
     if constexpr (std::is_same_v<P, nv_bf16>)
-        if (a.options.stochastic_rounding)
-            p = rounded_stochastically(p, a.options.first_index + i, a.options.seed, t);
+        if (a.options.stochastic_rounding) p = rounded_stochastically(p, a.options.first_index + i, a.options.seed, t);
     store<W>(a.param + i, p);
     if (a.compute_copy) store<W>(a.compute_copy + i, p);
     return sum;
