@@ -46,6 +46,7 @@ std::string version() {
 }  // namespace
 
 int main(int argc, char** argv) {
+    llmc::hold_standard_streams();
     Options options;
     CLI::App app{
         "Compares this build with golden numbers of the reference implementation (dev/test/golden/README.md)."};

@@ -393,12 +393,15 @@ int run(Options o) {
         lock.take(o.run_dir);
         if (find_latest(o.run_dir)) input_error(o.run_dir, " holds a run already: choose another --run-dir");
     }
-    return Run(o, std::move(data), lock).train();
+    const int code = Run(o, std::move(data), lock).train();
+    if (!o.run_dir.empty()) forgive_lost_output();  // else it is all there is
+    return code;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+    hold_standard_streams();
     take_signals_in_their_own_thread();
     Options o;
     o.model.vocab_size = 0, o.model.d_model = 128, o.model.heads = 4, o.model.context = 128, o.model.init_scale = 1;

@@ -3,6 +3,7 @@
 // This file only reads the command line. Where to read on: llmc/train/trainer.cpp (the run), llmc/step/step.cpp (one
 // step), llmc/model/model.cpp (forward and backward), llmc/model/blocks/mot.cpp (the block), llmc/ops/ops.h (the
 // operations).
+#include "llmc/base/standard_output.h"
 #include "llmc/base/version.h"
 #include "llmc/data/shards.h"
 #include "llmc/planner/scaling_flags.h"
@@ -209,6 +210,7 @@ struct CommandLine {
 }  // namespace
 
 int main(int argc, char** argv) {
+    hold_standard_streams();
     take_signals_in_their_own_thread();
     CommandLine line;
     std::optional<World> world;  // outlives the run: a rank that fails must still be able to end the others

@@ -11,6 +11,7 @@
 
 #include "llmc/base/errors.h"
 #include "llmc/base/flags.h"
+#include "llmc/base/standard_output.h"
 #include "llmc/data/prepare.h"
 
 using namespace llmc;
@@ -145,13 +146,14 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    hold_standard_streams();
     struct sigaction action{};
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART | int(SA_RESETHAND);  // a second Ctrl-C ends the program at once
     sigaction(SIGINT, &action, nullptr);
     sigaction(SIGTERM, &action, nullptr);
     try {
-        return run(argc, argv);
+        return finish_output(run(argc, argv));
     } catch (const InputError& e) {
         std::cerr << "prepare: " << e.what() << "\n";
         return 2;

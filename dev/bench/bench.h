@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "llmc/base/standard_output.h"
 #include "llmc/ops/ops.h"
 
 namespace llmc {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "llmc/base/standard_output.h"
 #include "llmc/ops/ops.h"
 
 using namespace llmc;
@@ -78,4 +79,5 @@ int main(int argc, char** argv) {
     for (const Case& c :
          {Case{"Tiny", 32, 128, 128, 4}, Case{"Medium", 32, 256, 512, 8}, Case{"long", 1, 4096, 512, 8}})
         bench(c, act, ctx);
+    return finish_output(0);
 }

@@ -100,6 +100,7 @@ int main(int argc, char** argv) {
         bench_rows(b, act, 32, 128, 128);
         bench_rows(b, act, 32, 256, 512);
         bench_optimizer(b, act, 20 << 20);
+        return llmc::finish_output(0);
     } catch (const std::exception& e) {
         std::fprintf(stderr, "bench_mot: %s\n", e.what());
         return 1;

@@ -72,6 +72,7 @@ int main(int argc, char** argv) {
             bench_ragged(b, act, E, F, "skewed (1 / rank)", [](int64_t e) { return 1.0 / double(e + 1); });
             bench_ragged(b, act, E, F, "one takes all", [](int64_t e) { return e == 1 ? 1.0 : 0.0; });
         }
+        return llmc::finish_output(0);
     } catch (const std::exception& e) {
         std::fprintf(stderr, "bench_ragged: %s\n", e.what());
         return 1;

@@ -78,7 +78,7 @@ public:
             std::printf("# with %d threads: %.0f GFLOP/s, %.1f GB/s from memory\n", count, r->prober.best * 1e-9,
                         r->bandwidth.rbegin()->second * 1e-9);
         for (const auto& [result, machine] : profiled) print_profile(result, machine);
-        if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(1) << "\n";
+        if (!o.json_file.empty()) write_file_atomic(o.json_file, file.dump(1) + "\n");
         return complete ? 0 : 1;
     }
 

@@ -22,7 +22,7 @@
 #include "dev/bench/sampling.h"
 #include "dev/bench/train_tables.h"
 #include "dev/bench/train_worker.h"
-#include "llmc/base/flags.h"
+#include "llmc/train/flags.h"
 
 using namespace llmc;
 using nlohmann::json;
@@ -108,7 +108,7 @@ public:
         const Machine machine{prober.best, o.worker.profile ? peak_bandwidth(ctx).bytes : 0};
         for (const Result& r : results)
             if (r.end.contains("profile")) print_profile(r, machine);
-        if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(2) << "\n";
+        if (!o.json_file.empty()) write_file_atomic(o.json_file, file.dump(2) + "\n");
         const bool complete = std::none_of(results.begin(), results.end(), [](const Result& r) { return r.failed; });
         return complete ? 0 : 1;  // what the memory is too small for is no failure
     }
@@ -220,15 +220,9 @@ int main(int argc, char** argv) {
     add_word(app, "--shard", o.worker.shard, "of that process")->group("");
     app.add_option("--weights", o.worker.weights, "where that process writes its first weights and its batch")
         ->group("");
-    try {
-        app.parse(argc, argv);
+    return run_program(app, argc, argv, [&] {
         if (o.worker_model.empty()) return Coordinator(o).run();
         World world;
         return train_worker(bench_model(o.worker_model), o.worker, world);
-    } catch (const CLI::ParseError& e) {
-        return app.exit(e) == 0 ? 0 : 2;
-    } catch (const std::exception& e) {
-        std::fprintf(stderr, "error: %s\n", e.what());
-        return dynamic_cast<const InputError*>(&e) ? 2 : 1;
-    }
+    });
 }

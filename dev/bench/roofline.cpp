@@ -142,7 +142,7 @@ int run(const Options& o) {
                             {"peak_source", peak.how},
                             {"mfu", peak.flops > 0 ? json(rate / peak.flops) : json()}};
     }
-    if (!o.json_file.empty()) std::ofstream(o.json_file) << file.dump(1) << '\n';
+    if (!o.json_file.empty()) write_file_atomic(o.json_file, file.dump(1) + "\n");
     return 0;
 }
 

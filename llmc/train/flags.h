@@ -7,6 +7,7 @@
 #include <string>
 
 #include "llmc/base/flags.h"
+#include "llmc/base/standard_output.h"
 #include "llmc/step/config_fields.h"
 
 namespace llmc {
@@ -68,8 +69,9 @@ inline std::string with_place(const CLI::App& app, const std::string& what, int 
     return (reader && !on_command_line ? reader->place_of(flag) : "") + what;
 }
 
-// The end of every main: parses the arguments and returns the exit code of `body`. An exception becomes one sentence on
-// stderr and exit code 2 (bad input) or 1 (failure); `also` is called with both before that.
+// The end of every main: parses the arguments and returns the exit code of `body`, or 1 if that is 0 but what was
+// printed did not arrive. An exception becomes one sentence on stderr and exit code 2 (bad input) or 1 (failure);
+// `also` is called with both before that.
 template <class Body, class Also>
 int run_program(CLI::App& app, int argc, char** argv, Body&& body, Also&& also) {
     auto fail = [&](const std::string& what, int code) {
@@ -80,9 +82,9 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body, Also&& also) 
     };
     try {
         app.parse(argc, argv);
-        return body();
+        return finish_output(body());
     } catch (const CLI::ParseError& error) {
-        if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+        if (error.get_exit_code() == 0) return finish_output(app.exit(error));  // --help, --version
         return fail(with_place(app, error.what(), argc, argv) + " (see --help)", 2);
     } catch (const InputError& error) {
         return fail(error.what(), 2);

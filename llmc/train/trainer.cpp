@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <limits>
 
+#include "llmc/base/standard_output.h"
 #include "llmc/base/version.h"
 #include "llmc/checkpoint/checkpoint.h"
 #include "llmc/checkpoint/convert.h"
@@ -468,9 +469,10 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options, Worl
         run.start_from(*found);
     else
         run.initialize();
-    const int code = run.loop();
-    if (!options.profile || run.report_profile({peak.flops, bandwidth.bytes})) return code;
-    return std::max(code, 1);
+    int code = run.loop();
+    if (options.profile && !run.report_profile({peak.flops, bandwidth.bytes})) code = std::max(code, 1);
+    forgive_lost_output();
+    return code;
 }
 
 }  // namespace llmc
