@@ -3,11 +3,14 @@
 #include <signal.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <thread>
 
 #include "dev/test/program_test.h"
+#include "llmc/base/rng.h"
 #include "llmc/base/socket.h"
 #include "llmc/comm/backend.h"
+#include "llmc/comm/messages.h"
 #include "llmc/comm/rendezvous.h"
 #include "llmc/ops/ops.h"
 
@@ -303,6 +306,101 @@ TEST_F(TcpProcesses, StrangersAreTurnedAway) {
     start("Talks", slurm(1, 2));
     expect_end(0, 0, "rank 0 of 2");
     expect_end(2, 0, "rank 1 of 2");
+}
+
+// A connection that stalls is dropped after a while of its own, and meanwhile others are heard.
+TEST_F(TcpProcesses, WhoStallsHoldsNobodyUp) {
+    start("Talks", slurm(0, 2));
+    std::vector<Socket> silent;
+    for (int i = 0; i < 40; i++) silent.push_back(connect_here(port));
+    const Socket slow = connect_here(port);
+    ASSERT_TRUE(slow);
+    std::atomic<bool> met = false;
+    std::thread drip([&] {  // a byte at a time
+        for (const char byte : bytes_of(Hello{})) {
+            if (met || !slow.send(&byte, 1)) return;
+            for (int i = 0; i < 10 && !met; i++) std::this_thread::sleep_for(100ms);
+        }
+    });
+    start("Talks", slurm(1, 2));
+    expect_end(0, 0, "rank 0 of 2");
+    expect_end(1, 0, "rank 1 of 2");
+    met = true;
+    drip.join();
+}
+
+// The test plays a rank that does not do as the others expect.
+class Impostor {
+public:
+    Socket data, life;
+
+    // Comes as this rank of two to a rank 0 that listens. Nothing else is certain if rank 0 is out of time already.
+    Impostor(int port, int rank) : data(knock(port, rank, 0)), life(knock(port, rank, 1)) {}
+    // Is rank 0 for the one that comes.
+    explicit Impostor(int port) {
+        const Socket listener = listen_on(port);
+        for (Socket* line : {&data, &life}) {
+            *line = accept_from(listener, 60);
+            std::string said(hello_bytes, '\0');
+            if (!*line || !line->receive(said.data(), said.size())) return;
+            const std::optional<Hello> hello = read_hello(said);
+            if (hello) say(*line, bytes_of(Welcome{hello->job}));
+        }
+    }
+    static void say(const Socket& line, const std::string& bytes) { line.send(bytes.data(), bytes.size()); }
+    static void say(const Socket& line, int64_t length) { say(line, bytes_of(std::span<const int64_t>(&length, 1))); }
+
+private:
+    static Socket knock(int port, int rank, int line) {
+        Socket socket = connect_here(port);
+        std::string answer(welcome_bytes, '\0');
+        if (socket) say(socket, bytes_of(Hello{hash_of("slurm 77.0"), rank, 2, line, "elsewhere"}));
+        if (socket) socket.receive(answer.data(), answer.size());
+        return socket;
+    }
+};
+
+TEST_F(TcpProcesses, WhoComesAndFallsSilentIsNamed) {
+    Environment environment = slurm(0, 2);
+    environment.push_back({"MOT_START_TIMEOUT", "3"});
+    start("Talks", environment);
+    const Impostor silent(port, 1);
+    expect_end(0, 1, "rank 1 of 2 ");
+    EXPECT_TRUE(says(0, "within 3 seconds")) << said(0);
+}
+
+TEST_F(TcpProcesses, ARank0ThatFallsSilentIsNamed) {
+    Environment environment = slurm(1, 2);
+    environment.push_back({"MOT_START_TIMEOUT", "3"});
+    start("Talks", environment);
+    const Impostor silent(port);
+    expect_end(0, 1, "127.0.0.1, port " + str(port));
+}
+
+TEST_F(TcpProcesses, LengthsAreNotBelieved) {
+    for (const int64_t length : {int64_t(10) << 30, int64_t(-1)}) {
+        SCOPED_TRACE(length);
+        start("Talks", slurm(0, 2));
+        const Impostor liar(port, 1);
+        Impostor::say(liar.data, length);
+        expect_end(0, 1, "rank 1 (elsewhere) sent the length of a text that is not between 0 and");
+        ranks.clear();
+        start("Talks", slurm(1, 2));
+        const Impostor other(port);
+        for (const int64_t one : {int64_t(4), length}) Impostor::say(other.data, one);
+        expect_end(0, 1, "rank 0 (127.0.0.1) sent the length of a text that is not between 0 and");
+        ranks.clear();
+    }
+}
+
+TEST_F(TcpProcesses, LastWordsWithoutAnEndAreNone) {
+    start("WaitsElsewhere", slurm(0, 2));
+    const Impostor impostor(port, 1);
+    Impostor::say(impostor.data, int64_t(4));
+    Impostor::say(impostor.data, "east");
+    Impostor::say(impostor.life, std::string(last_words_bytes, 'x'));
+    expect_end(0, 1, "rank 1 (elsewhere) is gone");
+    EXPECT_FALSE(says(0, "xxxx")) << said(0);
 }
 
 TEST_F(TcpProcesses, TheSameRankTwiceOrAnotherNumberIsRefused) {

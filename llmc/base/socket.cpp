@@ -10,9 +10,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "llmc/base/errors.h"
 
@@ -31,9 +33,37 @@ void tune(int fd) {
     set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 6);
 }
 
+double seconds_now() {
+    using namespace std::chrono;
+    return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+// poll's time. A longer wait than a minute is several.
+int milliseconds(double seconds) { return int(std::ceil(std::clamp(seconds, 0.0, 60.0) * 1000)); }
+
 bool wait_for(int fd, short events, double seconds) {
     pollfd entry{fd, events, 0};
-    return ::poll(&entry, 1, int(std::ceil(std::max(0.0, seconds) * 1000))) > 0;
+    const double end = seconds_now() + seconds;
+    for (;;) {
+        const double left = end - seconds_now();
+        if (::poll(&entry, 1, milliseconds(left)) > 0) return true;
+        if (left <= 0) return false;
+    }
+}
+
+// Calls step(done), which transfers something without waiting, until all `size` bytes are. False if it fails, or if
+// the time is over.
+template <class Step>
+bool transfer(int fd, short events, size_t size, double seconds, const Step& step) {
+    const double end = seconds_now() + seconds;
+    for (size_t done = 0; done < size;) {
+        const ssize_t now = step(done);
+        if (now > 0) done += size_t(now);
+        else if (now == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) return false;
+        else if (!wait_for(fd, events, end - seconds_now())) return false;
+        if (seconds_now() > end) return done == size;
+    }
+    return true;
 }
 
 // Connects within the time; errno says why not.
@@ -59,35 +89,32 @@ void Socket::close() {
     if (fd >= 0) ::close(std::exchange(fd, -1));
 }
 
-bool Socket::send(const void* bytes, size_t size) const {
+bool Socket::send(const void* bytes, size_t size, double seconds) const {
     const char* from = static_cast<const char*>(bytes);
-    while (size > 0) {
-        const ssize_t sent = ::send(fd, from, size, MSG_NOSIGNAL);
-        if (sent < 0 && errno == EINTR) continue;
-        if (sent <= 0) return false;
-        from += sent, size -= size_t(sent);
-    }
-    return true;
+    return transfer(fd, POLLOUT, size, seconds, [&](size_t done) {
+        return ::send(fd, from + done, size - done, MSG_NOSIGNAL | MSG_DONTWAIT);
+    });
 }
 
-bool Socket::receive(void* bytes, size_t size) const {
+bool Socket::receive(void* bytes, size_t size, double seconds) const {
     char* to = static_cast<char*>(bytes);
-    while (size > 0) {
-        const ssize_t received = ::recv(fd, to, size, 0);
-        if (received < 0 && errno == EINTR) continue;
-        if (received <= 0) return false;
-        to += received, size -= size_t(received);
-    }
-    return true;
+    return transfer(fd, POLLIN, size, seconds,
+                    [&](size_t done) { return ::recv(fd, to + done, size - done, MSG_DONTWAIT); });
 }
 
-void Socket::set_patience(double seconds) const {
-    const timeval time{time_t(seconds), suseconds_t((seconds - std::floor(seconds)) * 1e6)};
-    ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time);
-    ::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
+int64_t Socket::receive_now(void* bytes, size_t size) const {
+    const ssize_t received = ::recv(fd, bytes, size, MSG_DONTWAIT);
+    if (received < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return 0;
+    return received > 0 ? received : -1;
 }
 
 bool Socket::readable(double seconds) const { return wait_for(fd, POLLIN, seconds); }
+
+void wait_for_any(std::span<const Socket* const> sockets, double seconds) {
+    std::vector<pollfd> entries;
+    for (const Socket* socket : sockets) entries.push_back({socket->descriptor(), POLLIN, 0});
+    ::poll(entries.data(), nfds_t(entries.size()), milliseconds(seconds));
+}
 
 Socket listen_on(int port) {
     Socket listener(::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -125,9 +152,10 @@ Socket connect_to(const std::string& host, int port, double seconds, std::string
         return {};
     }
     const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, ::freeaddrinfo);
+    const double end = seconds_now() + seconds;  // for all addresses together
     for (const addrinfo* a = found; a; a = a->ai_next) {
         Socket socket(::socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol));
-        if (socket && connect_within(socket.descriptor(), a->ai_addr, a->ai_addrlen, seconds)) {
+        if (socket && connect_within(socket.descriptor(), a->ai_addr, a->ai_addrlen, end - seconds_now())) {
             tune(socket.descriptor());
             return socket;
         }

@@ -2,6 +2,9 @@
 // whole.
 #pragma once
 #include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -22,11 +25,15 @@ public:
     int descriptor() const { return fd; }
     void close();
 
-    // Sends or receives all `size` bytes. False if the other side has closed the connection or nothing was transferred
-    // for the time of set_patience.
-    bool send(const void* bytes, size_t size) const;
-    bool receive(void* bytes, size_t size) const;
-    void set_patience(double seconds) const;  // 0, the default: wait without limit
+    static constexpr double forever = std::numeric_limits<double>::infinity();
+
+    // Sends or receives all `size` bytes. False if the other side has closed the connection, or if all of it takes
+    // longer than this.
+    bool send(const void* bytes, size_t size, double seconds = forever) const;
+    bool receive(void* bytes, size_t size, double seconds = forever) const;
+
+    // Receives up to `size` bytes that are here already, and returns their number; -1 if no more can come.
+    int64_t receive_now(void* bytes, size_t size) const;
 
     // Waits up to this time; true if there is something to receive or the other side has closed.
     bool readable(double seconds) const;
@@ -37,6 +44,9 @@ private:
 
 // Listens at this port on all addresses of this host. RunError with the reason.
 Socket listen_on(int port);
+
+// Waits up to this time until one of these sockets is readable.
+void wait_for_any(std::span<const Socket* const> sockets, double seconds);
 
 // The next incoming connection; an empty Socket if there is none within this time.
 Socket accept_from(const Socket& listener, double seconds);

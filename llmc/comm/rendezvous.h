@@ -15,6 +15,7 @@ struct Rendezvous {
     int port = 0;
     std::string job;       // number of the job; rank 0 refuses processes of another job
     double seconds = 300;  // how long to wait for all others
+    double patience = 5;   // how long a connection has to say who it is; who comes has something to say
 };
 
 // The settings that the launcher put into the environment, or nothing if there is no launcher. Read in this order:
@@ -29,8 +30,9 @@ std::optional<Rendezvous> rendezvous_from_environment();
 std::string first_host(const std::string& hosts);
 
 // Waits until all processes are connected, and sets rank, size and host ranks of `world`; processes whose hosts have
-// the same name are on one host. RunError that names the processes that did not connect, or says that rank 0 does not
-// answer. Later, if a process ends without a report or cannot be reached, all of them end.
+// the same name are on one host. RunError that names the processes that did not come in time, or says that rank 0 does
+// not answer. Strangers, and connections that stall, use up nobody's time. Later, if a process ends without a report or
+// cannot be reached, all of them end.
 std::unique_ptr<Processes> tcp_processes_start(const Rendezvous& meeting, World& world);
 
 }  // namespace llmc

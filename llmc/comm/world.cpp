@@ -129,6 +129,7 @@ std::string thread_warning(World& world, int threads) {
     int ranks = 0, wanted = 0;
     for (size_t i = 0; i < all.size(); i++) {
         Mine other;
+        if (all[i].size() != sizeof other) continue;  // another build's
         std::memcpy(&other, all[i].data(), sizeof other);
         cpu_set_t shared;
         CPU_AND(&shared, &other.cpus, &mine.cpus);
