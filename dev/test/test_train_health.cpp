@@ -21,9 +21,9 @@ protected:
 
 }  // namespace
 
-// Weight decay of a million times a parameter: losses are infinite before parameters are.
+// Weight decay of a thousand times a parameter: losses are infinite before parameters are.
 TEST_F(TrainHealth, HealthyCheckpointsStayWhileStepsAreSkipped) {
-    EXPECT_EQ(run(recipe("run", {"--lr", "1000", "--weight-decay", "1000", "--warmup-steps", "0", "--steps", "40",
+    EXPECT_EQ(run(recipe("run", {"--lr", "1", "--weight-decay", "1000", "--warmup-steps", "0", "--steps", "40",
                                  "--max-skipped", "100", "--save-interval", "1", "--keep", "2"})),
               1)
         << said();
