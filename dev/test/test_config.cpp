@@ -66,6 +66,9 @@ TEST(Pattern, RefusesWithThePosition) {
         {"-2x(ffn)", {"character 1", "expected attention"}},
         {"mamba", {"character 1", "expected attention"}},
     };
+    const std::string deep = std::string(100000, '(');
+    EXPECT_TRUE(says(refusal([&] { parse_pattern(deep); }), {"character 65", "( is nested deeper than 64"}));
+    EXPECT_EQ(parse_pattern(std::string(64, '(') + "ffn" + std::string(64, ')')), Words{"ffn"});
     for (const Case& c : cases) {
         std::string sentence = refusal([&] { parse_pattern(c.text); });
         EXPECT_TRUE(says(sentence, c.parts)) << c.text;

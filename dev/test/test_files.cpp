@@ -1,5 +1,6 @@
 // Files: atomic writes, maps, gzip by content.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <zlib.h>
 
 #include <filesystem>
@@ -73,6 +74,49 @@ TEST(Files, FailuresNameThePath) {
     EXPECT_EQ(MappedFile(dir / "file").size(), 0u);
     EXPECT_THROW(fsync_directory(dir / "missing"), RunError);
     EXPECT_THROW(rename_durably(dir / "missing", dir / "x"), RunError);
+}
+
+// The message of the InputError that `body` throws.
+template <class Body>
+std::string refusal(Body&& body) {
+    try {
+        body();
+    } catch (const InputError& error) {
+        return error.what();
+    }
+    return "no refusal";
+}
+
+TEST(Files, WhatMayNeverEndIsNotRead) {
+    TempDir dir;
+    ASSERT_EQ(::mkfifo((dir / "pipe").c_str(), 0600), 0);
+    for (const std::string& path : {dir / "pipe", std::string("/dev/zero")}) {
+        const std::string want = "cannot read " + path + ": it is no regular file";
+        EXPECT_EQ(refusal([&] { read_file(path); }), want);
+        EXPECT_EQ(refusal([&] { read_file(path, any_size); }), want);
+        EXPECT_EQ(refusal([&] { read_file_gunzip(path); }), want);
+        EXPECT_EQ(refusal([&] { MappedFile mapped(path); }), want);
+    }
+    EXPECT_FALSE(read_file("/proc/self/status").empty());
+}
+
+TEST(Files, LargerOnesThanBelongThereAreRefused) {
+    TempDir dir;
+    const std::string plain = dir / "plain", packed = dir / "packed";
+    constexpr int64_t size = 3 << 20;
+    write_file_atomic(plain, std::string(size_t(size), 'z'));
+    const gzFile file = gzopen(packed.c_str(), "wb");
+    gzwrite(file, std::string(size_t(size), 'z').data(), unsigned(size));
+    gzclose(file);
+    EXPECT_EQ(read_file(plain, size).size(), size_t(size));
+    EXPECT_EQ(refusal([&] { read_file(plain, size - 1); }),
+              "cannot read " + plain + ": it has more than 2 MiB, so it is not what belongs there");
+    for (const std::string& path : {plain, packed}) {
+        EXPECT_EQ(read_file_gunzip(path, size).size(), size_t(size));
+        EXPECT_EQ(refusal([&] { read_file_gunzip(path, size - 1); }),
+                  "cannot read " + path + ": it has more than 2 MiB, so it is not what belongs there");
+    }
+    EXPECT_THROW(read_file("/proc/self/status", 3), InputError);  // its size is not known before
 }
 
 TEST(Files, FullDiskIsReported) {

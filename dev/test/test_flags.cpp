@@ -2,6 +2,10 @@
 #include "llmc/base/flags.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <fstream>
+#include <thread>
 
 #include "dev/test/temp_dir.h"
 #include "llmc/base/config_file.h"
@@ -87,6 +91,14 @@ TEST_F(ConfigFile, AnythingElseIsRefusedByLine) {
                     .starts_with("c:2: this is not"));
 }
 
+TEST_F(ConfigFile, LongerOnesAreNone) {
+    EXPECT_EQ(read("lr = 1\n" + std::string((1 << 20) - 7, '\n')), "lr=1");
+    EXPECT_EQ(read("lr = 1\n" + std::string((1 << 20) - 6, '\n')),
+              "c has more than 1 MiB: it is no configuration file");
+    std::ifstream endless("/dev/zero");
+    EXPECT_THROW(read_settings(endless, "c"), InputError);
+}
+
 // The sentence of a whole program for arguments after its name, or "" if it takes them.
 struct Program {
     double lr = 1;
@@ -134,6 +146,18 @@ TEST(Flags, ATextInBracketsIsAText) {
     Program program;
     EXPECT_EQ(program.parse("--text \"[INST] a, b [/INST]\" --text [c]"), "");
     EXPECT_EQ(program.texts, (std::vector<std::string>{"[INST] a, b [/INST]", "[c]"}));
+}
+
+// As the shell's <(...) makes one.
+TEST_F(ConfigFile, MayBeAPipe) {
+    const std::string pipe = dir / "pipe";
+    ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+    std::thread writer([&] { std::ofstream(pipe) << "lr = 0.5\nsteps = 7\n"; });
+    Program program;
+    EXPECT_EQ(program.parse("--config " + pipe), "");
+    writer.join();
+    EXPECT_EQ(program.lr, 0.5);
+    EXPECT_EQ(program.steps, 7);
 }
 
 }  // namespace

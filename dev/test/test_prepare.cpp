@@ -178,6 +178,8 @@ TEST(Documents, BrokenInputIsNamedOrSkipped) {
     EXPECT_TRUE(documents_of(dir / "nothing.json.gz").empty());
     write_file_atomic(dir / "page.json.gz", "<html>404</html>\n");
     expect("page.json.gz", {"line 1", "not valid JSON"}, 0, 1);
+    write_file_atomic(dir / "deep.json", "{\"text\": " + std::string(100000, '[') + std::string(100000, ']') + "}");
+    expect("deep.json", {"line 1", "not valid JSON"}, 0, 1);
     expect_input_error([&] { documents_of(dir / "missing.txt"); }, {"missing.txt", "No such file"});
     expect_input_error([&] { documents_of(dir / "a.pdf"); }, {"a.pdf", ".jsonl"});
 }

@@ -169,6 +169,7 @@ TEST(Shards, DamagedDatasetsAreNamed) {
     fresh(), write_file_atomic(d + "/tokenizer.tiktoken", "IQ== 0\n"), expect("its checksum differs");
     fresh(), write_file_atomic(json, "{\"format_version\": 1, "), expect("dataset.json is damaged");
     fresh(), write_file_atomic(json, "[1]"), expect("dataset.json is damaged");
+    fresh(), write_file_atomic(json, std::string(100000, '[')), expect("nested deeper than 64");
     fresh(), edit_json(json, [](auto& j) { j["format_version"] = 9; }), expect("format version 9");
     fresh(), edit_json(json, [](auto& j) { j["splits"].erase("train"); }), expect("dataset.json is damaged");
     fresh(), edit_json(json, [](auto& j) { j["splits"]["train"]["tokens"] = 7; }), expect("not the sum");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <sstream>
 
 #include "llmc/base/errors.h"
 
@@ -35,13 +36,25 @@ std::string value_of(const std::string& text, const std::string& where) {
     return text.substr(1, end - 1);
 }
 
+// All of the stream, which may be a pipe.
+std::string read_all(std::istream& file, const std::string& name) {
+    constexpr std::streamsize most = 1 << 20;
+    std::string text(size_t(most) + 1, '\0');
+    file.read(text.data(), most + 1);
+    if (file.bad()) input_error("cannot read ", name);
+    if (file.gcount() > most) input_error(name, " has more than ", most >> 20, " MiB: it is no configuration file");
+    text.resize(size_t(file.gcount()));
+    return text;
+}
+
 }  // namespace
 
 std::vector<Setting> read_settings(std::istream& file, const std::string& name) {
+    std::istringstream lines(read_all(file, name));
     std::vector<Setting> settings;
     std::map<std::string, int> seen;
     int number = 0;
-    for (std::string line; std::getline(file, line);) {
+    for (std::string line; std::getline(lines, line);) {
         const std::string where = str(name, ":", ++number, ": ");
         if (number == 1 && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);  // some editors mark UTF-8 by this
         line = trimmed(line);
@@ -58,7 +71,6 @@ std::vector<Setting> read_settings(std::istream& file, const std::string& name) 
         if (settings.back().value.empty() && line.find_first_of("\"'") == std::string::npos)
             input_error(where, flag, " has no value: give one, or \"\" for an empty text");
     }
-    if (file.bad()) input_error("cannot read ", name);
     return settings;
 }
 

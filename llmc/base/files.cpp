@@ -22,13 +22,15 @@ namespace {
 
 std::string reason() { return std::strerror(errno); }
 
-// Opens for reading; a directory is refused here because open() would accept it and read() would fail unclearly.
+// Opens for reading. What is no regular file is refused here: a directory would fail unclearly, and a pipe or a device
+// may never end. O_NONBLOCK: open() itself would wait for the other end of a pipe.
 int open_to_read(const std::string& path, int64_t& size) {
-    int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) input_error("cannot read ", path, ": ", reason());
     struct stat info{};
-    if (::fstat(fd, &info) != 0 || S_ISDIR(info.st_mode)) {
-        std::string why = S_ISDIR(info.st_mode) ? "it is a directory" : reason();
+    if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+        std::string why = info.st_mode == 0 ? reason() : "it is no regular file";
+        if (S_ISDIR(info.st_mode)) why = "it is a directory";
         ::close(fd);
         input_error("cannot read ", path, ": ", why);
     }
@@ -36,14 +38,22 @@ int open_to_read(const std::string& path, int64_t& size) {
     return fd;
 }
 
+[[noreturn]] void refuse_size(const std::string& path, int64_t most) {
+    input_error("cannot read ", path, ": it has more than ", most >> 20, " MiB, so it is not what belongs there");
+}
+
 }  // namespace
 
-std::string read_file(const std::string& path) {
+std::string read_file(const std::string& path, int64_t most) {
     int64_t size = 0;
     int fd = open_to_read(path, size);
     std::string bytes;
     size_t used = 0;
-    for (;;) {  // until end of file: the size of a pipe or of /proc files is not known beforehand
+    for (;;) {  // until end of file: the size of /proc files is not known beforehand
+        if (std::max(size, int64_t(used)) > most) {
+            ::close(fd);
+            refuse_size(path, most);
+        }
         if (used == bytes.size()) bytes.resize(used == 0 ? size_t(size) + 1 : used * 2);
         ssize_t n = ::read(fd, bytes.data() + used, bytes.size() - used);
         if (n < 0 && errno == EINTR) continue;
@@ -60,14 +70,18 @@ std::string read_file(const std::string& path) {
     return bytes;
 }
 
-std::string read_file_gunzip(const std::string& path) {
+std::string read_file_gunzip(const std::string& path, int64_t most) {
+    int64_t size = 0;
+    ::close(open_to_read(path, size));  // only to refuse what is no regular file
     GunzipReader reader(path);
     std::string bytes;
     for (size_t used = 0;;) {
+        if (int64_t(used) > most) refuse_size(path, most);
         bytes.resize(used + (size_t(1) << 20) + used / 2);
         used += reader.read(bytes.data() + used, bytes.size() - used);
         if (used == bytes.size()) continue;
         if (!reader.failure().empty()) input_error("cannot read ", path, ": ", reader.failure());
+        if (int64_t(used) > most) refuse_size(path, most);
         bytes.resize(used);
         return bytes;
     }

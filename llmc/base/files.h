@@ -12,12 +12,16 @@
 
 namespace llmc {
 
-// The whole file as bytes. InputError with path and reason if it cannot be read.
-std::string read_file(const std::string& path);
+inline constexpr int64_t any_size = INT64_MAX;
+inline constexpr int64_t largest_read = int64_t(256) << 20;  // of files that are small if they are what they should be
 
-// As read_file, but a gzip file (recognised by its first two bytes, not by its name) is unpacked.
-// InputError also where the gzip stream is damaged or ends early.
-std::string read_file_gunzip(const std::string& path);
+// The whole file as bytes. InputError with path and reason if it cannot be read, if it is no regular file (a pipe may
+// never end), or if it has more bytes than `most`.
+std::string read_file(const std::string& path, int64_t most = largest_read);
+
+// As read_file, but a gzip file (recognised by its first two bytes, not by its name) is unpacked: `most` counts what
+// comes out. InputError also where the gzip stream is damaged or ends early.
+std::string read_file_gunzip(const std::string& path, int64_t most = largest_read);
 
 // Replaces or creates `path` with exactly these bytes. RunError with path and reason (disk full, no permission); then
 // the old content is untouched and the temporary file is gone.

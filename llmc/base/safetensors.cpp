@@ -6,6 +6,8 @@
 #include <numeric>
 #include <set>
 
+#include "llmc/base/json_text.h"
+
 namespace llmc {
 
 static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian and is used as it is");
@@ -27,12 +29,7 @@ json parse_header(const std::string& path, const char* text, size_t size) {
             twice = value.get<std::string>();
         return true;
     };
-    json header;
-    try {
-        header = json::parse(text, text + size, note_names);
-    } catch (const json::exception& e) {
-        input_error(path, " is not a safetensors file: its header is not valid JSON (", e.what(), ")");
-    }
+    const json header = parse_json({text, size}, path + ": the safetensors header", note_names);
     if (!header.is_object()) input_error(path, " is not a safetensors file: its header is not a JSON object");
     if (!twice.empty()) input_error(path, ": tensor ", twice, " is listed twice");
     return header;

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "llmc/base/files.h"
+#include "llmc/base/json_text.h"
 #include "llmc/base/safetensors.h"
 #include "llmc/base/version.h"
 
@@ -250,7 +251,7 @@ std::string save_checkpoint(const std::string& run_directory, int64_t step, cons
 namespace {
 
 json read_state(const std::string& path) {
-    json state = json::parse(read_file(path), nullptr, false);
+    json state = parse_json(read_file(path), path);
     if (!state.is_object() || !state.contains("format_version") || !state["format_version"].is_number_integer())
         input_error(path, " is damaged: it is not a JSON object with a format_version");
     if (state["format_version"] != checkpoint_format)

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "llmc/base/errors.h"
+#include "llmc/base/json_text.h"
 #include "llmc/data/tokenizer.h"
 
 namespace llmc {
@@ -120,7 +121,7 @@ Dataset open_directory(const std::string& directory) {
     if (!path_exists(file))
         input_error(directory, " has no dataset.json: it was not made by data/prepare, or data/prepare did not finish");
     try {
-        Json json = Json::parse(read_file(file));
+        Json json = parse_json<Json>(read_file(file), file);
         int version = json.at("format_version").get<int>();
         if (version != dataset_format_version)
             input_error(file, " has format version ", version, "; this program reads version ", dataset_format_version);

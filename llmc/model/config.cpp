@@ -12,6 +12,7 @@ namespace llmc {
 namespace {
 
 constexpr size_t most_blocks = 10000;
+constexpr int deepest_pattern = 64;  // ( in (
 
 // pattern := { [N "x"] ( "(" pattern ")" | kind ) }
 struct PatternParser {
@@ -49,14 +50,15 @@ struct PatternParser {
         return word;
     }
 
-    std::vector<std::string> sequence(bool inside) {
+    std::vector<std::string> sequence(int depth) {
         std::vector<std::string> blocks;
         for (skip_spaces(); at < text.size() && text[at] != ')'; skip_spaces()) {
             size_t n = repeat();
             std::vector<std::string> part;
             if (at < text.size() && text[at] == '(') {
+                if (depth == deepest_pattern) fail(str("( is nested deeper than ", deepest_pattern));
                 at++;
-                part = sequence(true);
+                part = sequence(depth + 1);
                 at++;  // the ')'
             } else {
                 part = {kind()};
@@ -64,8 +66,8 @@ struct PatternParser {
             if (n * part.size() + blocks.size() > most_blocks) fail(str("more than ", most_blocks, " blocks"));
             for (size_t i = 0; i < n; i++) blocks.insert(blocks.end(), part.begin(), part.end());
         }
-        if (inside && at >= text.size()) fail("a ( is not closed");
-        if (!inside && at < text.size()) fail("a ) without its (");
+        if (depth > 0 && at >= text.size()) fail("a ( is not closed");
+        if (depth == 0 && at < text.size()) fail("a ) without its (");
         if (blocks.empty()) fail("no blocks");
         return blocks;
     }
@@ -75,7 +77,7 @@ struct PatternParser {
 
 std::vector<std::string> parse_pattern(const std::string& pattern) {
     PatternParser parser{pattern};
-    return parser.sequence(false);
+    return parser.sequence(0);
 }
 
 bool has_block(const ModelConfig& config, const std::string& kind) {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "llmc/base/files.h"
+#include "llmc/base/json_text.h"
 #include "llmc/ops/datasheets.h"
 
 namespace llmc {
@@ -37,7 +38,7 @@ OpTime op_time(const std::string& op, const OpCost& cost, DType act, const Gpu& 
 std::map<std::string, double> read_measured(const std::string& file, PrecisionMode precision) {
     std::map<std::string, double> seconds, work;
     try {
-        const nlohmann::json json = nlohmann::json::parse(read_file(file));
+        const nlohmann::json json = parse_json(read_file(file), "--measured " + file);
         std::vector<nlohmann::json> reports;  // each of one model
         if (json.contains("speed"))
             for (const auto& speed : json.at("speed")) reports.push_back(speed.at("result"));

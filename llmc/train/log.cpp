@@ -8,6 +8,7 @@
 
 #include "llmc/base/errors.h"
 #include "llmc/base/files.h"
+#include "llmc/base/json_text.h"
 #include "llmc/base/version.h"
 
 namespace llmc {
@@ -22,7 +23,7 @@ std::string line_of(const nlohmann::json& record) {
 }  // namespace
 
 RunLog::RunLog(const std::string& log_path, nlohmann::json header) : path(log_path) {
-    std::string old = path_exists(path) ? read_file(path) : "";
+    std::string old = path_exists(path) ? read_file(path, any_size) : "";
     size = int64_t(old.rfind('\n') + 1);  // npos + 1 = 0
     fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0) run_error("cannot write the log ", path, ": ", std::strerror(errno));
@@ -59,14 +60,14 @@ bool RunLog::append(const nlohmann::json& record) {
 TruncatedLog truncate_after_step(const std::string& path, int64_t step) {
     TruncatedLog result;
     if (!path_exists(path)) return result;
-    const std::string old = read_file(path);
+    const std::string old = read_file(path, any_size);
     std::string kept;
     for (size_t begin = 0; begin < old.size();) {
         size_t end = old.find('\n', begin);
         bool whole = end != std::string::npos;
         std::string line = old.substr(begin, whole ? end - begin : std::string::npos);
         begin = whole ? end + 1 : old.size();
-        nlohmann::json record = nlohmann::json::parse(line, nullptr, false);
+        nlohmann::json record = parse_json_or_null(line);
         if (!whole || !record.is_object()) {
             result.unreadable++;
             continue;

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "llmc/base/files.h"
+#include "llmc/base/json_text.h"
 #include "llmc/checkpoint/convert.h"
 
 namespace llmc {
@@ -25,7 +26,7 @@ std::optional<ModelConfig> twin_of(const ModelConfig& model, const TrainConfig& 
 
 json run_of_transition(const std::string& run_dir) {
     const std::string path = run_dir + "/run.json";
-    const json run = path_exists(path) ? json::parse(read_file(path), nullptr, false) : json();
+    const json run = path_exists(path) ? parse_json_or_null(read_file(path)) : json();
     return run.is_object() && run.contains("transition") ? run : json();
 }
 
