@@ -137,9 +137,18 @@ TEST_F(ConfigFile, AProgramTakesItsFlags) {
               "--config is given twice: put all flags into one file");
 
     write_file_atomic(path, "# none\nlrr = 0.5\n");
-    EXPECT_EQ(Program().parse("--config " + path), path + ":2: there is no flag --lrr");
+    EXPECT_EQ(Program().parse("--config " + path), path + ":2: there is no flag --lrr; did you mean --lr?");
     write_file_atomic(path, "config = other.toml\n");
     EXPECT_EQ(Program().parse("--config " + path), path + ":1: a file cannot set --config");
+}
+
+TEST(Flags, AnUnknownOneNamesItsNeighbour) {
+    const Program program;
+    EXPECT_EQ(no_such_flag(program.app, "--lrr"), "there is no flag --lrr; did you mean --lr?");
+    EXPECT_EQ(no_such_flag(program.app, "-steps"), "there is no flag -steps; did you mean --steps?");
+    EXPECT_EQ(no_such_flag(program.app, "--stesp"), "there is no flag --stesp; did you mean --steps?");
+    EXPECT_EQ(no_such_flag(program.app, "--xy"), "there is no flag --xy");  // as far from --lr as from anything
+    EXPECT_EQ(no_such_flag(program.app, "--entirely-else"), "there is no flag --entirely-else");
 }
 
 TEST(Flags, ATextInBracketsIsAText) {

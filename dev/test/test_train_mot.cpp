@@ -93,6 +93,13 @@ TEST_F(TrainMot, ALongerRunSaysItsScheduleOrBeginsANewOne) {
     EXPECT_EQ(said().find("from step"), std::string::npos) << said();
 }
 
+TEST_F(TrainMot, AnUnknownFlagNamesItsNeighbour) {
+    expect_refusal({"train_mot", "--stps", "3"}, {"no flag --stps; did you mean --steps?"});
+    expect_refusal({"train_mot", "train", "--stps=3"}, {"no flag --stps; did you mean --steps?"});
+    expect_refusal({"train_mot", "generate", "--checkpoint", "x", "--promt", "a"}, {"did you mean --prompt?"});
+    expect_refusal({"train_gpt", "--bacth", "3"}, {"did you mean --batch?"});
+}
+
 TEST_F(TrainMot, DataThatIsNotUsedIsSaid) {
     const std::string shards = dir / "short";
     make_directories(shards);

@@ -2,6 +2,8 @@
 
 #include <charconv>
 #include <cmath>
+#include <numeric>
+#include <utility>
 
 #include "llmc/base/config_file.h"
 
@@ -59,6 +61,33 @@ std::string refusal_of_real(const std::string& text, double least, double most) 
 
 }  // namespace
 
+namespace {
+
+// How many letters to insert, leave out or change to make b of a (Levenshtein 1966).
+size_t distance_of(const std::string& a, const std::string& b) {
+    std::vector<size_t> row(b.size() + 1);  // row[j]: from the first i letters of a to the first j of b
+    std::iota(row.begin(), row.end(), size_t(0));
+    for (size_t i = 1; i <= a.size(); i++) {
+        size_t diagonal = std::exchange(row[0], i);
+        for (size_t j = 1; j <= b.size(); j++)
+            diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])}));
+    }
+    return row[b.size()];
+}
+
+}  // namespace
+
+std::string no_such_flag(const CLI::App& app, const std::string& flag) {
+    const std::string name = flag.substr(flag.find_first_not_of('-'));
+    std::string nearest;
+    size_t least = 3;
+    for (const CLI::Option* option : app.get_options())
+        for (const std::string& other : option->get_lnames())
+            if (const size_t distance = distance_of(name, other); distance < std::min(least, name.size()))
+                least = distance, nearest = other;
+    return "there is no flag " + flag + (nearest.empty() ? "" : "; did you mean --" + nearest + "?");
+}
+
 CLI::Validator whole_number(int64_t least, int64_t most) {
     return CLI::Validator([=](std::string& text) { return refusal_of_whole(text, least, most); }, "");
 }
@@ -75,7 +104,7 @@ std::vector<CLI::ConfigItem> ConfigReader::from_config(std::istream& file) const
         const std::string flag = "--" + setting.flag, place = str(path, ":", setting.line, ": ");
         const CLI::Option* option = app.get_option_no_throw(flag);
         if (!option || !option->get_configurable())
-            input_error(place, option ? "a file cannot set " : "there is no flag ", flag);
+            input_error(place, option ? "a file cannot set " + flag : no_such_flag(app, flag));
         items.push_back({{}, setting.flag, {setting.value}});
         places[flag] = place;
     }

@@ -39,6 +39,9 @@ CLI::Option* add_word(CLI::App& app, const std::string& flag, Field& field, cons
         ->check(CLI::IsMember(choices));
 }
 
+// "there is no flag --lrr; did you mean --lr?", without the question if no flag of the app is at most two letters away.
+std::string no_such_flag(const CLI::App& app, const std::string& flag);
+
 // Reads --config files by config_file.h for an app, and remembers where each flag was set.
 class ConfigReader : public CLI::Config {
 public:

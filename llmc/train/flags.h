@@ -69,6 +69,17 @@ inline std::string with_place(const CLI::App& app, const std::string& what, int 
     return (reader && !on_command_line ? reader->place_of(flag) : "") + what;
 }
 
+// What CLI11 says, or for the first argument that no option takes, what may have been meant.
+inline std::string sentence_of(const CLI::ParseError& error, const CLI::App& app) {
+    if (!dynamic_cast<const CLI::ExtrasError*>(&error)) return error.what();
+    const std::vector<CLI::App*> chosen = app.get_subcommands();
+    for (const std::string& word : app.remaining(true))
+        if (word.starts_with('-') && word.find_first_not_of('-') != std::string::npos)
+            return no_such_flag(chosen.empty() || chosen[0]->get_fallthrough() ? app : *chosen[0],
+                                word.substr(0, word.find('=')));
+    return error.what();
+}
+
 // The end of every main: parses the arguments and returns the exit code of `body`, or 1 if that is 0 but what was
 // printed did not arrive. An exception becomes one sentence on stderr and exit code 2 (bad input) or 1 (failure);
 // `also` is called with both before that.
@@ -85,7 +96,7 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body, Also&& also) 
         return finish_output(body());
     } catch (const CLI::ParseError& error) {
         if (error.get_exit_code() == 0) return finish_output(app.exit(error));  // --help, --version
-        return fail(with_place(app, error.what(), argc, argv) + " (see --help)", 2);
+        return fail(with_place(app, sentence_of(error, app), argc, argv) + " (see --help)", 2);
     } catch (const InputError& error) {
         return fail(error.what(), 2);
     } catch (const std::exception& error) {
