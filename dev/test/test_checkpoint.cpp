@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "dev/test/checkpoint_run.h"
+#include "dev/test/forge_state.h"
 #include "llmc/base/files.h"
 #include "llmc/base/safetensors.h"
 
@@ -154,6 +155,72 @@ TEST_F(CheckpointTest, ADamagedLatestFallsBack) {
     expect_contains(complaint([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
 }
 
+TEST_F(CheckpointTest, WithoutLatestADamagedRunIsNoNewOne) {
+    TestRun run(directory, ctx);
+    run.save(1);
+    fs::remove(directory + "/latest");
+    write(directory + "/step-00000001/state.json", "{");
+    expect_contains(complaint([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
+}
+
+// The search with all checksums goes on to an older one, whatever byte of the newest is another.
+TEST_F(CheckpointTest, AFlippedByteAnywhereFallsBackToTheOlder) {
+    TestRun run(directory, ctx);
+    run.save(1);
+    const std::string newest = run.save(2);
+    auto verify = [](const Checkpoint& c) { verify_checkpoint(c, World::alone()); };
+    EXPECT_EQ(find_latest(directory, verify)->step, 2);
+    for (const char* file : {model_file, optimizer_file}) {
+        const std::string path = newest + "/" + file, good = read_file(path);
+        for (size_t i = 0; i < good.size(); i++) {
+            std::string bad = good;
+            bad[i] ^= char(1 << i % 8);
+            write(path, bad);
+            const std::optional<Checkpoint> found = find_latest(directory, verify);
+            ASSERT_TRUE(found && found->step == 1) << file << " byte " << i;
+            if (i % 50) continue;
+            expect_contains(found->note, path);
+            expect_contains(found->note, "; using step-00000001 instead");
+        }
+        write(path, good);
+    }
+    EXPECT_EQ(find_latest(directory, verify)->step, 2);
+}
+
+TEST_F(CheckpointTest, OldOnesWithoutAChecksumOfTheHeaderAreRead) {
+    TestRun run(directory, ctx);
+    forge(run.save(1) + "/state.json", [](json& state) {
+        for (const char* file : {model_file, optimizer_file}) state["files"][file].erase("header");
+    });
+    EXPECT_EQ(run.load(directory), 1);
+}
+
+TEST_F(CheckpointTest, ForgedStatesAreRefusedByName) {
+    TestRun run(directory, ctx);
+    const std::string path = run.save(1) + "/state.json", good = read_file(path);
+    auto expect = [&](const auto& change, const std::string& part) {
+        write(path, good);
+        forge(path, change);
+        const std::string text = complaint([&] { run.load(directory); });
+        expect_contains(text, path);
+        expect_contains(text, part);
+    };
+    for (const json& step : {json(-1), json(int64_t(1) << 62), json(UINT64_MAX), json(1.5), json("1"), json()})
+        expect([&](json& state) { state["step"] = step; }, "step is " + step.dump() + ", not a whole number");
+    expect([](json& state) { state.erase("step"); }, "step or files are missing");
+    for (const json& files : {json(), json(3), json::array({1})})
+        expect([&](json& state) { state["files"] = files; }, "step or files are missing");
+    for (const char* file : {model_file, optimizer_file}) {
+        expect([&](json& state) { state["files"][file] = 5; }, str("does not say what is in ", file));
+        expect([&](json& state) { state["files"].erase(file); }, str("does not say what is in ", file));
+        expect([&](json& state) { state["files"][file]["bytes"] = -1; }, str("does not say what is in ", file));
+        expect([&](json& state) { state["files"][file]["tensors"] = "all"; }, str("does not say what is in ", file));
+    }
+    json deep;
+    for (int i = 0; i < 100; i++) deep = json::array({deep});
+    expect([&](json& state) { state["more"] = deep; }, "nested deeper than 64");
+}
+
 TEST_F(CheckpointTest, EveryFlippedByteOfStateIsNoticed) {
     TestRun run(directory, ctx);
     const std::string path = run.save(1) + "/state.json", good = read_file(path);
@@ -222,6 +289,17 @@ TEST_F(CheckpointTest, OtherModelsAreRefusedByName) {
     list[1].tensor.dtype = DType::f32;
     expect_contains(say(list), "tensor head.weight is BF16, this run needs F32: run with the --precision");
     EXPECT_EQ(say(run.model.list), "");
+}
+
+TEST_F(CheckpointTest, RoomIsWhatIsFreeAndWhatOldOnesHave) {
+    TestRun run(directory, ctx);
+    for (int64_t step : {1, 2}) run.save(step);
+    uintmax_t files = 0;
+    for (const char* name : {"/step-00000001/", "/step-00000002/"})
+        for (const char* file : {model_file, optimizer_file}) files += fs::file_size(directory + name + file);
+    EXPECT_NEAR(double(checkpoint_bytes(run.model.list, run.optimizer.list)), double(files) / 2, 8);
+    EXPECT_GE(room_for_checkpoints(directory), int64_t(files));
+    EXPECT_LT(room_for_checkpoints(directory + "/absent"), 0);
 }
 
 TEST_F(CheckpointTest, ADirectoryThatCannotBeWritten) {

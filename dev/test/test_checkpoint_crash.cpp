@@ -11,6 +11,7 @@
 
 #include "dev/test/checkpoint_run.h"
 #include "dev/test/child.h"
+#include "llmc/base/files.h"
 #include "llmc/base/rng.h"
 
 using namespace llmc;
@@ -96,6 +97,33 @@ TEST_F(CheckpointTest, FullDiskLeavesTheOldCheckpoint) {
             std::filesystem::remove(directory + "/ballast");
         }
         if (failed < 5 || saved < 5) _exit(2);
+    });
+    if (code == 77) GTEST_SKIP() << "mounting a tmpfs is not permitted here";
+    EXPECT_EQ(code, 0);
+}
+
+// A disk with room for two: a run that keeps two, or more, goes on, and one that is whole is always there.
+TEST_F(CheckpointTest, OldCheckpointsMakeRoomOnAFullDisk) {
+    TestRun run(directory, ctx, 2500);  // 50 kB a file
+    const int code = in_child([&] {
+        if (unshare(CLONE_NEWNS | (geteuid() == 0 ? 0 : CLONE_NEWUSER)) != 0 ||
+            mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+            mount("tmpfs", directory.c_str(), "tmpfs", 0, "size=300k") != 0)
+            _exit(77);
+        for (int64_t step = 1; step <= 6; step++) run.save(step, step % 2 ? 2 : 5);
+        if (run.load(directory) != 6) _exit(1);
+        // The newest is damaged, so the one before it is the one that stays.
+        const std::string newest = directory + "/step-00000006/model.safetensors";
+        std::string bytes = read_file(newest);
+        bytes.back() ^= 1;
+        std::ofstream(newest, std::ios::binary) << bytes;
+        std::ofstream(directory + "/ballast") << std::string(40 << 10, 'x');
+        try {
+            run.save(7, 2);
+        } catch (const RunError&) {
+            _exit(run.load(directory + "/step-00000005") == 5 ? 3 : 2);
+        }
+        if (run.load(directory) != 7) _exit(4);
     });
     if (code == 77) GTEST_SKIP() << "mounting a tmpfs is not permitted here";
     EXPECT_EQ(code, 0);

@@ -111,4 +111,22 @@ TEST(RunLock, ATextOfSomeoneElseStays) {
     EXPECT_EQ(read_file(dir.path + "/lock"), "combination 1234\n");
 }
 
+TEST(Space, IsWarnedOfWhereItIsShort) {
+    constexpr int64_t mib = 1 << 20;
+    auto warning = [](int64_t room, int64_t saves, int64_t keep) {
+        return space_warning("RUN", room, mib, saves, keep);
+    };
+    EXPECT_EQ(warning(3 * mib, 100, 3), "");
+    EXPECT_EQ(warning(2 * mib, 100, 1), "");
+    EXPECT_EQ(warning(2 * mib, 2, 5), "");
+    EXPECT_EQ(warning(100 * mib, 100, 0), "");
+    EXPECT_EQ(warning(-1, 100, 3), "") << "not known";
+    EXPECT_EQ(warning(3 * mib - 1, 100, 3),
+              "the disk of RUN has room for 2 checkpoints of 1.00 MiB, and this run needs 3 (--keep 3, "
+              "--save-interval): older ones will be deleted earlier; free some space, or choose another --run-dir");
+    EXPECT_NE(warning(2 * mib - 1, 100, 1).find("1 checkpoints of 1.00 MiB, and this run needs 2"), std::string::npos);
+    EXPECT_NE(warning(99 * mib, 100, 0).find("saving will fail"), std::string::npos);
+    EXPECT_NE(warning(0, 1, 1).find("saving will fail"), std::string::npos);
+}
+
 }  // namespace llmc::test

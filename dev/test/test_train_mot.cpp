@@ -2,6 +2,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "dev/test/forge_state.h"
 #include "dev/test/train_mot_test.h"
 
 using namespace llmc;
@@ -186,6 +187,66 @@ TEST_F(TrainMot, DamagedCheckpointsAreRefusedByTensor) {
     expect_refusal({"train_mot", "--resume", "--data", data, "--run-dir", dir / "run", "--steps", "4"},
                    {"model.safetensors"});
     expect_refusal({"train_mot", "eval", "--checkpoint", dir / "nowhere", "--data", data}, {"nowhere"});
+}
+
+TEST_F(TrainMot, ADamagedNewestCheckpointFallsBackToTheOlder) {
+    ASSERT_EQ(run(recipe("run", {"--steps", "4", "--save-interval", "2"})), 0) << said();
+    const std::string newest = dir / "run" + "/step-00000004", file = newest + "/model.safetensors";
+    std::string bytes = read_file(file);
+    bytes[bytes.size() - 100] ^= 1;
+    write_file_atomic(file, bytes);
+    ASSERT_EQ(run({"train_mot", "--auto-resume", "--data", data, "--run-dir", dir / "run", "--steps", "6"}), 0)
+        << said();
+    EXPECT_NE(said().find("warning: " + file), std::string::npos) << said();
+    EXPECT_NE(said().find("using step-00000002 instead"), std::string::npos) << said();
+    EXPECT_EQ(log("run", "loss").size(), 6u);
+
+    // So does a state that no run can have, with a checksum that fits.
+    forge(dir / "run" + "/step-00000006/state.json", [](json& state) { state["adam_t"] = int64_t(1) << 62; });
+    ASSERT_EQ(run({"train_mot", "--auto-resume", "--data", data, "--run-dir", dir / "run", "--steps", "8"}), 0)
+        << said();
+    EXPECT_NE(said().find("step-00000006/state.json is damaged: adam_t is 4611686018427387904"), std::string::npos)
+        << said();
+}
+
+TEST_F(TrainMot, ForgedStatesAreRefusedByName) {
+    ASSERT_EQ(run(recipe("run", {"--steps", "2"})), 0) << said();
+    const std::string path = dir / "run" + "/step-00000002/state.json", good = read_file(path);
+    const std::vector<std::string> eval = {"train_mot", "eval", "--checkpoint", dir / "run", "--data", data},
+                                   resume = {"train_mot", "--resume", "--data", data, "--run-dir", dir / "run"};
+    int number = 0;
+    auto expect = [&](const json& change, const std::string& part) {
+        write_file_atomic(path, good);
+        forge(path, [&](json& state) { state.merge_patch(change); });
+        expect_refusal(number++ % 2 ? eval : resume, {path, part});
+    };
+    const int64_t huge = int64_t(1) << 62;
+    for (const char* name : {"adam_t", "skipped", "skipped_in_a_row"})
+        for (const json& value : {json(-1), json(huge), json(1.5), json("2"), json()})
+            expect({{name, value}}, value.is_null() ? str("has no ", name) : str(name, " is ", value.dump()));
+    expect({{"step", huge / 16}}, "step is ");
+    expect({{"seconds", -1}}, "seconds is -1");
+    expect({{"data_position", {{"epoch", 0.5}}}}, "epoch is 0.5");
+    expect({{"data_position", 3}}, "it has no epoch");
+    expect({{"data", {{"shards", 3}}}}, "shards is 3");
+    expect({{"model", {{"d_model", 16.5}}}}, "\"d_model\" has the wrong type: 16.5");
+    expect({{"model", {{"d_model", -16}}}}, "\"d_model\" is -16");
+    expect({{"model", {{"d_model", UINT64_MAX}}}}, "\"d_model\" has the wrong type");
+    expect({{"train", {{"micro_batch", true}}}}, "\"micro_batch\" has the wrong type: true");
+    expect({{"evaluation_missing", 1}}, "evaluation_missing is 1");
+    expect({{"transition", {{"from", 5}}}}, "from is 5");
+    expect({{"transition", 5}}, "it has no from");
+    const json row = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (const json& token : {json(257), json(-1), json(huge), json(0.5), json("a")}) {
+        json bad = row;
+        bad[5] = token;
+        expect({{"fillers", {row, bad}}}, "a token of fillers is " + token.dump());
+    }
+    expect({{"fillers", {row, {1, 2}}}}, "a sequence of fillers is not a list of 8 tokens");
+    expect({{"fillers", {json::array()}}}, "a sequence of fillers is not a list of 8 tokens");
+    expect({{"fillers", 7}}, "fillers is 7");
+    write_file_atomic(path, good);
+    EXPECT_EQ(run(eval), 0) << said();
 }
 
 TEST_F(TrainMot, FailedSavesAreReportedAndTheOldCheckpointStays) {

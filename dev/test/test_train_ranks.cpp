@@ -41,6 +41,21 @@ TEST_F(TrainRanks, ARunGoesOnWithAnotherNumberOfProcesses) {
     expect_equal_losses("moved", "whole", 1e-9);
 }
 
+// Each rank verifies a part of the newest checkpoint. Whoever finds the damage, all go on from the one before.
+TEST_F(TrainRanks, ADamagedCheckpointIsPassedOverByAll) {
+    ASSERT_EQ(start(2, "run", with(every_kind, {"--steps", "4", "--save-interval", "2"})), 0) << said();
+    const std::string file = dir / "run/step-00000004/model.safetensors";
+    const std::vector<SafetensorsEntry> tensors = SafetensorsFile(file).tensors();
+    for (size_t i : {0, 1}) {
+        std::string bytes = read_file(file);
+        bytes[size_t(tensors[i].offset)] ^= 1;
+        write_file_atomic(file, bytes);
+        ASSERT_EQ(start(2, "run", {"--resume", "--steps", "4"}), 0) << said();
+        EXPECT_NE(said().find("tensor " + tensors[i].name + " is damaged"), std::string::npos) << said();
+        EXPECT_NE(said().find("using step-00000002 instead"), std::string::npos) << said();
+    }
+}
+
 // Checkpoints do not know how many processes wrote them, nor how the model was divided.
 TEST_F(TrainRanks, ARunGoesOnDividedInAnotherWay) {
     const auto flags = with(every_kind, {"--precision", "fp64", "--tied-head", "--final-norm", "--save-interval", "2"});

@@ -6,6 +6,7 @@
 #include <set>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "llmc/base/errors.h"
@@ -88,15 +89,29 @@ void check_field(const FieldInfo& info, const T& field, const std::string& where
     }
 }
 
+// True if the value is a T as it stands: a fraction is no whole number, and no number wraps around.
+template <class T>
+bool is_a(const nlohmann::json& value) {
+    if constexpr (std::is_same_v<T, bool>) {
+        return value.is_boolean();
+    } else if constexpr (std::is_integral_v<T>) {
+        if (value.is_number_unsigned()) return std::in_range<T>(value.get<uint64_t>());
+        return value.is_number_integer() && std::in_range<T>(value.get<int64_t>());
+    } else if constexpr (std::is_floating_point_v<T>) {
+        return value.is_number();
+    } else {
+        static_assert(std::is_same_v<T, std::string>);
+        return value.is_string();
+    }
+}
+
 // Sets one field. InputError as check_field, and if the value has the wrong type.
 template <class T>
 void field_from_json(const FieldInfo& info, T& field, const nlohmann::json& value, const std::string& where) {
-    std::conditional_t<HasWords<T>, std::string, T> read;
-    try {
-        value.get_to(read);
-    } catch (const nlohmann::json::exception&) {
+    using Read = std::conditional_t<HasWords<T>, std::string, T>;
+    if (!is_a<Read>(value))
         input_error(where, ": the field \"", info.name, "\" has the wrong type: ", value.dump());
-    }
+    const auto read = value.get<Read>();
     if constexpr (HasWords<T>) {
         check_word<T>(info, read, where);
         field = from_word<T>(read);

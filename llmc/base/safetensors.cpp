@@ -103,10 +103,11 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_path(path), fil
         input_error(path, " is truncated or not a safetensors file: it has ", file.size(),
                     " bytes, but its header says that it takes ", header_size);
     const json header = parse_header(path, file.data() + length_bytes, header_size);
-    const int64_t data_begin = int64_t(length_bytes + header_size), file_size = int64_t(file.size());
+    data_begin = length_bytes + header_size;
+    const int64_t file_size = int64_t(file.size());
     for (const auto& [name, value] : header.items()) {
         if (name != metadata_key) {
-            entries.push_back(parse_entry(path, name, value, data_begin, file_size));
+            entries.push_back(parse_entry(path, name, value, int64_t(data_begin), file_size));
             continue;
         }
         if (!value.is_object()) input_error(path, ": ", metadata_key, " is not a JSON object");
@@ -120,7 +121,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_path(path), fil
     std::sort(entries.begin(), entries.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
         return a.offset != b.offset ? a.offset < b.offset : a.bytes() < b.bytes();
     });
-    int64_t end = data_begin;
+    int64_t end = int64_t(data_begin);
     for (size_t i = 0; i < entries.size(); i++) {
         const SafetensorsEntry& entry = entries[i];
         if (entry.offset < end) input_error(path, ": tensors ", entries[i - 1].name, " and ", entry.name, " overlap");

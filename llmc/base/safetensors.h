@@ -36,6 +36,7 @@ public:
     const std::vector<SafetensorsEntry>& tensors() const { return entries; }      // in the order of their data
     const SafetensorsEntry* find(const std::string& name) const;                  // nullptr if there is none
     const SafetensorsEntry& at(const std::string& name) const;                    // InputError if there is none
+    std::string_view header() const { return file.bytes().substr(0, data_begin); }  // and its length before it
     // The raw data, valid as long as this object; may not be aligned for its type.
     const char* bytes(const SafetensorsEntry& entry) const { return file.data() + entry.offset; }
 
@@ -53,6 +54,7 @@ private:
 
     std::string file_path;
     MappedFile file;
+    size_t data_begin = 0;
     Metadata strings;
     std::vector<SafetensorsEntry> entries;
     std::unordered_map<std::string, size_t> by_name;

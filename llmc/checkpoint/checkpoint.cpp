@@ -18,50 +18,6 @@ using nlohmann::json;
 
 namespace {
 
-constexpr const char* state_file = "state.json";
-constexpr const char* latest_file = "latest";
-constexpr const char* replaced_suffix = ".replaced";
-
-// ------------------------------------------------------------------------------------------------------- names
-std::string name_of_step(int64_t step) {
-    char name[40];
-    std::snprintf(name, sizeof name, "step-%08lld", static_cast<long long>(step));
-    return name;
-}
-
-// The step of "step-00001000" (or of "step-00001000.replaced"); -1 if the name is no checkpoint's.
-int64_t step_of_name(std::string name) {
-    if (name.ends_with(replaced_suffix)) name.resize(name.size() - std::string(replaced_suffix).size());
-    const std::string digits = name.starts_with("step-") ? name.substr(5) : "";
-    if (digits.empty() || digits.size() > 18 || digits.find_first_not_of("0123456789") != std::string::npos) return -1;
-    const int64_t step = std::stoll(digits);
-    return name == name_of_step(step) ? step : -1;
-}
-
-struct Found {
-    std::string name;
-    int64_t step;
-};
-
-// Everything in the run directory that is called like a checkpoint, highest step first, complete or not.
-std::vector<Found> checkpoints_in(const std::string& run) {
-    std::vector<Found> found;
-    std::error_code error;
-    for (fs::directory_iterator it(run, error), end; !error && it != end; it.increment(error)) {
-        std::string name = it->path().filename().string();
-        if (int64_t step = step_of_name(name); step >= 0) found.push_back({name, step});
-    }
-    std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
-        return a.step != b.step ? a.step > b.step : a.name.size() < b.name.size();  // the replaced one comes second
-    });
-    return found;
-}
-
-void remove_quietly(const std::string& path) {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-}
-
 // ------------------------------------------------------------------------------------------------------ saving
 // Runs f on all ranks. If it fails on any, all of them get a RunError with the reason of the first.
 template <class F>
@@ -133,10 +89,12 @@ json join_parts(const SafetensorsLayout& layout, std::vector<WrittenPart> parts)
         listed[layout.tensors[i].name] = hex32(crc);
     }
     if (part != parts.end()) run_error("a part of tensor number ", part->tensor, " was written twice");
-    return {{"bytes", layout.bytes}, {"tensors", listed}};
+    const std::string& header = layout.header;
+    return {{"bytes", layout.bytes}, {"header", hex32(crc32_of(header.data(), header.size()))}, {"tensors", listed}};
 }
 
-// Writes one file by all ranks, and returns what state.json says about it: {"bytes": n, "tensors": {name: crc32}}.
+// Writes one file by all ranks, and returns what state.json says about it: {"bytes": n, "header": crc32,
+// "tensors": {name: crc32}}.
 json write_tensors(const std::string& path, const std::vector<NamedTensor>& tensors, int64_t step, Context& ctx,
                    World& world) {
     const bool first = world.rank == 0;
@@ -168,33 +126,14 @@ std::string checksum_of(json state) {
     return hex32(crc32_of(text.data(), text.size()));
 }
 
-// What earlier saves left when they were killed: hidden directories and halves of `latest`.
-void remove_leftovers(const std::string& run) {
-    std::error_code error;
-    std::vector<std::string> leftovers;
-    for (fs::directory_iterator it(run, error), end; !error && it != end; it.increment(error)) {
-        std::string name = it->path().filename().string();
-        if ((name.starts_with(".step-") && name.ends_with(".tmp")) || name.starts_with(str(latest_file, ".tmp.")))
-            leftovers.push_back(it->path().string());
+// By all checksums, because it may be the only one that is left.
+bool is_whole(const std::string& directory) {
+    try {
+        verify_checkpoint(open_checkpoint(directory), World::alone());
+        return true;
+    } catch (const InputError&) {
+        return false;
     }
-    for (const std::string& path : leftovers) remove_quietly(path);
-}
-
-void delete_old(const std::string& run, const std::string& written, int64_t keep) {
-    const int64_t step = step_of_name(written);
-    std::vector<Found> found = checkpoints_in(run);
-    std::stable_partition(found.begin(), found.end(), [&](const Found& c) { return c.step <= step; });
-    int64_t kept = 0;
-    for (const auto& [name, unused] : found)
-        if (name.ends_with(replaced_suffix) || (name != written && keep > 0 && kept >= keep)) {
-            // Under a hidden name first: half deleted it must not look like a checkpoint.
-            const std::string doomed = str(run, "/.", name, ".tmp");
-            std::error_code error;
-            fs::rename(run + "/" + name, doomed, error);
-            if (!error) remove_quietly(doomed);
-        } else {
-            kept++;
-        }
 }
 
 }  // namespace
@@ -215,8 +154,10 @@ std::string save_checkpoint(const std::string& run_directory, int64_t step, cons
         together(world, [&] {
             if (!first) return;
             make_directories(run_directory);
-            remove_leftovers(run_directory);
+            remove_unfinished(run_directory);
             make_directories(temporary);
+            const int64_t bytes = checkpoint_bytes(model, optimizer) + int64_t(text_of(state, 1).size());
+            if (keep > 0) make_room(run_directory, step, bytes, is_whole);
         });
         state["format_version"] = checkpoint_format;
         state["step"] = step;
@@ -247,6 +188,10 @@ std::string save_checkpoint(const std::string& run_directory, int64_t step, cons
     return final;
 }
 
+int64_t checkpoint_bytes(const std::vector<NamedTensor>& model, const std::vector<NamedTensor>& optimizer) {
+    return layout_of(model, 0).bytes + layout_of(optimizer, 0).bytes;
+}
+
 // ------------------------------------------------------------------------------------------------------ opening
 namespace {
 
@@ -259,9 +204,16 @@ json read_state(const std::string& path) {
                     ": use the version of the program that wrote it");
     if (!state.contains("checksum") || state["checksum"] != checksum_of(state))
         input_error(path, " is damaged: its content does not match its checksum");
-    if (!state["step"].is_number_integer() || !state["files"].is_object() || !state["files"].contains(model_file) ||
-        !state["files"].contains(optimizer_file))
+    if (!state.contains("step") || !state.contains("files") || !state["files"].is_object())
         input_error(path, " does not describe a checkpoint: step or files are missing");
+    if (!state["step"].is_number_unsigned() || state["step"].get<uint64_t>() > uint64_t(largest_step))
+        input_error(path, ": step is ", state["step"].dump(), ", not a whole number from 0 to ", largest_step);
+    for (const char* file : {model_file, optimizer_file}) {
+        const json described = state["files"].value(file, json());
+        if (!described.is_object() || !described.contains("bytes") || !described["bytes"].is_number_unsigned() ||
+            !described.contains("tensors") || !described["tensors"].is_object())
+            input_error(path, " does not describe a checkpoint: it does not say what is in ", file);
+    }
     return state;
 }
 
@@ -273,9 +225,9 @@ Checkpoint open_directory(const std::string& directory) {
         input_error(directory, " is not a complete checkpoint: it has no ", state_file);
     checkpoint.state = read_state(directory + "/" + state_file);
     checkpoint.step = checkpoint.state["step"].get<int64_t>();
-    for (const auto& [file, described] : checkpoint.state["files"].items()) {
+    for (const char* file : {model_file, optimizer_file}) {
         const std::string path = directory + "/" + file;
-        const json recorded = described.value("bytes", json());
+        const json& recorded = checkpoint.state["files"][file]["bytes"];
         std::error_code error;
         const auto bytes = fs::file_size(path, error);
         if (error) input_error("checkpoint file ", path, " cannot be read: ", error.message());
@@ -286,10 +238,12 @@ Checkpoint open_directory(const std::string& directory) {
     return checkpoint;
 }
 
-// As open_directory, but nothing and the reason where that throws.
-std::optional<Checkpoint> try_open(const std::string& directory, std::string& why) {
+// As open_directory, but nothing and the reason where that or the check throws.
+std::optional<Checkpoint> try_open(const std::string& directory, const CheckpointCheck& check, std::string& why) {
     try {
-        return open_directory(directory);
+        Checkpoint checkpoint = open_directory(directory);
+        if (check) check(checkpoint);
+        return checkpoint;
     } catch (const InputError& e) {
         why = e.what();
         return std::nullopt;
@@ -298,26 +252,26 @@ std::optional<Checkpoint> try_open(const std::string& directory, std::string& wh
 
 }  // namespace
 
-std::optional<Checkpoint> find_latest(const std::string& run_directory) {
+std::optional<Checkpoint> find_latest(const std::string& run_directory, const CheckpointCheck& check) {
     const std::string latest = str(run_directory, "/", latest_file);
-    std::string why;
-    if (path_exists(latest)) {
-        std::string name = read_file(latest);
+    std::string why = str(latest, " is missing"), name;
+    bool saved = path_exists(latest);  // some checkpoint has been completed
+    if (saved) {
+        name = read_file(latest);
         while (!name.empty() && (name.back() == '\n' || name.back() == '\r')) name.pop_back();
-        if (step_of_name(name) < 0) {
-            why = str(latest, " is damaged: it names no checkpoint");
-        } else if (auto checkpoint = try_open(run_directory + "/" + name, why)) {
+        if (step_of_name(name) < 0) why = str(latest, " is damaged: it names no checkpoint");
+        else if (auto checkpoint = try_open(run_directory + "/" + name, check, why)) return checkpoint;
+    }
+    for (const auto& [other, unused] : checkpoints_in(run_directory)) {
+        if (other == name) continue;
+        std::string problem;
+        if (auto checkpoint = try_open(run_directory + "/" + other, check, problem)) {
+            checkpoint->note = str(why, "; using ", other, " instead");
             return checkpoint;
         }
+        if (!saved && path_exists(str(run_directory, "/", other, "/", state_file))) saved = true, why = problem;
     }
-    for (const auto& [name, unused] : checkpoints_in(run_directory)) {
-        std::string ignored;
-        auto checkpoint = try_open(run_directory + "/" + name, ignored);
-        if (!checkpoint) continue;
-        checkpoint->note = str(why.empty() ? str(latest, " is missing") : why, "; using ", name, " instead");
-        return checkpoint;
-    }
-    if (!why.empty()) input_error("no checkpoint in ", run_directory, " is usable: ", why);
+    if (saved) input_error("no checkpoint in ", run_directory, " is usable: ", why);
     return std::nullopt;
 }
 
@@ -348,13 +302,30 @@ void check_fits(const std::string& path, const SafetensorsEntry& saved, const Na
                     wanted.shape().text(), ": the checkpoint belongs to a model of another size");
 }
 
+// Checkpoints of before this was recorded have no checksum of the header.
+void verify_header(const SafetensorsFile& saved, const json& described) {
+    const std::string_view header = saved.header();
+    if (described.contains("header") && described["header"] != hex32(crc32_of(header.data(), header.size())))
+        input_error(saved.path(), " is damaged: its header does not match the checksum in ", state_file,
+                    ": use another checkpoint");
+}
+
+void verify_tensor(const SafetensorsFile& saved, const SafetensorsEntry& entry, const json& described) {
+    const json& checksums = described.at("tensors");
+    if (!checksums.contains(entry.name) ||
+        checksums[entry.name] != hex32(crc32_of(saved.bytes(entry), size_t(entry.bytes()))))
+        input_error(saved.path(), ": tensor ", entry.name, " is damaged: its bytes do not match the checksum in ",
+                    state_file, ": use another checkpoint");
+}
+
 }  // namespace
 
 void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vector<NamedTensor>& tensors, Context& ctx,
                   World& world) {
     const std::string path = checkpoint.directory + "/" + file;
-    const json& checksums = checkpoint.state.at("files").at(file).at("tensors");
+    const json& described = checkpoint.state.at("files").at(file);
     const SafetensorsFile saved(path);
+    verify_header(saved, described);
     std::map<std::string, const NamedTensor*> wanted;
     for (const NamedTensor& tensor : tensors) wanted[tensor.name] = &tensor;
     for (const auto& [name, tensor] : wanted) {
@@ -369,14 +340,22 @@ void load_tensors(const Checkpoint& checkpoint, const char* file, const std::vec
                         " that this model does not have: it was saved from another model");
     int64_t number = 0;
     for (const SafetensorsEntry& entry : saved.tensors()) {  // in the order on disk
-        const char* bytes = saved.bytes(entry);
-        const bool to_verify = number++ % world.size == world.rank;
-        if (to_verify && (!checksums.contains(entry.name) ||
-                          checksums[entry.name] != hex32(crc32_of(bytes, size_t(entry.bytes())))))
-            input_error(path, ": tensor ", entry.name, " is damaged: its bytes do not match the checksum in ",
-                        state_file, ": use another checkpoint");
+        if (number++ % world.size == world.rank && !checkpoint.verified) verify_tensor(saved, entry, described);
         const NamedTensor& here = *wanted[entry.name];
-        if (here.tensor.numel()) upload(here.tensor, bytes + here.first * size_of(entry.dtype), ctx);
+        if (here.tensor.numel()) upload(here.tensor, saved.bytes(entry) + here.first * size_of(entry.dtype), ctx);
+    }
+}
+
+void verify_checkpoint(const Checkpoint& checkpoint, const World& world) {
+    for (const char* file : {model_file, optimizer_file}) {
+        const json& described = checkpoint.state.at("files").at(file);
+        const SafetensorsFile saved(checkpoint.directory + "/" + file);
+        verify_header(saved, described);
+        for (size_t i = size_t(world.rank); i < saved.tensors().size(); i += size_t(world.size))
+            verify_tensor(saved, saved.tensors()[i], described);
+        if (saved.tensors().size() != described.at("tensors").size())
+            input_error(saved.path(), " has ", saved.tensors().size(), " tensors, ", state_file, " lists ",
+                        described.at("tensors").size(), ": it is damaged: use another checkpoint");
     }
 }
 

@@ -48,13 +48,10 @@ struct Loaded {
     Loaded(const std::string& path, int threads, bool profile) : checkpoint(open_checkpoint(path)) {
         if (!checkpoint.note.empty()) std::fprintf(stderr, "warning: %s\n", checkpoint.note.c_str());
         const std::string where = checkpoint.directory + "/state.json";
-        try {
-            config = model_config_from_json(checkpoint.state.at("model"), where);
-            train = train_config_from_json(checkpoint.state.at("train"), where);
-            fillers = checkpoint.state.at("fillers").get<std::vector<std::vector<int32_t>>>();
-        } catch (const nlohmann::json::exception& error) {
-            input_error(where, " is not the state of a training run: ", error.what());
-        }
+        check_training_state(checkpoint);
+        config = model_config_from_json(checkpoint.state.at("model"), where);
+        train = train_config_from_json(checkpoint.state.at("train"), where);
+        fillers = fillers_from(checkpoint.state, config, where);
         ctx = std::make_unique<Context>(ContextOptions{.threads = threads, .profile = profile});
         if (profile) machine = measure_machine(Precision::of(train.precision).act, *ctx);
     }

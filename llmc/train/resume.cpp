@@ -60,6 +60,91 @@ nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state,
     return identity;
 }
 
+namespace {
+
+const nlohmann::json& member(const nlohmann::json& object, const char* name, const std::string& where) {
+    if (!object.is_object() || !object.contains(name))
+        input_error(where, " is not the state of a training run: it has no ", name);
+    return object[name];
+}
+
+[[noreturn]] void refuse(const std::string& where, const std::string& name, const nlohmann::json& value,
+                         const std::string& want) {
+    input_error(where, " is damaged: ", name, " is ", value.dump(), ", not ", want);
+}
+
+void check_count(const nlohmann::json& object, const char* name, int64_t most, const std::string& where) {
+    const nlohmann::json& value = member(object, name, where);
+    if (!is_a<int64_t>(value) || value < 0 || value > most)
+        refuse(where, name, value, str("a whole number from 0 to ", most));
+}
+
+void check_text(const nlohmann::json& object, const char* name, const std::string& where) {
+    if (const nlohmann::json& value = member(object, name, where); !value.is_string())
+        refuse(where, name, value, "a text");
+}
+
+// See recovery.h.
+void check_transition(const nlohmann::json& transition, int64_t step, const std::string& where) {
+    for (const char* name : {"from", "mode"}) check_text(transition, name, where);
+    check_count(transition, "step", step, where);
+    check_count(transition, "tokens", INT64_MAX, where);
+    for (const char* name : {"mot_loss", "sparse_loss"})
+        if (const nlohmann::json& value = member(transition, name, where); !value.is_null() && !value.is_number())
+            refuse(where, name, value, "a loss");
+    if (!member(transition, "recovered_at", where).is_null()) check_count(transition, "recovered_at", step, where);
+}
+
+// A step that no run reaches would be more tokens than 64 bits count.
+void check_step(const Checkpoint& checkpoint, const ModelConfig& model, const TrainConfig& train,
+                const std::string& where) {
+    const double tokens = double(train.micro_batch) * double(train.grad_accumulation) * double(model.context);
+    if (double(checkpoint.step) * tokens >= 0x1p62)
+        refuse(where, "step", checkpoint.step, str("a step of a run with ", tokens, " tokens a step"));
+}
+
+}  // namespace
+
+std::vector<std::vector<int32_t>> fillers_from(const nlohmann::json& saved, const ModelConfig& model,
+                                               const std::string& where) {
+    const nlohmann::json& rows = member(saved, "fillers", where);
+    if (!rows.is_array()) refuse(where, "fillers", rows, "a list of sequences");
+    std::vector<std::vector<int32_t>> fillers;
+    for (const nlohmann::json& row : rows) {
+        if (!row.is_array() || int64_t(row.size()) != model.context)
+            input_error(where, " is damaged: a sequence of fillers is not a list of ", model.context, " tokens");
+        std::vector<int32_t>& tokens = fillers.emplace_back();
+        for (const nlohmann::json& token : row) {
+            if (!is_a<int32_t>(token) || token < 0 || token >= model.vocab_size)
+                refuse(where, "a token of fillers", token, str("a whole number below ", model.vocab_size));
+            tokens.push_back(token);
+        }
+    }
+    return fillers;
+}
+
+void check_training_state(const Checkpoint& checkpoint) {
+    const std::string where = checkpoint.directory + "/state.json";
+    const nlohmann::json& state = checkpoint.state;
+    const ModelConfig model = model_config_from_json(member(state, "model", where), where);
+    const TrainConfig train = train_config_from_json(member(state, "train", where), where);
+    check_step(checkpoint, model, train, where);
+    for (const char* name : {"adam_t", "skipped", "skipped_in_a_row"})
+        check_count(state, name, checkpoint.step, where);
+    for (const char* name : {"epoch", "sample"})
+        check_count(member(state, "data_position", where), name, INT64_MAX, where);
+    const nlohmann::json& data = member(state, "data", where);
+    for (const char* name : {"path", "shards"}) check_text(data, name, where);
+    for (const char* name : {"tokenizer_crc32", "train_tokens"}) check_count(data, name, INT64_MAX, where);
+    if (const nlohmann::json& seconds = member(state, "seconds", where); !seconds.is_number() || !(seconds >= 0))
+        refuse(where, "seconds", seconds, "a time");
+    if (state.contains("evaluation_missing") && !state["evaluation_missing"].is_boolean())
+        refuse(where, "evaluation_missing", state["evaluation_missing"], "true or false");
+    if (state.contains("transition") && !state["transition"].is_null())
+        check_transition(state["transition"], checkpoint.step, where);
+    fillers_from(state, model, where);
+}
+
 StepState step_state_from(const nlohmann::json& saved) {
     StepState state;
     state.t = saved.at("adam_t");

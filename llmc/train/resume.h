@@ -24,6 +24,14 @@ void start_run_directory(const std::string& run_dir, const nlohmann::json& ident
 // seconds of training so far, and `fillers`, sequences that fill MoT groups in generation.
 nlohmann::json checkpoint_state(nlohmann::json identity, const StepState& state, const LoaderState& position,
                                 double seconds, const std::vector<std::vector<int32_t>>& fillers);
+// The sequences of `fillers`. InputError unless they are of this model: as long as its context, of its tokens.
+std::vector<std::vector<int32_t>> fillers_from(const nlohmann::json& saved, const ModelConfig& model,
+                                               const std::string& where);
+
+// InputError, which names the value, unless a checkpoint's state.json is what checkpoint_state has written: every key
+// is there, and no number is one that a run could not have.
+void check_training_state(const Checkpoint& checkpoint);
+
 // The StepState from a checkpoint's state.json.
 StepState step_state_from(const nlohmann::json& saved);
 

@@ -15,6 +15,7 @@
 
 #include "llmc/base/errors.h"
 #include "llmc/base/files.h"
+#include "llmc/planner/plan.h"
 #include "llmc/train/log.h"
 #include "llmc/train/resume.h"
 
@@ -110,11 +111,43 @@ void take_on_all(RunLock& lock, const std::string& run_dir, World& world) {
     if (!problem.empty()) input_error(problem);
 }
 
+namespace {
+
+// Called by all ranks for the same checkpoint: what any of them finds wrong with it, or "".
+std::string problem_of(const std::string& directory, std::optional<Checkpoint>& opened, World& world) {
+    std::string problem;
+    try {
+        opened = open_checkpoint(directory);
+        check_training_state(*opened);
+        verify_checkpoint(*opened, world);
+        opened->verified = true;
+    } catch (const InputError& error) {
+        problem = error.what();
+    }
+    for (const std::string& theirs : world.all_gather(problem))
+        if (!theirs.empty()) return theirs;
+    return "";
+}
+
+}  // namespace
+
+// Rank 0 names one checkpoint after the other, until one is right for all ranks or there are no more.
 std::optional<Checkpoint> find_checkpoint(const std::string& run_dir, World& world) {
     std::optional<Checkpoint> found;
-    if (world.rank == 0) found = find_latest(run_dir);
-    const std::string directory = world.all_gather(found ? found->directory : "")[0];
-    if (world.rank > 0 && !directory.empty()) found = open_checkpoint(directory);
+    auto check = [&](const Checkpoint& candidate) {
+        world.all_gather(candidate.directory);
+        std::optional<Checkpoint> opened;
+        if (const std::string problem = problem_of(candidate.directory, opened, world); !problem.empty())
+            input_error(problem);
+    };
+    if (world.rank == 0) {
+        found = find_latest(run_dir, check);
+        if (found) found->verified = true;
+        world.all_gather("");
+        return found;
+    }
+    for (std::string named; !(named = world.all_gather("")[0]).empty();)
+        if (!problem_of(named, found, world).empty()) found.reset();
     return found;
 }
 
@@ -132,6 +165,17 @@ void prepare_run_directory(const std::string& run_dir, RunLock& lock, const json
     else if (const TruncatedLog cut = truncate_after_step(log_path, found->step); cut.unreadable > 1)
         std::fprintf(stderr, "warning: %lld lines of %s were damaged and are gone\n",
                      static_cast<long long>(cut.unreadable), log_path.c_str());
+}
+
+std::string space_warning(const std::string& run_dir, int64_t room, int64_t bytes, int64_t saves, int64_t keep) {
+    if (room < 0) return "";
+    // One that is whole stays until the next is written; older ones make room for it.
+    const int64_t wanted = keep ? std::min(saves, std::max<int64_t>(keep, 2)) : saves, fitting = room / bytes;
+    if (fitting >= wanted) return "";
+    return str("the disk of ", run_dir, " has room for ", fitting, " checkpoints of ", bytes_text(double(bytes)),
+               ", and this run needs ", wanted, " (--keep ", keep, ", --save-interval): ",
+               fitting < 2 || !keep ? "saving will fail" : "older ones will be deleted earlier",
+               "; free some space, or choose another --run-dir");
 }
 
 void check_shared(const std::string& run_dir, const json& identity, World& world) {

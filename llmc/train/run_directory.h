@@ -37,7 +37,8 @@ private:
 // Called by all ranks: rank 0 takes the lock. InputError, on all ranks, if another process has it.
 void take_on_all(RunLock& lock, const std::string& run_dir, World& world);
 
-// The checkpoint to resume from, chosen by rank 0 for all ranks.
+// The checkpoint to resume from, the same on all ranks: as find_latest, of those that are whole by all their checksums
+// and hold a state that training can go on from.
 std::optional<Checkpoint> find_checkpoint(const std::string& run_dir, World& world);
 
 // InputError: this run would be a second one in its directory.
@@ -46,6 +47,10 @@ std::optional<Checkpoint> find_checkpoint(const std::string& run_dir, World& wor
 // On rank 0: makes the directory with run.json and the tokenizer; cuts the log back to the checkpoint that was found.
 void prepare_run_directory(const std::string& run_dir, RunLock& lock, const nlohmann::json& identity,
                            const Dataset& data, const std::optional<Checkpoint>& found);
+
+// A sentence for the user if a disk with `room` bytes for checkpoints will not hold what a run saves: checkpoints of
+// `bytes`, `saves` of them, of which `keep` stay (0: all). "" if it will, or if room is negative: not known.
+std::string space_warning(const std::string& run_dir, int64_t room, int64_t bytes, int64_t saves, int64_t keep);
 
 // Rank 0 has made the run directory: all others must see the same one, or no checkpoint could ever be saved.
 void check_shared(const std::string& run_dir, const nlohmann::json& identity, World& world);

@@ -352,6 +352,16 @@ struct Run : Session {
     }
 };
 
+void warn_about_space(Run& run) {
+    const TrainConfig& config = run.config;
+    const int64_t steps = std::max<int64_t>(config.steps - run.first_step, 0);
+    const int64_t saves = 1 + (config.save_interval ? steps / config.save_interval : 0);
+    const std::string& directory = run.options.run_dir;
+    const int64_t bytes = checkpoint_bytes(run.model.parameter_parts(true), run.optimizer->state_parts(true));
+    const std::string warning = space_warning(directory, room_for_checkpoints(directory), bytes, saves, config.keep);
+    if (!warning.empty()) std::fprintf(stderr, "warning: %s\n", warning.c_str());
+}
+
 // The configuration as a table, and what the run will need.
 void announce(const ModelConfig& model, const TrainConfig& config, const Dataset& data, const Plan& plan, int threads,
               int ranks) {
@@ -469,6 +479,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options, Worl
         run.start_from(*found);
     else
         run.initialize();
+    if (first) warn_about_space(run);
     int code = run.loop();
     if (options.profile && !run.report_profile({peak.flops, bandwidth.bytes})) code = std::max(code, 1);
     forgive_lost_output();

@@ -219,6 +219,7 @@ int run_transition(const TransitionCommand& command, ModelConfig model, TrainCon
                    World& world) {
     const Checkpoint from = open_checkpoint(command.from);
     if (!from.note.empty()) std::fprintf(stderr, "warning: %s\n", from.note.c_str());
+    check_training_state(from);
     RunLock lock;
     if (!command.dry_run) lock.take(options.run_dir);
     check_new_directory(options.run_dir);
