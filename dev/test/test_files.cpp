@@ -1,10 +1,13 @@
 // Files: atomic writes, maps, gzip by content.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <zlib.h>
 
 #include <filesystem>
 
+#include "dev/test/sanitized.h"
 #include "dev/test/temp_dir.h"
 #include "llmc/base/errors.h"
 #include "llmc/base/files.h"
@@ -117,6 +120,35 @@ TEST(Files, LargerOnesThanBelongThereAreRefused) {
                   "cannot read " + path + ": it has more than 2 MiB, so it is not what belongs there");
     }
     EXPECT_THROW(read_file("/proc/self/status", 3), InputError);  // its size is not known before
+}
+
+TEST(Files, AMapThatIsCutOffIsNamed) {
+    if (llmc::test::sanitized) GTEST_SKIP() << "a sanitizer has a handler of its own";
+    TempDir dir;
+    const std::string path = dir / "shard", other = dir / "other";
+    auto read_after_cut = [&](const std::string& file) {
+        write_file_atomic(path, std::string(1 << 20, 'x'));
+        write_file_atomic(other, std::string(1 << 20, 'y'));
+        const MappedFile first(path);
+        { const MappedFile gone(path); }  // its entry is used again
+        const MappedFile second(other);
+        fs::resize_file(file, 100);
+        volatile char byte = (file == path ? first : second).bytes().back();
+        (void)byte;
+    };
+    for (const std::string& file : {path, other})
+        EXPECT_EXIT(read_after_cut(file), testing::ExitedWithCode(1),
+                    "^error: " + file + " was cut off, or its disk failed, while it was read: ");
+    auto plain = [&] {  // not on the list: as without us
+        write_file_atomic(path, std::string(1 << 20, 'x'));
+        const MappedFile listed(path);
+        const int fd = ::open(path.c_str(), O_RDONLY);
+        const auto* bytes = static_cast<const char*>(::mmap(nullptr, 1 << 20, PROT_READ, MAP_SHARED, fd, 0));
+        fs::resize_file(path, 100);
+        volatile char byte = bytes[(1 << 20) - 1];
+        (void)byte;
+    };
+    EXPECT_EXIT(plain(), testing::KilledBySignal(SIGBUS), "");
 }
 
 TEST(Files, FullDiskIsReported) {

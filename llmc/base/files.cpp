@@ -15,6 +15,7 @@
 
 #include "llmc/base/errors.h"
 #include "llmc/base/gzip.h"
+#include "llmc/base/map_faults.h"
 
 namespace llmc {
 
@@ -242,12 +243,15 @@ MappedFile::MappedFile(const std::string& path) {
         }
         address = static_cast<char*>(mapped);
         length = size_t(size);
+        note_map(address, length, path);
     }
     ::close(fd);  // the mapping keeps the file alive: thousands of shards need no descriptors
 }
 
 MappedFile::~MappedFile() {
-    if (address) ::munmap(address, length);
+    if (!address) return;
+    forget_map(address);
+    ::munmap(address, length);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept

@@ -93,7 +93,8 @@ private:
 };
 
 // A whole file mapped read-only; the bytes stay valid as long as the object lives. Movable. Empty files have data()
-// null and size() 0. InputError if it cannot be opened or mapped.
+// null and size() 0. InputError if it cannot be opened or mapped. If it is cut off later, reading what is gone ends the
+// process with a sentence: see map_faults.h.
 class MappedFile {
 public:
     MappedFile() = default;
