@@ -55,7 +55,7 @@ report() { printf '  %-34s %4d passed, %d failed, %d skipped  (%d s)\n' "$@"; }
 # ASan only the tests are built, so those that start train_mot skip.
 may_all_be_skipped=" test_backends test_comm_failure test_cpu_resident test_launch test_launch_gpu test_portable \
 test_sharding test_train_ranks asan:test_evaluations asan:test_train_gpt asan:test_train_mot asan:test_train_mot_plan \
-asan:test_train_stop asan:test_transition "
+asan:test_train_health asan:test_train_stop asan:test_transition "
 
 # run_gtest NAME PROGRAM [PREFIX...]: one GoogleTest program; the whole output goes to PROGRAM.log. That no test failed
 # is not enough: GoogleTest says "[  PASSED  ] 0 tests." of a program that ran none.
