@@ -38,7 +38,7 @@ OpTime op_time(const std::string& op, const OpCost& cost, DType act, const Gpu& 
 std::map<std::string, double> read_measured(const std::string& file, PrecisionMode precision) {
     std::map<std::string, double> seconds, work;
     try {
-        const nlohmann::json json = parse_json(read_file(file), "--measured " + file);
+        const nlohmann::json json = parse_json_or_null(read_file(file));
         std::vector<nlohmann::json> reports;  // each of one model
         if (json.contains("speed"))
             for (const auto& speed : json.at("speed")) reports.push_back(speed.at("result"));
