@@ -22,6 +22,7 @@
 #include "dev/bench/sampling.h"
 #include "dev/bench/train_tables.h"
 #include "dev/bench/train_worker.h"
+#include "llmc/base/files.h"
 #include "llmc/train/flags.h"
 
 using namespace llmc;

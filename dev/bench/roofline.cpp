@@ -11,9 +11,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 
 #include "dev/bench/count_step.h"
+#include "llmc/base/files.h"
 #include "llmc/base/rng.h"
 #include "llmc/measure/profile.h"
 #include "llmc/planner/cluster.h"
