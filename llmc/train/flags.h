@@ -69,9 +69,11 @@ inline std::string with_place(const CLI::App& app, const std::string& what, int 
     return (reader && !on_command_line ? reader->place_of(flag) : "") + what;
 }
 
-// What CLI11 says, or for the first argument that no option takes, what may have been meant.
+// What CLI11 says, or for the first argument that no option takes, what may have been meant. A required option may be
+// missing because its name was misspelt.
 inline std::string sentence_of(const CLI::ParseError& error, const CLI::App& app) {
-    if (!dynamic_cast<const CLI::ExtrasError*>(&error)) return error.what();
+    if (!dynamic_cast<const CLI::ExtrasError*>(&error) && !dynamic_cast<const CLI::RequiredError*>(&error))
+        return error.what();
     const std::vector<CLI::App*> chosen = app.get_subcommands();
     for (const std::string& word : app.remaining(true))
         if (word.starts_with('-') && word.find_first_not_of('-') != std::string::npos)
