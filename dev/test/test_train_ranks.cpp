@@ -97,7 +97,7 @@ TEST_F(TrainRanks, ADividedRunThatWasInterruptedHasTheSameBits) {
 // The whole validation split, which no number of micro-batches fills.
 TEST_F(TrainRanks, EvaluationOfAWholeSplitIsTheSame) {
     const std::vector<std::string> flags{
-        "--pattern", "attention ffn attention mot", "--precision", "fp64", "--steps", "5", "--eval-batches", "0"};
+        "--pattern", "attention ffn attention mot", "--precision", "fp64", "--steps", "10", "--eval-batches", "0"};
     ASSERT_EQ(start(1, "one", flags), 0) << said();
     ASSERT_EQ(start(3, "three", flags), 0) << said();
     expect_equal_losses("three", "one", 1e-9, "val_loss");
