@@ -12,8 +12,9 @@
 # The last line is `N passed, N failed, N skipped`; the lines before it name what failed or was skipped, and why.
 # A test that crashes, hangs or ends without a verdict is a failure. Exit code 1 if anything failed or nothing ran.
 #
-# Time budget, on two cores from a fresh clone (measured, minutes): CPU and the portable program 9, CPU with ASan 8,
-# emulated GPU 7, with ASan and TSan 5, nvcc 2: about 30 in all. `make test-emu-full` is for the nights.
+# Time budget, on two cores from a fresh clone with a partly filled ccache (measured, minutes): CPU and the portable
+# program 11, CPU with ASan and UBSan 17, emulated GPU 8, with ASan and TSan 11, nvcc 3: about 50 in all.
+# `make test-emu-full` is for the nights.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 FILTER=${FILTER:-} ASAN=${ASAN:-} GPU=${GPU:-} AVX2=${AVX2:-} EMU=${EMU:-}

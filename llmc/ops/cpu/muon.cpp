@@ -21,39 +21,44 @@ struct Target {
     const A* direction;
     A keep, rate;  // 1 - lr * weight_decay, lr * scale
 
-    A new_value(int64_t i, A& sum) const {
-        const A p = A(param[i]) * keep - rate * direction[i];
-        sum += unfit(p);
-        return p;
-    }
+    A new_value(int64_t i) const { return A(param[i]) * keep - rate * direction[i]; }
 };
 
-// Returns 0, or NaN if a new parameter is not finite.
+// Returns 0, or NaN if a new parameter is not finite. A copy of `a`: see adamw_range.
 template <class P, class A>
-A update_range(const Target<P, A>& a, int64_t begin, int64_t end) {
+A update_range(Target<P, A> a, int64_t begin, int64_t end) {
     A sum = 0;
     if (a.compute_copy) {
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = begin; i < end; i++) {
-            const A p = a.new_value(i, sum);
+            const A p = a.new_value(i);
+            sum += unfit(p);
             a.param[i] = P(p);
             a.compute_copy[i] = bf16(float(p));
         }
     } else {
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; i++) a.param[i] = P(a.new_value(i, sum));
+        for (int64_t i = begin; i < end; i++) {
+            const A p = a.new_value(i);
+            sum += unfit(p);
+            a.param[i] = P(p);
+        }
     }
     return sum;
 }
 
 // The same with stochastic rounding; begin and end lie in one chunk.
-float update_range_stochastic(const Target<bf16, float>& a, int64_t begin, int64_t end, const MuonUpdate& options,
+float update_range_stochastic(Target<bf16, float> a, int64_t begin, int64_t end, const MuonUpdate& options,
                               int64_t t) {
     uint16_t noise[chunk_size];
     fill_noise(noise, options.first_index + begin, end - begin, options.seed, t);
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = begin; i < end; i++) put_stochastic(a.param[i], a.new_value(i, sum), noise[i - begin]);
+    for (int64_t i = begin; i < end; i++) {
+        const float p = a.new_value(i);
+        sum += unfit(p);
+        put_stochastic(a.param[i], p, noise[i - begin]);
+    }
     if (a.compute_copy) std::copy(a.param + begin, a.param + end, a.compute_copy + begin);
     return sum;
 }

@@ -106,43 +106,51 @@ struct Unit {
     const A* grad;
 };
 
-// New value of element i; its moments are written, and `sum` is no longer 0 if one of them is not finite.
+// New value of element i; its moments are written.
 template <class P, class A>
-A new_value(const Unit<P, A>& a, int64_t i, const Update<A>& u, A keep, A& sum) {
+A new_value(const Unit<P, A>& a, int64_t i, const Update<A>& u, A keep) {
     const A g = a.grad[i] * u.grad_scale;
     const A m = a.m[i] = u.beta1 * a.m[i] + u.rest1 * g;
     const A v = a.v[i] = u.beta2 * a.v[i] + u.rest2 * g * g;
-    const A p = A(a.param[i]) * keep - u.step_size * m / (std::sqrt(v) * u.root2 + u.eps);
-    sum += unfit(p) + unfit(v);
-    return p;
+    return A(a.param[i]) * keep - u.step_size * m / (std::sqrt(v) * u.root2 + u.eps);
 }
 
-// Returns 0, or NaN if something is not finite.
+// Returns 0, or NaN if something is not finite. Copies of a and u: g++ reads the pointers behind a reference again for
+// every element, and then it does not use vectors.
 template <class P, class A>
-A adamw_range(const Unit<P, A>& a, int64_t begin, int64_t end, const Update<A>& u, A keep) {
+A adamw_range(Unit<P, A> a, int64_t begin, int64_t end, Update<A> u, A keep) {
     A sum = 0;
     if (a.compute_copy) {
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = begin; i < end; i++) {
-            const A p = new_value(a, i, u, keep, sum);
+            const A p = new_value(a, i, u, keep);
+            sum += unfit(p) + unfit(a.v[i]);
             a.param[i] = P(p);
             a.compute_copy[i] = bf16(float(p));
         }
     } else {
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; i++) a.param[i] = P(new_value(a, i, u, keep, sum));
+        for (int64_t i = begin; i < end; i++) {
+            const A p = new_value(a, i, u, keep);
+            sum += unfit(p) + unfit(a.v[i]);
+            a.param[i] = P(p);
+        }
     }
     return sum;
 }
 
 // The same with stochastic rounding; begin and end lie in one chunk.
-float adamw_range_stochastic(const Unit<bf16, float>& a, int64_t begin, int64_t end, const Update<float>& u, float keep,
+float adamw_range_stochastic(Unit<bf16, float> a, int64_t begin, int64_t end, Update<float> u, float keep,
                              const AdamW& options, int64_t t) {
     uint16_t noise[chunk_size];
     fill_noise(noise, options.first_index + begin, end - begin, options.seed, t);
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = begin; i < end; i++) put_stochastic(a.param[i], new_value(a, i, u, keep, sum), noise[i - begin]);
+    for (int64_t i = begin; i < end; i++) {
+        const float p = new_value(a, i, u, keep);
+        sum += unfit(p) + unfit(a.v[i]);
+        put_stochastic(a.param[i], p, noise[i - begin]);
+    }
     if (a.compute_copy) std::copy(a.param + begin, a.param + end, a.compute_copy + begin);
     return sum;
 }
