@@ -1,7 +1,6 @@
 // What the benchmarks of single ops share.
 #pragma once
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -9,14 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "llmc/base/clock.h"
 #include "llmc/base/standard_output.h"
 #include "llmc/ops/ops.h"
 
 namespace llmc {
-
-inline double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Of all threads of this process.
 inline double processor_seconds_now() {

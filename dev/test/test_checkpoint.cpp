@@ -5,6 +5,7 @@
 
 #include "dev/test/checkpoint_run.h"
 #include "dev/test/forge_state.h"
+#include "dev/test/refusal.h"
 #include "llmc/base/files.h"
 #include "llmc/base/safetensors.h"
 
@@ -18,17 +19,6 @@ namespace {
 void write(const std::string& path, const std::string& bytes) {
     fs::remove(path);
     std::ofstream(path, std::ios::binary) << bytes;
-}
-
-// The message of the InputError that `body` throws.
-template <class Body>
-std::string complaint(Body&& body) {
-    try {
-        body();
-    } catch (const InputError& e) {
-        return e.what();
-    }
-    return "";
 }
 
 void expect_contains(const std::string& text, const std::string& words) {
@@ -109,10 +99,10 @@ TEST_F(CheckpointTest, HalfWrittenDirectoriesAreNeverTaken) {
     TestRun run(directory, ctx);
     EXPECT_FALSE(find_latest(directory));
     EXPECT_FALSE(find_latest(directory + "/absent"));
-    expect_contains(complaint([&] { open_checkpoint(directory); }), "no complete checkpoint in " + directory);
-    expect_contains(complaint([&] { open_checkpoint(directory + "/absent"); }), "there is no checkpoint " + directory);
+    expect_contains(refusal([&] { open_checkpoint(directory); }), "no complete checkpoint in " + directory);
+    expect_contains(refusal([&] { open_checkpoint(directory + "/absent"); }), "there is no checkpoint " + directory);
     write(directory + "/file", "");
-    expect_contains(complaint([&] { open_checkpoint(directory + "/file"); }), "give a run's directory");
+    expect_contains(refusal([&] { open_checkpoint(directory + "/file"); }), "give a run's directory");
 
     run.save(1);
     run.save(2);
@@ -122,7 +112,7 @@ TEST_F(CheckpointTest, HalfWrittenDirectoriesAreNeverTaken) {
     fs::create_directory(directory + "/step-00000009");  // not ours, empty
     write(directory + "/latest.tmp.123", "st");
     EXPECT_EQ(run.load(directory), 1);
-    expect_contains(complaint([&] { run.load(directory + "/step-00000009"); }), "it has no state.json");
+    expect_contains(refusal([&] { run.load(directory + "/step-00000009"); }), "it has no state.json");
     run.save(3);
     EXPECT_EQ(listing(), (Names{"file", "latest", "step-00000001", "step-00000003", "step-00000009"}));
 
@@ -152,7 +142,7 @@ TEST_F(CheckpointTest, ADamagedLatestFallsBack) {
     fs::remove(directory + "/step-00000002/model.safetensors");
     EXPECT_EQ(run.load(directory), 1);
     write(directory + "/step-00000001/state.json", "{");
-    expect_contains(complaint([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
+    expect_contains(refusal([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
 }
 
 TEST_F(CheckpointTest, WithoutLatestADamagedRunIsNoNewOne) {
@@ -160,7 +150,7 @@ TEST_F(CheckpointTest, WithoutLatestADamagedRunIsNoNewOne) {
     run.save(1);
     fs::remove(directory + "/latest");
     write(directory + "/step-00000001/state.json", "{");
-    expect_contains(complaint([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
+    expect_contains(refusal([&] { find_latest(directory); }), "no checkpoint in " + directory + " is usable");
 }
 
 // The search with all checksums goes on to an older one, whatever byte of the newest is another.
@@ -201,7 +191,7 @@ TEST_F(CheckpointTest, ForgedStatesAreRefusedByName) {
     auto expect = [&](const auto& change, const std::string& part) {
         write(path, good);
         forge(path, change);
-        const std::string text = complaint([&] { run.load(directory); });
+        const std::string text = refusal([&] { run.load(directory); });
         expect_contains(text, path);
         expect_contains(text, part);
     };
@@ -228,14 +218,14 @@ TEST_F(CheckpointTest, EveryFlippedByteOfStateIsNoticed) {
         std::string bad = good;
         bad[i] = char(bad[i] ^ (i % 3 ? 1 : 32));
         write(path, bad);
-        std::string text = complaint([&] { open_checkpoint(directory + "/step-00000001"); });
+        std::string text = refusal([&] { open_checkpoint(directory + "/step-00000001"); });
         if (json::parse(bad, nullptr, false) == json::parse(good)) continue;  // white space
         expect_contains(text, path);
     }
     json other = json::parse(good);
     other["format_version"] = 2;
     write(path, other.dump());
-    expect_contains(complaint([&] { run.load(directory); }), "has format 2, this program reads 1");
+    expect_contains(refusal([&] { run.load(directory); }), "has format 2, this program reads 1");
 }
 
 TEST_F(CheckpointTest, AFlippedByteNamesTheTensor) {
@@ -250,7 +240,7 @@ TEST_F(CheckpointTest, AFlippedByteNamesTheTensor) {
                 std::string bad = good;
                 bad[size_t(entry.offset + at)] ^= 0x10;
                 write(path, bad);
-                std::string text = complaint([&] { run.load(step); });
+                std::string text = refusal([&] { run.load(step); });
                 expect_contains(text, "tensor " + entry.name + " is damaged");
                 expect_contains(text, path);
             }
@@ -261,7 +251,7 @@ TEST_F(CheckpointTest, AFlippedByteNamesTheTensor) {
             bad[size_t(i)] ^= 1;
             write(path, bad);
             int64_t loaded = 1;
-            complaint([&] { loaded = run.load(step); });
+            refusal([&] { loaded = run.load(step); });
             EXPECT_EQ(loaded, 1) << "byte " << i;
         }
         write(path, good);
@@ -274,7 +264,7 @@ TEST_F(CheckpointTest, OtherModelsAreRefusedByName) {
     const std::string step = run.save(1), path = step + "/model.safetensors";
     const Checkpoint c = open_checkpoint(step);
     const auto say = [&](const std::vector<NamedTensor>& tensors) {
-        return complaint([&] { load_tensors(c, model_file, tensors, ctx, World::alone()); });
+        return refusal([&] { load_tensors(c, model_file, tensors, ctx, World::alone()); });
     };
     std::vector<NamedTensor> list = run.model.list;
     list.pop_back();

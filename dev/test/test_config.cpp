@@ -1,6 +1,7 @@
 // Configurations: the pattern language, what is refused and how it is said, JSON.
 #include <gtest/gtest.h>
 
+#include "dev/test/refusal.h"
 #include "llmc/base/errors.h"
 #include "llmc/model/model.h"
 #include "llmc/model/precision.h"
@@ -10,17 +11,7 @@ namespace llmc {
 namespace {
 
 using Words = std::vector<std::string>;
-
-// The sentence of the InputError that f() raises; "" if it raises none.
-template <class F>
-std::string refusal(F&& f) {
-    try {
-        f();
-    } catch (const InputError& e) {
-        return e.what();
-    }
-    return "";
-}
+using test::refusal;
 
 testing::AssertionResult says(const std::string& sentence, const Words& parts) {
     for (const std::string& part : parts)

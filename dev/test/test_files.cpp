@@ -7,12 +7,14 @@
 
 #include <filesystem>
 
+#include "dev/test/refusal.h"
 #include "dev/test/sanitized.h"
 #include "dev/test/temp_dir.h"
 #include "llmc/base/errors.h"
 #include "llmc/base/files.h"
 
 using namespace llmc;
+using llmc::test::refusal;
 namespace fs = std::filesystem;
 
 TEST(Files, AtomicWriteReplacesAndLeavesNothingElse) {
@@ -77,17 +79,6 @@ TEST(Files, FailuresNameThePath) {
     EXPECT_EQ(MappedFile(dir / "file").size(), 0u);
     EXPECT_THROW(fsync_directory(dir / "missing"), RunError);
     EXPECT_THROW(rename_durably(dir / "missing", dir / "x"), RunError);
-}
-
-// The message of the InputError that `body` throws.
-template <class Body>
-std::string refusal(Body&& body) {
-    try {
-        body();
-    } catch (const InputError& error) {
-        return error.what();
-    }
-    return "no refusal";
 }
 
 TEST(Files, WhatMayNeverEndIsNotRead) {

@@ -7,12 +7,14 @@
 #include <set>
 
 #include "dev/test/memory_split.h"
+#include "dev/test/refusal.h"
 #include "dev/test/temp_dir.h"
 #include "llmc/base/errors.h"
 #include "llmc/data/loader.h"
 
 using namespace llmc;
 using llmc::test::MemorySplit;
+using llmc::test::refusal;
 
 namespace {
 
@@ -151,26 +153,18 @@ TEST(Loader, StateIsEpochAndSample) {
 }
 
 TEST(Loader, BadDataIsNamed) {
-    auto message = [](auto f) -> std::string {
-        try {
-            f();
-        } catch (const InputError& e) {
-            return e.what();
-        }
-        return "";
-    };
     MemorySplit data({50, 60}, 104);
-    EXPECT_NE(message([&] { Loader(data.split, 60, 0, true); }).find("has 60 tokens, a sequence of 60 needs 61"),
+    EXPECT_NE(refusal([&] { Loader(data.split, 60, 0, true); }).find("has 60 tokens, a sequence of 60 needs 61"),
               std::string::npos);
     EXPECT_NO_THROW(Loader(data.split, 59, 0, true));
-    EXPECT_NE(message([&] { Loader(data.split, 0, 0, true); }).find("at least 1"), std::string::npos);
+    EXPECT_NE(refusal([&] { Loader(data.split, 0, 0, true); }).find("at least 1"), std::string::npos);
     Split empty;
     empty.name = "val";
-    EXPECT_NE(message([&] { Loader(empty, 4, 0, true); }).find("no val split"), std::string::npos);
+    EXPECT_NE(refusal([&] { Loader(empty, 4, 0, true); }).find("no val split"), std::string::npos);
     Loader loader(data.split, 9, 0, false);  // token 54 of shard 1 is 104: the very last target of the last window
     int32_t tokens[9], targets[9];
     EXPECT_NO_THROW(loader.fill(tokens, targets, 1, 9));
     EXPECT_EQ(targets[8], 95);
-    std::string error = message([&] { loader.fill(tokens, targets, 1, 10); });
+    std::string error = refusal([&] { loader.fill(tokens, targets, 1, 10); });
     EXPECT_NE(error.find("shard1: token 54 is 104, but the vocabulary has 104"), std::string::npos) << error;
 }

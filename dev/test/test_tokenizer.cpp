@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "dev/test/refusal.h"
 #include "llmc/base/errors.h"
 #include "llmc/base/files.h"
 #include "llmc/data/bpe_train.h"
@@ -14,6 +15,7 @@
 #include "llmc/data/tokenizer.h"
 
 using namespace llmc;
+using llmc::test::refusal;
 
 namespace {
 
@@ -74,16 +76,6 @@ std::map<std::string, int> ranks_of(const Tokenizer& tokenizer) {
     std::map<std::string, int> ranks;
     for (int32_t id = 0; id < tokenizer.eot_id(); id++) ranks[tokenizer.decode({&id, 1})] = id;
     return ranks;
-}
-
-template <class F>
-std::string input_error_of(F f) {
-    try {
-        f();
-    } catch (const InputError& e) {
-        return e.what();
-    }
-    return "no InputError";
 }
 
 }  // namespace
@@ -147,7 +139,7 @@ TEST(Tokenizer, RandomBytesSurviveEncodeAndDecode) {
 }
 
 TEST(Tokenizer, BadRankFilesAreNamed) {
-    auto error = [](const std::string& ranks) { return input_error_of([&] { Tokenizer::from_ranks(ranks, "v"); }); };
+    auto error = [](const std::string& ranks) { return refusal([&] { Tokenizer::from_ranks(ranks, "v"); }); };
     EXPECT_NE(error("<html>").find("v: line 1 is not"), std::string::npos);
     EXPECT_NE(error("IQ== 0\nIg== 2\n").find("v: line 2 has rank 2 where 1"), std::string::npos);
     EXPECT_NE(error("IQ== 0\n").find("v has 1 tokens"), std::string::npos);
@@ -157,9 +149,9 @@ TEST(Tokenizer, BadRankFilesAreNamed) {
     EXPECT_NE(error(bytes + "YWJj 256\n").find("line 257: this token is not a concatenation of two"),
               std::string::npos);
     EXPECT_NE(error(bytes + "YWI= 256\nYWI= 257\n").find("line 258 repeats"), std::string::npos);
-    EXPECT_NE(input_error_of([] { Tokenizer::load("/nonexistent/x"); }).find("/nonexistent/x"), std::string::npos);
+    EXPECT_NE(refusal([] { Tokenizer::load("/nonexistent/x"); }).find("/nonexistent/x"), std::string::npos);
     int32_t id = 50257;
-    EXPECT_NE(input_error_of([&] { gpt2().decode({&id, 1}); }).find("50257"), std::string::npos);
+    EXPECT_NE(refusal([&] { gpt2().decode({&id, 1}); }).find("50257"), std::string::npos);
 }
 
 TEST(BpeTrain, BytesComeInGpt2Order) {
@@ -208,8 +200,8 @@ TEST(BpeTrain, EqualsRecountingEverything) {
 TEST(BpeTrain, TooLittleTextIsNamed) {
     BpeTrainer trainer;
     trainer.add("abc abc");
-    std::string error = input_error_of([&] { trainer.train(1000); });
+    std::string error = refusal([&] { trainer.train(1000); });
     EXPECT_NE(error.find("1000"), std::string::npos) << error;
-    EXPECT_NE(input_error_of([&] { BpeTrainer().train(100); }).find("257"), std::string::npos);
-    EXPECT_NE(input_error_of([&] { BpeTrainer().train(70000); }).find("65535"), std::string::npos);
+    EXPECT_NE(refusal([&] { BpeTrainer().train(100); }).find("257"), std::string::npos);
+    EXPECT_NE(refusal([&] { BpeTrainer().train(70000); }).find("65535"), std::string::npos);
 }

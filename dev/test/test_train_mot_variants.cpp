@@ -1,6 +1,7 @@
 // The design variants of MoT in whole models: recomputation, metrics, causality, generation, training, and what is
 // refused.
 #include "dev/test/mot_oracle.h"
+#include "dev/test/refusal.h"
 #include "dev/test/trainee.h"
 
 namespace llmc::test {
@@ -191,16 +192,6 @@ TEST(MotTraining, AFrozenTemperatureIsNone) {
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals
-// The message of what is refused, or "" if it is not.
-std::string message_of(const std::function<void()>& f) {
-    try {
-        f();
-    } catch (const InputError& e) {
-        return e.what();
-    }
-    return "";
-}
-
 TEST(MotRefusals, WhatContradictsOrChangesNothingIsNamed) {
     struct Case {
         std::vector<std::string> words;
@@ -240,11 +231,11 @@ TEST(MotRefusals, WhatContradictsOrChangesNothingIsNamed) {
     for (const Case& test : cases) {
         ModelConfig c = tiny(mot_pattern);
         test.change(c);
-        const std::string message = message_of([&] { resolved(c); });
+        const std::string message = refusal([&] { resolved(c); });
         for (const std::string& word : test.words)
             EXPECT_NE(message.find(word), std::string::npos) << word << ": " << message;
         c.pattern = dense_pattern;  // where there is no MoT its options mean nothing
-        EXPECT_EQ(message_of([&] { resolved(c); }), "");
+        EXPECT_EQ(refusal([&] { resolved(c); }), "");
     }
 }
 
@@ -257,7 +248,7 @@ TEST(MotRefusals, DiscreteWeightsNeedASoftmax) {
     for (const auto& ask : std::vector<std::function<void()>>{[&] { lab.logits(tokens, 4, discrete); },
                                                               [&] { lab.evaluate(tokens, tokens, 4, discrete); },
                                                               [&] { lab.extend(tokens, 4, {2}, discrete); }})
-        EXPECT_NE(message_of(ask).find("--no-merge-softmax"), std::string::npos);
+        EXPECT_NE(refusal(ask).find("--no-merge-softmax"), std::string::npos);
 }
 
 }  // namespace

@@ -101,7 +101,7 @@ TEST_F(TrainRanks, EvaluationOfAWholeSplitIsTheSame) {
     ASSERT_EQ(start(1, "one", flags), 0) << said();
     ASSERT_EQ(start(3, "three", flags), 0) << said();
     expect_equal_losses("three", "one", 1e-9, "val_loss");
-    EXPECT_EQ(log("three", "val_loss").back().at("val_tokens"), log("one", "val_loss").back().at("val_tokens"));
+    for (const char* run : {"one", "three"}) EXPECT_EQ(log(run, "val_loss").back().at("val_tokens"), 999);
 }
 
 // A group larger than what one process has of a micro-batch.

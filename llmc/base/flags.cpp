@@ -1,5 +1,6 @@
 #include "llmc/base/flags.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <numeric>
@@ -58,10 +59,6 @@ std::string refusal_of_real(const std::string& text, double least, double most) 
     if (error == std::errc::result_out_of_range) return str(text, " is too large or too small for a number");
     return refusal_of(text, value, least, most);
 }
-
-}  // namespace
-
-namespace {
 
 // How many letters to insert, leave out or change to make b of a (Levenshtein 1966).
 size_t distance_of(const std::string& a, const std::string& b) {

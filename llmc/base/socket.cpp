@@ -10,12 +10,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
 
+#include "llmc/base/clock.h"
 #include "llmc/base/errors.h"
 
 namespace llmc {
@@ -31,11 +31,6 @@ void tune(int fd) {
     set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, 30);
     set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10);
     set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 6);
-}
-
-double seconds_now() {
-    using namespace std::chrono;
-    return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
 // poll's time. A longer wait than a minute is several.

@@ -3,12 +3,12 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
-#include <chrono>
 #include <cstring>
 #include <deque>
 #include <exception>
 #include <map>
 
+#include "llmc/base/clock.h"
 #include "llmc/comm/backend.h"
 #include "llmc/ops/checks/common.h"
 #include "llmc/ops/cuda/backend.h"
@@ -29,11 +29,6 @@ ncclDataType_t nccl_type(DType dtype) {
         case DType::i32: return ncclInt32;
     }
     run_error("there is no dtype number ", int(dtype));
-}
-
-double seconds_now() {
-    using namespace std::chrono;
-    return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
 // Collectives that the GPU may not have ended yet, for the watchdog. Those inside a recorded graph are not among them.

@@ -12,20 +12,16 @@
 #include <optional>
 #include <thread>
 
+#include "llmc/base/clock.h"
+#include "llmc/base/rng.h"
 #include "llmc/base/socket.h"
 #include "llmc/comm/backend.h"
 #include "llmc/comm/messages.h"
 #include "llmc/comm/rendezvous.h"
-#include "llmc/base/rng.h"
 
 namespace llmc {
 
 namespace {
-
-double seconds_now() {
-    using namespace std::chrono;
-    return duration<double>(steady_clock::now().time_since_epoch()).count();
-}
 
 enum Line : int32_t { data_line, life_line, lines };
 

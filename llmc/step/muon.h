@@ -31,7 +31,7 @@ private:
 // x [n,R,K] f32 (f64): each of the n matrices with its singular values s <= its Frobenius norm brought into 0.68 .. 1.2
 // if s is above 0.003 of that norm, smaller ones in proportion; singular vectors stay. Overwrites x; the result lies on
 // the arena. Five iterations of X <- (a + b S + c S^2) X, S = X X^T, from X = x / |x| (Jordan et al. 2024). The
-// products are f32, because those of bf16 differ from them by 4 %.
+// products are f32, because those of bf16 differ from them by some percent.
 Tensor orthogonalized(Tensor x, Arena& arena, Context& ctx);
 
 }  // namespace llmc

@@ -1,10 +1,10 @@
 #include "llmc/train/commands.h"
 
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 
+#include "llmc/base/clock.h"
 #include "llmc/checkpoint/checkpoint.h"
 #include "llmc/checkpoint/convert.h"
 #include "llmc/data/tokenizer.h"
@@ -95,23 +95,21 @@ ModelConfig config_of(const EvalCommand& command, const Loaded& loaded) {
 // Says on stderr every ten seconds how far an evaluation is; never stops it.
 class Progress {
 public:
-    Progress(int64_t batches, const World& world) : batches(batches), world(world) {}
+    explicit Progress(int64_t batches) : batches(batches) {}
     bool operator()() {
-        using namespace std::chrono;
-        if (world.rank == 0 && steady_clock::now() - said > seconds(10)) {
+        if (seconds_now() - said > 10) {
             std::fprintf(stderr, "evaluated %lld of %lld micro-batches\n", static_cast<long long>(done),
                          static_cast<long long>(batches));
-            said = steady_clock::now();
+            said = seconds_now();
         }
-        done += world.size;
+        done++;
         return false;
     }
 
 private:
     const int64_t batches;
-    const World& world;
     int64_t done = 0;
-    std::chrono::steady_clock::time_point said = std::chrono::steady_clock::now();
+    double said = seconds_now();
 };
 
 // A line for every group size.
@@ -168,7 +166,7 @@ int run_eval(const EvalCommand& command, World& world) {
     UnitHooks hooks;
     Step step(*model, nullptr, config, arena, hooks, *loaded.ctx);
     const Evaluator evaluator(data, as, config, &split);
-    const EvalResult result = evaluator.run(step, options, world, Progress(evaluator.batches(), world));
+    const EvalResult result = evaluator.run(step, options, world, Progress(evaluator.batches()));
     std::printf("step %lld, %s split%s: %s\n", static_cast<long long>(loaded.checkpoint.step), split.name.c_str(),
                 command.as ? str(", as ", *command.as).c_str() : "", result.text().c_str());
     if (!command.group_sizes.empty()) print_table(evaluator, step, rows, world);

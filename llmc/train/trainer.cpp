@@ -1,11 +1,11 @@
 #include "llmc/train/trainer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 
+#include "llmc/base/clock.h"
 #include "llmc/base/standard_output.h"
 #include "llmc/base/version.h"
 #include "llmc/checkpoint/checkpoint.h"
@@ -27,11 +27,6 @@ namespace llmc {
 namespace {
 
 using nlohmann::json;
-
-double seconds_now() {
-    using namespace std::chrono;
-    return duration<double>(steady_clock::now().time_since_epoch()).count();
-}
 
 std::string duration_text(double seconds) {
     char text[64];
@@ -59,6 +54,7 @@ struct Run : Session {
     json transition;                        // see recovery.h; null for any other run
     double peak_flops = 0;
     int64_t first_step = 0, steps_done = 0;
+    StepState state;                  // after steps_done
     bool evaluation_missing = false;  // that of steps_done: a signal ended it
     bool saved = false;               // the newest checkpoint is of steps_done, and lacks nothing
     int64_t newest_checkpoint = -1;   // its step
@@ -90,7 +86,7 @@ struct Run : Session {
         saved = true;
         all_busy_seconds = checkpoint.state.at("seconds");
         evaluation_missing = checkpoint.state.value("evaluation_missing", false);
-        const StepState state = step_state_from(checkpoint.state);
+        state = step_state_from(checkpoint.state);
         step->set_state(state);
         last_state = state;
         record({{"event", "resumed"}, {"step", steps_done}});
@@ -102,7 +98,6 @@ struct Run : Session {
     }
 
     void report(double lr) {
-        const StepState state = step->state();
         const double loss = (state.total_loss_sum - last_state.total_loss_sum) /
                             double(state.total_loss_count - last_state.total_loss_count);  // nan if all were skipped
         const double step_seconds = busy_seconds / double(busy_steps);
@@ -156,7 +151,7 @@ struct Run : Session {
     // an update has left something that is not finite: this is no model any more.
     int stop_requested() {
         constexpr int broken = 1 << 16;  // above all signals
-        int news = step->state().broken ? broken : stop_signal();
+        int news = state.broken ? broken : stop_signal();
         if (world.size > 1)
             for (const std::string& theirs : world.all_gather(std::to_string(news)))
                 news = std::max(news, std::stoi(theirs));
@@ -226,7 +221,6 @@ struct Run : Session {
     // False if it failed: reported, and the last good checkpoint is still there. All ranks write what they own.
     bool save() {
         stop_requested();  // no checkpoint of a broken model
-        const StepState state = step->state();
         const LoaderState position = loader.state_at(steps_done * samples_per_step());
         json j = checkpoint_state(identity, state, position, all_busy_seconds, evaluator.fillers());
         if (!transition.is_null()) j["transition"] = transition;
@@ -265,7 +259,7 @@ struct Run : Session {
                 step->micro_batch(tokens.data(), targets.data(), k, statistics);
             }
             step->update();
-            synchronize(ctx);
+            state = step->state();  // waits for the device
         }
         steps_done++;
         saved = false;
@@ -285,10 +279,10 @@ struct Run : Session {
     // A checkpoint that is due since step `due_at`. Returns when the next one is.
     int64_t save_if_sound(int64_t due_at) {
         constexpr int64_t retry_after = 10;  // steps
-        if (const int64_t skipped = step->state().skipped_in_a_row) {
+        if (state.skipped_in_a_row) {
             if (steps_done == due_at && world.rank == 0)
                 std::fprintf(stderr, "warning: no checkpoint of step %lld before a step counts: %lld were skipped\n",
-                             static_cast<long long>(steps_done), static_cast<long long>(skipped));
+                             static_cast<long long>(steps_done), static_cast<long long>(state.skipped_in_a_row));
             return due_at;
         }
         if (save()) return next_save();
@@ -308,12 +302,12 @@ struct Run : Session {
             const bool statistics = model.metric_count() && due(config.statistics_interval, steps_done + 1);
             one_step(lr, statistics);
             const bool last = steps_done == config.steps;
-            const int64_t skipped = step->state().skipped_in_a_row;
-            const bool hopeless = skipped >= config.max_skipped;
+            const bool hopeless = state.skipped_in_a_row >= config.max_skipped;
             if (due(config.log_interval, steps_done) || last || hopeless || steps_done == first_step + 1) report(lr);
             if (hopeless)
-                run_error(skipped, " steps in a row had a loss or gradient that is not finite: stopping; ",
-                          where_it_is_safe(), "; lower --lr, or look at the data");
+                run_error(state.skipped_in_a_row,
+                          " steps in a row had a loss or gradient that is not finite: stopping; ", where_it_is_safe(),
+                          "; lower --lr, or look at the data");
             if (statistics) report_statistics();
             evaluate();
             if (steps_done >= save_at) save_at = save_if_sound(save_at);
@@ -324,12 +318,11 @@ struct Run : Session {
 
     // The last checkpoint and the last words. Returns the exit code.
     int end(int signal) {
-        const int64_t skipped = step->state().skipped_in_a_row;
-        if (!saved && skipped) {
+        if (!saved && state.skipped_in_a_row) {
             if (world.rank == 0)
                 std::fprintf(stderr, "%s after step %lld, not saved: the last %lld steps were skipped; %s\n",
                              signal ? "interrupted" : "error: the run ended", static_cast<long long>(steps_done),
-                             static_cast<long long>(skipped), where_it_is_safe().c_str());
+                             static_cast<long long>(state.skipped_in_a_row), where_it_is_safe().c_str());
             return signal ? 128 + signal : 1;
         }
         if (!saved && !save()) return 1;
@@ -381,14 +374,15 @@ void announce(const ModelConfig& model, const TrainConfig& config, const Dataset
 }
 
 // What the data keeps from happening without an error.
-void warn_about_data(const Dataset& data, const ModelConfig& model, const TrainConfig& config) {
-    const int64_t used = Loader(data.train, model.context, uint64_t(config.seed), true).windows() * model.context;
+void warn_about_data(const Run& run) {
+    const Dataset& data = run.data;
+    const int64_t used = run.loader.windows() * run.loader.seq_len();
     if (const double unused = 1 - double(used) / double(data.train.tokens); unused > 0.05)
         std::fprintf(stderr,
                      "warning: %.0f %% of the training tokens are never used: they are at the ends of shards, where no "
                      "sequence of %lld fits. Larger shards or a shorter --context use them\n",
-                     100 * unused, static_cast<long long>(model.context));
-    if (config.eval_interval && data.val.shards.empty())
+                     100 * unused, static_cast<long long>(run.loader.seq_len()));
+    if (run.config.eval_interval && data.val.shards.empty())
         std::fprintf(stderr, "warning: there is no validation: %s has no val split\n", data.path.c_str());
 }
 
@@ -458,7 +452,6 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options, Worl
     if (!transition.is_null() && whole) twin = twin_of(model, config, found->directory);
     const Plan plan = check_run(model, config, options, data, found ? found->step : 0, twin, world);
     announce(model, config, data, plan, options.threads, world.size);
-    if (first) warn_about_data(data, model, config);
 
     Context device({.threads = options.threads, .device = options.device});
     const bool on_cpu = options.device < 0;  // GPUs are not shared
@@ -479,7 +472,7 @@ int train(ModelConfig model, TrainConfig config, const RunOptions& options, Worl
         run.start_from(*found);
     else
         run.initialize();
-    if (first) warn_about_space(run);
+    if (first) warn_about_data(run), warn_about_space(run);
     int code = run.loop();
     if (options.profile && !run.report_profile({peak.flops, bandwidth.bytes})) code = std::max(code, 1);
     forgive_lost_output();

@@ -7,61 +7,19 @@ namespace llmc {
 
 namespace {
 
-// f(begin, end) for chunks of [0, n), by all threads.
-template <class F>
-void in_chunks(int64_t n, int threads, F&& f) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t chunk = 0; chunk < chunks_of(n); chunk++) f(chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size));
-}
-
+// The new value of an element.
 template <class P, class A>
-struct Target {
-    P* param;
-    bf16* compute_copy;
+struct MuonValue {
+    const P* param;
     const A* direction;
     A keep, rate;  // 1 - lr * weight_decay, lr * scale
 
-    A new_value(int64_t i) const { return A(param[i]) * keep - rate * direction[i]; }
-};
-
-// Returns 0, or NaN if a new parameter is not finite. A copy of `a`: see adamw_range.
-template <class P, class A>
-A update_range(Target<P, A> a, int64_t begin, int64_t end) {
-    A sum = 0;
-    if (a.compute_copy) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; i++) {
-            const A p = a.new_value(i);
-            sum += unfit(p);
-            a.param[i] = P(p);
-            a.compute_copy[i] = bf16(float(p));
-        }
-    } else {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; i++) {
-            const A p = a.new_value(i);
-            sum += unfit(p);
-            a.param[i] = P(p);
-        }
-    }
-    return sum;
-}
-
-// The same with stochastic rounding; begin and end lie in one chunk.
-float update_range_stochastic(Target<bf16, float> a, int64_t begin, int64_t end, const MuonUpdate& options,
-                              int64_t t) {
-    uint16_t noise[chunk_size];
-    fill_noise(noise, options.first_index + begin, end - begin, options.seed, t);
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = begin; i < end; i++) {
-        const float p = a.new_value(i);
+    A operator()(int64_t i, A& sum) const {
+        const A p = A(param[i]) * keep - rate * direction[i];
         sum += unfit(p);
-        put_stochastic(a.param[i], p, noise[i - begin]);
+        return p;
     }
-    if (a.compute_copy) std::copy(a.param + begin, a.param + end, a.compute_copy + begin);
-    return sum;
-}
+};
 
 }  // namespace
 
@@ -143,14 +101,12 @@ void muon_update(Tensor param, Tensor compute_copy, Tensor direction, Tensor ste
         using P = decltype(zero);
         using A = arithmetic_t<P>;
         StepState& state = *step_state(step);
-        const Target<P, A> target{ptr<P>(param), ptr<bf16>(compute_copy), ptr<A>(direction),
-                                  A(1 - state.lr * options.weight_decay), A(state.lr * options.scale)};
-        auto range = [&](int64_t begin, int64_t end) {
-            if constexpr (std::is_same_v<P, bf16>)
-                if (options.stochastic_rounding) return update_range_stochastic(target, begin, end, options, state.t);
-            return update_range(target, begin, end);
-        };
-        in_chunks(n, ctx.threads, [&](int64_t begin, int64_t end) { report_unfit(range(begin, end), state); });
+        const MuonValue<P, A> value{ptr<P>(param), ptr<A>(direction), A(1 - state.lr * options.weight_decay),
+                                    A(state.lr * options.scale)};
+        in_chunks(n, ctx.threads, [&](int64_t begin, int64_t end) {
+            report_unfit(put_updates(ptr<P>(param), ptr<bf16>(compute_copy), begin, end, value, options, state.t),
+                         state);
+        });
     });
 }
 

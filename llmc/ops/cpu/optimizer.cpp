@@ -79,81 +79,31 @@ void step_decide(Tensor step, double clip, double beta1, double beta2, Context& 
 
 namespace {
 
-// The numbers of one update in the arithmetic of the parameters.
-template <class A>
-struct Update {
-    A beta1, beta2, rest1, rest2;         // rest = 1 - beta
-    A grad_scale, step_size, root2, eps;  // lr / bias_correction1, 1 / sqrt(bias_correction2)
-    A keep;                               // 1 - lr * weight_decay
-
-    Update(const AdamW& o, const StepState& s)
-        : beta1(A(o.beta1)),
-          beta2(A(o.beta2)),
-          rest1(A(1 - o.beta1)),
-          rest2(A(1 - o.beta2)),
-          grad_scale(A(s.grad_scale)),
-          step_size(A(s.lr / s.bias_correction1)),
-          root2(A(1 / std::sqrt(s.bias_correction2))),
-          eps(A(o.eps)),
-          keep(A(1 - s.lr * o.weight_decay)) {}
-};
-
+// The new value of an element; its moments are written.
 template <class P, class A>
-struct Unit {
-    P* param;
-    bf16* compute_copy;
+struct AdamWValue {
+    const P* param;
     A *m, *v;
     const A* grad;
+    A beta1, beta2, rest1, rest2;         // rest = 1 - beta
+    A grad_scale, step_size, root2, eps;  // step_size = lr / bias_correction1, root2 = 1 / sqrt(bias_correction2)
+    A keep;                               // 1 - lr * weight_decay, or 1
+
+    AdamWValue(Tensor param, Tensor m, Tensor v, Tensor grad, const AdamW& o, const StepState& s)
+        : param(ptr<P>(param)), m(ptr<A>(m)), v(ptr<A>(v)), grad(ptr<A>(grad)), beta1(A(o.beta1)), beta2(A(o.beta2)),
+          rest1(A(1 - o.beta1)), rest2(A(1 - o.beta2)), grad_scale(A(s.grad_scale)),
+          step_size(A(s.lr / s.bias_correction1)), root2(A(1 / std::sqrt(s.bias_correction2))), eps(A(o.eps)),
+          keep(A(1 - s.lr * o.weight_decay)) {}
+
+    A operator()(int64_t i, A& sum) const {
+        const A g = grad[i] * grad_scale;
+        const A new_m = m[i] = beta1 * m[i] + rest1 * g;
+        const A new_v = v[i] = beta2 * v[i] + rest2 * g * g;
+        const A p = A(param[i]) * keep - step_size * new_m / (std::sqrt(new_v) * root2 + eps);
+        sum += unfit(p) + unfit(new_v);
+        return p;
+    }
 };
-
-// New value of element i; its moments are written.
-template <class P, class A>
-A new_value(const Unit<P, A>& a, int64_t i, const Update<A>& u, A keep) {
-    const A g = a.grad[i] * u.grad_scale;
-    const A m = a.m[i] = u.beta1 * a.m[i] + u.rest1 * g;
-    const A v = a.v[i] = u.beta2 * a.v[i] + u.rest2 * g * g;
-    return A(a.param[i]) * keep - u.step_size * m / (std::sqrt(v) * u.root2 + u.eps);
-}
-
-// Returns 0, or NaN if something is not finite. Copies of a and u: g++ reads the pointers behind a reference again for
-// every element, and then it does not use vectors.
-template <class P, class A>
-A adamw_range(Unit<P, A> a, int64_t begin, int64_t end, Update<A> u, A keep) {
-    A sum = 0;
-    if (a.compute_copy) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; i++) {
-            const A p = new_value(a, i, u, keep);
-            sum += unfit(p) + unfit(a.v[i]);
-            a.param[i] = P(p);
-            a.compute_copy[i] = bf16(float(p));
-        }
-    } else {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; i++) {
-            const A p = new_value(a, i, u, keep);
-            sum += unfit(p) + unfit(a.v[i]);
-            a.param[i] = P(p);
-        }
-    }
-    return sum;
-}
-
-// The same with stochastic rounding; begin and end lie in one chunk.
-float adamw_range_stochastic(Unit<bf16, float> a, int64_t begin, int64_t end, Update<float> u, float keep,
-                             const AdamW& options, int64_t t) {
-    uint16_t noise[chunk_size];
-    fill_noise(noise, options.first_index + begin, end - begin, options.seed, t);
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = begin; i < end; i++) {
-        const float p = new_value(a, i, u, keep);
-        sum += unfit(p) + unfit(a.v[i]);
-        put_stochastic(a.param[i], p, noise[i - begin]);
-    }
-    if (a.compute_copy) std::copy(a.param + begin, a.param + end, a.compute_copy + begin);
-    return sum;
-}
 
 }  // namespace
 
@@ -167,20 +117,16 @@ void adamw_update(Tensor param, Tensor compute_copy, Tensor m, Tensor v, Tensor 
         using P = decltype(zero);
         using A = arithmetic_t<P>;
         StepState& state = *step_state(step);
-        const Update<A> u(options, state);
-        const Unit<P, A> unit{ptr<P>(param), ptr<bf16>(compute_copy), ptr<A>(m), ptr<A>(v), ptr<A>(grad)};
-        auto range = [&](int64_t begin, int64_t end, A keep) {
-            if constexpr (std::is_same_v<P, bf16>)
-                if (options.stochastic_rounding)
-                    return adamw_range_stochastic(unit, begin, end, u, keep, options, state.t);
-            return adamw_range(unit, begin, end, u, keep);
+        const AdamWValue<P, A> decaying(param, m, v, grad, options, state);
+        AdamWValue<P, A> staying = decaying;
+        staying.keep = 1;
+        auto put = [&](int64_t begin, int64_t end, const AdamWValue<P, A>& value) {
+            return put_updates(ptr<P>(param), ptr<bf16>(compute_copy), begin, end, value, options, state.t);
         };
-#pragma omp parallel for schedule(static) num_threads(ctx.threads)
-        for (int64_t chunk = 0; chunk < chunks_of(n); chunk++) {
-            int64_t begin = chunk * chunk_size, end = std::min(n, begin + chunk_size);
-            int64_t boundary = std::clamp(decayed, begin, end);
-            report_unfit(range(begin, boundary, u.keep) + range(boundary, end, A(1)), state);
-        }
+        in_chunks(n, ctx.threads, [&](int64_t begin, int64_t end) {
+            const int64_t boundary = std::clamp(decayed, begin, end);
+            report_unfit(put(begin, boundary, decaying) + put(boundary, end, staying), state);
+        });
     });
 }
 

@@ -1,4 +1,4 @@
-// What the updates of all optimizers share on the CPU: chunks, sums of squares, stochastic rounding.
+// What the updates of all optimizers share on the CPU: chunks, sums of squares, how new values are stored.
 #pragma once
 #include <array>
 #include <bit>
@@ -10,6 +10,13 @@ namespace llmc {
 
 constexpr int64_t chunk_size = 16384;  // elements per partial sum: fixed, whatever the number of threads
 inline int64_t chunks_of(int64_t n) { return (n + chunk_size - 1) / chunk_size; }
+
+// f(begin, end) for chunks of [0, n), by all threads.
+template <class F>
+void in_chunks(int64_t n, int threads, F&& f) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t chunk = 0; chunk < chunks_of(n); chunk++) f(chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size));
+}
 
 template <class T>
 double sum_of_squares(const T* x, int64_t n) {
@@ -50,6 +57,37 @@ inline void fill_noise(uint16_t* noise, int64_t first, int64_t count, uint64_t s
 inline void put_stochastic(bf16& to, float x, uint16_t noise) {
     const uint32_t bits = std::bit_cast<uint32_t>(x);
     to.bits = x != x ? bf16::round(x) : uint16_t((bits + noise) >> 16);
+}
+
+// param[i] = new_value(i, sum), and the same in compute_copy if there is one, for elements [begin, end) of one chunk.
+// Rounds as the options of AdamW and Muon say; t: StepState's. Returns `sum`, to which new_value adds unfit() of what
+// it has made. new_value is a copy, with its pointers inside: g++ reads pointers behind a reference again for every
+// element, and then it does not use vectors.
+template <class P, class F, class Options>
+arithmetic_t<P> put_updates(P* param, bf16* compute_copy, int64_t begin, int64_t end, F new_value,
+                            const Options& options, int64_t t) {
+    arithmetic_t<P> sum = 0;
+    if constexpr (std::is_same_v<P, bf16>)
+        if (options.stochastic_rounding) {
+            uint16_t noise[chunk_size];
+            fill_noise(noise, options.first_index + begin, end - begin, options.seed, t);
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = begin; i < end; i++) put_stochastic(param[i], new_value(i, sum), noise[i - begin]);
+            if (compute_copy) std::copy(param + begin, param + end, compute_copy + begin);
+            return sum;
+        }
+    if (compute_copy) {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = begin; i < end; i++) {
+            const auto p = new_value(i, sum);
+            param[i] = P(p);
+            compute_copy[i] = bf16(float(p));
+        }
+    } else {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = begin; i < end; i++) param[i] = P(new_value(i, sum));
+    }
+    return sum;
 }
 
 }  // namespace llmc
