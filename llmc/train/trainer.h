@@ -40,9 +40,9 @@ Plan check_run(ModelConfig& model, const TrainConfig& config, const RunOptions& 
                int64_t first_step, const std::optional<ModelConfig>& twin, const World& world);
 
 // Trains. Returns the exit code: 0 all steps done; 1 the last step was skipped, or the last checkpoint could not be
-// saved; 129, 130, 143 interrupted and saved. InputError for bad input, before anything large is allocated; RunError
-// after too many skipped steps, or an update that is not finite. All processes of `world` call this; only rank 0 writes
-// to the run directory. lock: what a transition holds already.
+// saved; 129, 130, 143 interrupted and saved (or not, if the last steps were skipped). InputError for bad input, before
+// anything large is allocated; RunError after too many skipped steps, or an update that is not finite. All processes of
+// `world` call this; only rank 0 writes to the run directory. lock: what a transition holds already.
 int train(ModelConfig model, TrainConfig config, const RunOptions& options, World& world, RunLock lock = {});
 
 }  // namespace llmc
